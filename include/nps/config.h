@@ -1,0 +1,113 @@
+/** @file config.h
+ *  The YAML config as a typed recipe. Layer 2. Everything here is local and does no I/O but nps_recipe_load().
+ *
+ *  Keys and forms are a superset of mergekit's. Which parameters a merge method knows is the business of `merge`; whether
+ *  models exist that of `model`: here a parameter is a name with a value. */
+#ifndef NPS_CONFIG_H
+#define NPS_CONFIG_H
+
+#include "nps/base.h"
+#include "nps/tensor.h"
+
+/** The value of a parameter in mergekit's forms: a number, a boolean, a text, a list of numbers over the layers, or a
+ *  list of {filter, value}. Opaque. */
+typedef struct nps_value nps_value_t;
+
+/** A parameter as written. */
+typedef struct nps_setting {
+  char *name;         /**< owned */
+  nps_value_t *value; /**< owned */
+  int line;           /**< in the config, from 1; 0 for --set */
+} nps_setting_t;
+
+/** The parameters of one level (of a model, of the whole config). */
+typedef struct nps_settings {
+  nps_setting_t *items; /**< [count], owned */
+  int count;
+} nps_settings_t;
+
+/** Find a parameter by name.
+ *  @return NULL when the level does not have it */
+const nps_setting_t *nps_settings_find(const nps_settings_t *settings, const char *name);
+
+/** Evaluate a value as a number for one tensor; booleans give 0 and 1.
+ *  Lists of numbers are interpolated linearly: position t·(length − 1). The first {filter, value} whose filter is part
+ *  of the tensor's name, or "*", decides.
+ *  @param tensor  the tensor's name; NULL matches only "*"
+ *  @param t       position within the layers, 0 to 1
+ *  @param[out] out  the number
+ *  @return false when no filter matches, or a text was written: the next level decides */
+bool nps_value_number(const nps_value_t *value, const char *tensor, double t, double *out);
+
+/** Give a value that is one text, else NULL. Owned by the value. */
+const char *nps_value_text(const nps_value_t *value);
+
+/** Whether every leaf of a value is a number or boolean. */
+bool nps_value_is_numeric(const nps_value_t *value);
+
+/** Whether every leaf of a value is a boolean (true, false). */
+bool nps_value_is_boolean(const nps_value_t *value);
+
+/** Whether a value does not vary over layers or tensors. */
+bool nps_value_is_plain(const nps_value_t *value);
+
+/** One entry of `models`. */
+typedef struct nps_recipe_model {
+  char *model;               /**< path or org/name as written; owned */
+  char *name;                /**< explicit or derived, unique; owned */
+  bool is_base;              /**< the same model as base_model */
+  nps_settings_t parameters; /**< of this model */
+  int line;
+} nps_recipe_model_t;
+
+/** A config, checked as far as it can be without looking at other files. All pointers are owned by the recipe. */
+typedef struct nps_recipe {
+  char *file;         /**< the config's path, for messages; its folder is where paths are looked up first */
+  char *merge_method; /**< as written, e.g. "ties" */
+  int method_line;
+  char *base_model; /**< NULL when there is none */
+  int base_line;
+  nps_recipe_model_t *models; /**< [model_count] in the order of the config */
+  int model_count;
+  nps_settings_t parameters; /**< global level */
+  uint64_t seed;
+  int64_t memory_per_rank; /**< bytes; 0: auto */
+  bool has_out_dtype;      /**< out_dtype or dtype was given */
+  nps_dtype_t out_dtype;   /**< out_dtype, else dtype */
+  char *output_path;       /**< OUT, -o, or output.path; NULL when none */
+  char *output_head;       /**< name of a listed model, or NULL */
+  int64_t shard_size;      /**< largest shard of a Hugging Face folder, bytes */
+} nps_recipe_t;
+
+/** A change from the command line: "key.path" and the value in YAML ("models.0.parameters.weight", "0.3"). */
+typedef struct nps_override {
+  const char *path;
+  const char *value;
+} nps_override_t;
+
+/** Parse and check a config text, after applying overrides.
+ *  Unknown keys, wrong types, values out of range, keys not built yet: all problems are recorded, with line numbers
+ *  and the nearest known key. Keys that mergekit knows and that have no effect here are noted (nps_note()).
+ *  @param text       the YAML; @param file  its name, for messages
+ *  @param overrides  [n_overrides], in the order of the command line
+ *  @param[out] out   freed with nps_recipe_free()
+ *  @return NPS_ERR_CONFIG */
+nps_err_t nps_recipe_parse(const char *text, const char *file, const nps_override_t *overrides, int n_overrides,
+                           nps_recipe_t **out);
+
+/** Read a config file (at most 16 MiB) and parse it. NPS_ERR_CONFIG also when the file cannot be read. */
+nps_err_t nps_recipe_load(const char *file, const nps_override_t *overrides, int n_overrides, nps_recipe_t **out);
+
+/** Free a recipe; NULL is fine. */
+void nps_recipe_free(nps_recipe_t *recipe);
+
+/** Write the resolved recipe as YAML that parses to the same recipe: defaults filled in, names explicit, overrides
+ *  applied, output.path left out (the same merge has the same recipe wherever it is written).
+ *  @return freed with free() */
+char *nps_recipe_emit(const nps_recipe_t *recipe);
+
+/** Parse a size: "512MiB", "5GB", "1073741824". KB, MB, GB, TB are decimal, KiB, MiB, GiB, TiB binary.
+ *  @return false when it is not a size above 0 that fits */
+bool nps_parse_size(const char *text, int64_t *bytes);
+
+#endif

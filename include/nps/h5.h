@@ -1,0 +1,91 @@
+/** @file h5.h
+ *  The few HDF5 operations the project needs; the only user of hdf5.h. Layer 2.
+ *
+ *  Every HDF5 and MPI-IO return code is checked; a failure is recorded with the file and the innermost description of
+ *  HDF5's error stack. HDF5's own printing is off. */
+#ifndef NPS_H5_H
+#define NPS_H5_H
+
+#include "nps/base.h"
+#include "nps/comm.h"
+#include "nps/tensor.h"
+
+/** An open HDF5 file. */
+typedef struct nps_h5 nps_h5_t;
+
+/** A contiguous dataset of tensor elements, open for writing. */
+typedef struct nps_h5_dataset nps_h5_dataset_t;
+
+/** What a file says of one dataset. */
+typedef struct nps_h5_info {
+  bool is_dataset; /**< else a group */
+  bool known_type; /**< dtype is valid: a type of nps_dtype_t, little-endian */
+  nps_dtype_t dtype;
+  int ndim;
+  int64_t shape[NPS_MAX_DIMS];
+  bool contiguous; /**< raw bytes lie in one piece at `offset`, unfiltered */
+  int64_t offset;  /**< from the start of the file, bytes; -1 when nothing was allocated */
+  int64_t bytes;   /**< stored bytes */
+} nps_h5_info_t;
+
+/** Create a file with parallel access, replacing what is there; collective metadata; no modification times. Collective.
+ *  @return NPS_ERR_IO on every rank alike */
+nps_err_t nps_h5_create(const nps_comm_t *comm, const char *path, nps_h5_t **out);
+
+/** Create a file for this process alone. Local. */
+nps_err_t nps_h5_create_serial(const char *path, nps_h5_t **out);
+
+/** Open a file for reading, this process alone. Local. NPS_ERR_INPUT when it is no HDF5 file or damaged. */
+nps_err_t nps_h5_open(const char *path, nps_h5_t **out);
+
+/** Flush to the device and close. Collective over the ranks that created it. NULL is fine. */
+nps_err_t nps_h5_close(nps_h5_t *file);
+
+/** Close without flushing or recording problems, after an error. NULL is fine. */
+void nps_h5_abandon(nps_h5_t *file);
+
+/** Create a group (and its missing parents). Collective as the file is. */
+nps_err_t nps_h5_make_group(nps_h5_t *file, const char *path);
+
+/** Create a contiguous dataset: allocated early, never filled. Collective as the file is.
+ *  Slashes in `name` stand for themselves in the last component only when escaped by the caller: names with '/' are
+ *  refused by nps_fail().
+ *  @param group  path of an existing group, e.g. "/tensors"
+ *  @param ndim, shape  0 dimensions make a scalar
+ *  @param[out] out  closed with nps_h5_dataset_close() */
+nps_err_t nps_h5_dataset_create(nps_h5_t *file, const char *group, const char *name, nps_dtype_t dtype, int ndim,
+                                const int64_t *shape, nps_h5_dataset_t **out);
+
+/** Write elements [first, first + count) in row-major order, independently of other ranks; memory type = file type;
+ *  parts of at most 1 GiB. Local. NPS_ERR_IO. */
+nps_err_t nps_h5_dataset_write(nps_h5_dataset_t *dataset, int64_t first, int64_t count, const void *data);
+
+/** Close a dataset; NULL is fine. Collective as the file is. */
+void nps_h5_dataset_close(nps_h5_dataset_t *dataset);
+
+/** Write a whole small dataset: every rank passes the same values. Collective as the file is. */
+nps_err_t nps_h5_put_bytes(nps_h5_t *file, const char *path, const void *data, size_t bytes); /* uint8 [bytes] */
+nps_err_t nps_h5_put_f64(nps_h5_t *file, const char *path, const double *data, int ndim, const int64_t *shape);
+nps_err_t nps_h5_put_i64(nps_h5_t *file, const char *path, const int64_t *data, int ndim, const int64_t *shape);
+nps_err_t nps_h5_put_texts(nps_h5_t *file, const char *path, const char *const *texts, int64_t count); /* UTF-8 [count] */
+
+/** Write an attribute of a group ("/": the root). Collective as the file is. */
+nps_err_t nps_h5_put_attr_text(nps_h5_t *file, const char *group, const char *name, const char *text);
+nps_err_t nps_h5_put_attr_i64(nps_h5_t *file, const char *group, const char *name, int64_t value);
+
+/** Read an attribute. Local. A missing one gives NPS_OK with *text = NULL (freed with free()), or *found = false. */
+nps_err_t nps_h5_get_attr_text(nps_h5_t *file, const char *group, const char *name, char **text);
+nps_err_t nps_h5_get_attr_i64(nps_h5_t *file, const char *group, const char *name, int64_t *value, bool *found);
+
+/** List the members of a group in byte order of their names; a missing group has none. Local.
+ *  @param[out] names  [*count] strings and the array, freed by nps_h5_free_names() */
+nps_err_t nps_h5_list(nps_h5_t *file, const char *group, char ***names, int *count);
+void nps_h5_free_names(char **names, int count);
+
+/** Describe a member of a group. Local. */
+nps_err_t nps_h5_describe(nps_h5_t *file, const char *group, const char *name, nps_h5_info_t *out);
+
+/** Read a whole dataset of uint8. Local. @param[out] data freed with free() */
+nps_err_t nps_h5_get_bytes(nps_h5_t *file, const char *path, void **data, size_t *bytes);
+
+#endif

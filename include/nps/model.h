@@ -1,0 +1,209 @@
+/** @file model.h
+ *  Models on disk: catalogues, reading, matching, writing, content hashes. Layer 3.
+ *
+ *  A catalogue says where every tensor's bytes lie: file, offset, length. It comes from headers alone, is made on rank 0
+ *  and broadcast as text. Every readable form (safetensors folder or file, merged HDF5) stores a tensor in one piece, so
+ *  that reading is one mechanism: pread() from a file at an offset. */
+#ifndef NPS_MODEL_H
+#define NPS_MODEL_H
+
+#include "nps/base.h"
+#include "nps/comm.h"
+#include "nps/tensor.h"
+
+/** One tensor of a catalogue. */
+typedef struct nps_tensor_info {
+  char *name; /**< Hugging Face name; owned by the catalogue */
+  nps_dtype_t dtype;
+  int ndim;
+  int64_t shape[NPS_MAX_DIMS];
+  int64_t count;  /**< elements */
+  int file;       /**< index into the model's files */
+  int64_t offset; /**< of the first byte, from the start of that file */
+} nps_tensor_info_t;
+
+typedef struct nps_model_file {
+  char *path;
+  int64_t size; /**< bytes */
+} nps_model_file_t;
+
+typedef enum nps_model_form { NPS_FORM_FOLDER, NPS_FORM_SAFETENSORS, NPS_FORM_HDF5 } nps_model_form_t;
+
+/** The catalogue of one model. All pointers are owned by it. */
+typedef struct nps_model {
+  char *name; /**< for messages and tables */
+  char *path; /**< resolved folder or file */
+  nps_model_form_t form;
+  nps_model_file_t *files; /**< [file_count] weight files */
+  int file_count;
+  nps_tensor_info_t *tensors; /**< [tensor_count] in byte order of their names */
+  int tensor_count;
+  char *config_json; /**< Hugging Face config as text, or NULL */
+} nps_model_t;
+
+/** Find a model on disk. Local.
+ *  Tried in order: `model` in folder `config_dir`, in the current directory, and, where it has the form org/name or
+ *  org/name@revision, in the local Hugging Face cache (HF_HUB_CACHE, else HF_HOME/hub, else ~/.cache/huggingface/hub).
+ *  @param config_dir  NULL: only the current directory and the cache
+ *  @param[out] path   freed with free()
+ *  @return NPS_ERR_INPUT (recorded, with the places that were tried) */
+nps_err_t nps_model_locate(const char *model, const char *config_dir, char **path);
+
+/** Read the headers of a model and check them: types, shapes, byte ranges inside the file, no overlap, index files that
+ *  agree. Local. All problems are recorded, each naming the file and tensor.
+ *  @param path  as from nps_model_locate(); @param name  for messages
+ *  @param[out] out  freed with nps_model_free()
+ *  @return NPS_ERR_INPUT */
+nps_err_t nps_model_open(const char *path, const char *name, nps_model_t **out);
+
+void nps_model_free(nps_model_t *model);
+
+/** Write a catalogue as text / read it back, to broadcast it. Local. */
+char *nps_model_pack(const nps_model_t *model);
+nps_err_t nps_model_unpack(const char *text, nps_model_t **out);
+
+/** Find a tensor by name. @return its index or -1 */
+int nps_model_find(const nps_model_t *model, const char *name);
+
+/* ---- matching: what the merged model consists of ---- */
+
+typedef enum nps_action {
+  NPS_ACTION_MERGE, /**< floating point: the method is applied */
+  NPS_ACTION_COPY,  /**< integers and booleans: copied from the first source; the other sources must be equal */
+  NPS_ACTION_HEAD   /**< an extra tensor of the head model: copied */
+} nps_action_t;
+
+/** One tensor of the merged model. */
+typedef struct nps_target {
+  const char *name; /**< owned by a catalogue */
+  nps_action_t action;
+  nps_dtype_t dtype; /**< as it is written */
+  int ndim;
+  const int64_t *shape; /**< owned by a catalogue */
+  int64_t count;
+  const int *source; /**< [inputs] index of the tensor in every input's catalogue, -1 where it has no part */
+  double layer;      /**< position t within its stack of layers, 0 to 1; 0 outside of the layers */
+} nps_target_t;
+
+/** The tensors of the merged model. */
+typedef struct nps_layout {
+  nps_target_t *targets; /**< [count] in the order of the first source's files, so that reading is sequential */
+  int count;
+  int inputs;  /**< catalogues matched */
+  int *source; /**< [count × inputs], what the targets point into */
+} nps_layout_t;
+
+/** Match catalogues. Local. Merged are exactly the base's tensors; without a base those that all inputs have.
+ *  @param inputs  [n] catalogues, all different
+ *  @param base    index of the base in inputs, or -1
+ *  @param head    index of the input whose extra tensors are copied, or -1; with only one input besides the base: that
+ *  @param dtype   type of the merged tensors, or NULL: each tensor's type in the base (else the first input)
+ *  @param[out] out  freed with nps_layout_free()
+ *  @return NPS_ERR_INPUT: a tensor of the base missing in an input, a shape that differs, a type that cannot be merged,
+ *    no common tensor. All problems are recorded. Extra tensors that are not copied are noted, once a model. */
+nps_err_t nps_layout_match(const nps_model_t *const *inputs, int n, int base, int head, const nps_dtype_t *dtype,
+                           nps_layout_t **out);
+void nps_layout_free(nps_layout_t *layout);
+
+/** Find a tensor's position within its stack of layers: (stack, index, length), from the first numeric component of its
+ *  name; a stack counts when its length is `num_hidden_layers` (n_layer, num_layers) of the config, or, where the config
+ *  has none, when it is the longest. t = i/(L−1), 1 for L = 1. Used by nps_layout_match(). Local.
+ *  @param names  [count]; @param config_json  may be NULL; @param[out] t  [count] */
+void nps_layer_positions(const char *const *names, int count, const char *config_json, double *t);
+
+/* ---- reading ---- */
+
+/** Content hashes of files: SHA-256 over the SHA-256 digests of consecutive blocks of 16 MiB. Blocks are hashed as their
+ *  bytes are read for other reasons; what was not read, or not in order, is read at the end. */
+typedef struct nps_digest nps_digest_t;
+
+/** Start hashing the files of several models (a file that occurs twice is hashed once). Local. */
+nps_digest_t *nps_digest_start(const nps_model_t *const *models, int n);
+
+/** Tell that bytes of a file have been read. Local. They count where they continue a block's hashed part. */
+void nps_digest_feed(nps_digest_t *digest, const char *path, int64_t offset, const void *bytes, size_t n);
+
+/** Hash what is left, shared among the ranks, and put the digests together. Collective.
+ *  @return NPS_ERR_INPUT when a file cannot be read; the same on every rank */
+nps_err_t nps_digest_finish(const nps_comm_t *comm, nps_digest_t *digest);
+
+/** Give the files hashed, after nps_digest_finish(). Local. */
+int nps_digest_count(const nps_digest_t *digest);
+const char *nps_digest_path(const nps_digest_t *digest, int i);
+int64_t nps_digest_size(const nps_digest_t *digest, int i);
+const char *nps_digest_hex(const nps_digest_t *digest, int i); /* [64] characters */
+
+void nps_digest_free(nps_digest_t *digest);
+
+/** SHA-256 of bytes as 64 hexadecimal digits. Local. */
+void nps_sha256_hex(const void *bytes, size_t n, char hex[65]);
+
+/** Reads tensors of one model. */
+typedef struct nps_reader nps_reader_t;
+
+/** Prepare reading: files are opened at first use. Local.
+ *  @param digest  gets every byte read; may be NULL; must outlive the reader */
+nps_reader_t *nps_reader_new(const nps_model_t *model, nps_digest_t *digest);
+
+/** Read elements [first, first + count) of tensor i as they are stored. Local. NPS_ERR_INPUT (names file and cause). */
+nps_err_t nps_reader_read(nps_reader_t *reader, int i, int64_t first, int64_t count, void *dst);
+
+void nps_reader_free(nps_reader_t *reader);
+
+/* ---- writing ---- */
+
+/** A file that travels with a model: tokenizer, generation config, chat template. */
+typedef struct nps_sidecar {
+  char *name; /**< file name */
+  char *data; /**< [size] */
+  size_t size;
+} nps_sidecar_t;
+
+/** Read a model's sidecars (tokenizer.json, tokenizer.model, tokenizer_config.json, special_tokens_map.json, vocab.json,
+ *  vocab.txt, merges.txt, added_tokens.json, spiece.model, generation_config.json, chat_template.jinja,
+ *  preprocessor_config.json, …; /tokenizer of a merged HDF5). Local.
+ *  @param[out] list  [*count], freed with nps_sidecars_free() */
+nps_err_t nps_sidecars_read(const nps_model_t *model, nps_sidecar_t **list, int *count);
+void nps_sidecars_free(nps_sidecar_t *list, int count);
+
+/** What is written besides tensors. Every rank passes the same; pointers are borrowed until nps_writer_commit(). */
+typedef struct nps_output {
+  const char *path;               /**< ends in .h5 or .hdf5: merged HDF5; otherwise a Hugging Face folder */
+  bool force;                     /**< replace an existing output */
+  int64_t shard_size;             /**< bytes, folder only */
+  const char *config_json;        /**< Hugging Face config, or NULL */
+  const char *recipe;             /**< resolved YAML */
+  const char *model_card;         /**< README.md of a folder */
+  const nps_sidecar_t *sidecars;  /**< [sidecar_count]; only rank 0's are used */
+  int sidecar_count;
+} nps_output_t;
+
+typedef struct nps_writer nps_writer_t;
+
+/** Whether a path names a merged HDF5 file (else a folder). Local. */
+bool nps_output_is_hdf5(const char *path);
+
+/** Check the target before any work. Local, for rank 0: an existing output without `force` (NPS_ERR_CONFIG), something
+ *  there that is not an output of the same form (never replaced), a folder that does not exist or cannot be written, not
+ *  enough free space for `bytes` (NPS_ERR_IO). */
+nps_err_t nps_output_check(const nps_output_t *output, int64_t bytes);
+
+/** Start writing to `.NAME.partial` beside the target; a stale one is removed with a note. Collective.
+ *  @param layout  the tensors; must outlive the writer */
+nps_err_t nps_writer_open(const nps_comm_t *comm, const nps_output_t *output, const nps_layout_t *layout,
+                          nps_writer_t **out);
+
+/** Write elements [first, first + count) of target i, in its type. Local. NPS_ERR_IO (names file and cause). */
+nps_err_t nps_writer_write(nps_writer_t *writer, int i, int64_t first, int64_t count, const void *data);
+
+/** Write provenance, flush to the device, agree, rename into place. Collective.
+ *  @param digest  finished; may be NULL */
+nps_err_t nps_writer_commit(nps_writer_t *writer, const nps_digest_t *digest);
+
+/** Bytes of the finished output, after nps_writer_commit(). Local. */
+int64_t nps_writer_bytes(const nps_writer_t *writer);
+
+/** Free a writer; without a commit before, the partial output is removed. Collective. NULL is fine. */
+void nps_writer_free(nps_writer_t *writer);
+
+#endif

@@ -1,0 +1,68 @@
+/** @file plan.h
+ *  Who does what, with predicted memory, disk and time. Layer 4. Pure functions: costs are passed in.
+ *
+ *  The targets in file order form one line of elements; the line is cut into one stretch a rank, equal in cost. A cut
+ *  inside a tensor lies on a multiple of NPS_BLOCK, and moves to the tensor's border where that is near. Every rank thus
+ *  reads and writes contiguous ranges, and at most its first and last tensors are shared with neighbours. */
+#ifndef NPS_PLAN_H
+#define NPS_PLAN_H
+
+#include "nps/base.h"
+#include "nps/model.h"
+
+/** A stretch of one target. */
+typedef struct nps_piece {
+  int target;    /**< index into the layout */
+  int64_t first; /**< first element, a multiple of NPS_BLOCK */
+  int64_t count; /**< elements; up to the tensor's end or a multiple of NPS_BLOCK */
+} nps_piece_t;
+
+/** Speeds of a machine and of a method, for predictions. */
+typedef struct nps_costs {
+  double read_rate;     /**< bytes/s that one rank reads from the page cache */
+  double hash_rate;     /**< bytes/s that one rank hashes */
+  double write_rate;    /**< bytes/s that one rank writes */
+  double compute_time;  /**< seconds an element and input, all passes of the method together */
+  double start_time;    /**< seconds, once: start-up, metadata, commit */
+  int cores_per_node;   /**< ranks beyond it share cores */
+  int ranks_per_node;
+  int64_t fixed_memory; /**< bytes a rank needs before any tensor: libraries, MPI, HDF5 */
+} nps_costs_t;
+
+/** What a method needs of memory. */
+typedef struct nps_demand {
+  bool whole_pieces;      /**< statistics are needed before the first output: hold a whole piece where memory allows */
+  bool whole_model;       /**< statistics over the whole model come first: one sweep over all pieces for each pass */
+  int passes;             /**< statistics passes over the data, before the merging pass */
+  int64_t state_memory;   /**< bytes of statistics a rank */
+} nps_demand_t;
+
+/** The plan for all ranks. */
+typedef struct nps_plan {
+  int ranks;
+  nps_piece_t *pieces; /**< [piece_count], rank by rank, in file order */
+  int piece_count;
+  int *first_piece; /**< [ranks + 1]: rank r has pieces first_piece[r] … first_piece[r + 1] − 1 */
+  int *owner_first; /**< [targets] first rank that has part of the target */
+  int *owner_last;  /**< [targets] last rank */
+  int64_t slab;     /**< elements read at a time, at most, a multiple of NPS_BLOCK */
+  int64_t memory_limit; /**< bytes a rank may use */
+  int64_t *memory;  /**< [ranks] predicted peak, bytes */
+  int64_t *read;    /**< [ranks] bytes read */
+  int64_t *write;   /**< [ranks] bytes written */
+  double *time;     /**< [ranks] predicted seconds */
+} nps_plan_t;
+
+/** Plan a merge. Local, deterministic, does no I/O.
+ *  @param layout, inputs  what is merged ([layout->inputs] catalogues)
+ *  @param memory_limit    bytes a rank may use
+ *  @param[out] out  freed with nps_plan_free()
+ *  @return NPS_ERR_CONFIG (recorded) when memory_limit is too small for any slab, with the least that would do */
+nps_err_t nps_plan_make(const nps_layout_t *layout, const nps_model_t *const *inputs, int ranks,
+                        const nps_demand_t *demand, const nps_costs_t *costs, int64_t memory_limit, nps_plan_t **out);
+void nps_plan_free(nps_plan_t *plan);
+
+/** Give stored bytes an element of a target takes in all its inputs together. Local. */
+int64_t nps_plan_input_width(const nps_target_t *target, const nps_model_t *const *inputs, int n);
+
+#endif

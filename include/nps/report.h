@@ -1,0 +1,52 @@
+/** @file report.h
+ *  Events of a run → progress on a terminal, lines, JSON log, tables. Layer 3. Everything here is local: rank 0 has a
+ *  report that shows, other ranks one that does not (NULL is accepted everywhere and shows nothing). */
+#ifndef NPS_REPORT_H
+#define NPS_REPORT_H
+
+#include "nps/base.h"
+#include "nps/json.h"
+
+typedef struct nps_report nps_report_t;
+
+typedef struct nps_report_options {
+  const char *program; /**< "nps-merge", for messages */
+  const char *log;     /**< file for JSON lines, appended to, one object an event, or NULL */
+  bool quiet;          /**< only errors */
+  bool verbose;
+} nps_report_options_t;
+
+/** Start reporting; notes (nps_note()) go through it from now on. NPS_ERR_IO when the log cannot be opened.
+ *  @param[out] out  ended with nps_report_close() */
+nps_err_t nps_report_open(const nps_report_options_t *options, nps_report_t **out);
+
+/** Write an event to the JSON log: {"time": seconds since the epoch, "event": name, …fields}.
+ *  @param fields  an object, stolen (released); may be NULL */
+void nps_report_event(nps_report_t *report, const char *name, json_t *fields);
+
+/** Start a phase with a progress bar (terminal) or a line now and then (otherwise).
+ *  @param title  "merging"; @param total  units of work, bytes */
+void nps_report_phase(nps_report_t *report, const char *title, int64_t total);
+
+/** Show progress: done of the phase's total, with rate and time left. Cheap; may be called often. */
+void nps_report_progress(nps_report_t *report, int64_t done);
+
+/** End the phase: clear the bar. */
+void nps_report_phase_end(nps_report_t *report);
+
+/** Print a line to stdout, unless quiet. */
+void nps_report_line(nps_report_t *report, const char *fmt, ...) NPS_PRINTF(2, 3);
+
+/** Print a table to stdout, unless quiet: columns as wide as their longest cell (UTF-8 counted by characters), the first
+ *  left-aligned, the others right-aligned, the header bold on a terminal (NO_COLOR respected).
+ *  @param cells  [rows × columns], row by row, the header first */
+void nps_report_table(nps_report_t *report, const char *const *cells, int rows, int columns);
+
+/** Print recorded problems to stderr, one line each ("nps-merge: error: …"), once, log them, and forget them. Also works
+ *  with report NULL, with `program` as the name. */
+void nps_report_problems(nps_report_t *report, const char *program);
+
+/** End reporting; notes go to the default sink again. NULL is fine. */
+void nps_report_close(nps_report_t *report);
+
+#endif
