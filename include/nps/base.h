@@ -18,6 +18,15 @@
 #define NPS_PRINTF(fmt, args)
 #endif
 
+/** Put before the definition of a function with hot loops: it is compiled for several instruction sets and the best is
+ *  chosen when the program starts. Element by element the results are the same bits (no contraction, no reassociation). */
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__gnu_linux__) &&                       \
+    !defined(__SANITIZE_ADDRESS__)
+#define NPS_VECTOR_CLONES __attribute__((target_clones("avx512f,avx512bw,avx512vl,avx512dq", "avx2", "default")))
+#else
+#define NPS_VECTOR_CLONES
+#endif
+
 /** Every error code: name, exit code of the program, text. NPS_ERRORS(X) expands X(name, exit, text) for each. */
 #define NPS_ERRORS(X)                                                                                                  \
   X(OK, 0, "done")                                                                                                     \
