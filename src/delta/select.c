@@ -1,0 +1,159 @@
+#include "nps/delta.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* A magnitude has 31 bits: 16 upper ones choose the bin of pass 0, 15 lower ones that of pass 1. */
+#define LOW_BITS 15
+#define LOW_MASK 0x7fffu
+#define BINS 65536
+#define MAGNITUDE 0x7fffffffu
+#define ABOVE_ALL UINT32_MAX
+
+/* Copies of the histogram that are counted in turn, so that equal neighbours do not wait for each other's stores. */
+#define COPIES 2
+
+struct nps_select {
+  int64_t keep;
+  uint32_t high;      /* bin of the k-th largest, after pass 0; ABOVE_ALL when nothing is kept */
+  int64_t in_bin;     /* how many entries of that bin are kept */
+  uint32_t threshold; /* after pass 1 */
+  int64_t ties;       /* entries at the threshold that are kept, over all ranks */
+  int64_t ties_left;  /* of those, what this rank may still keep */
+  int64_t histogram[COPIES][BINS];
+};
+
+static uint32_t magnitude_bits(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  return bits & MAGNITUDE;
+}
+
+nps_select_t *nps_select_new(void) { return nps_xcalloc(1, sizeof(nps_select_t)); }
+
+void nps_select_free(nps_select_t *select) { free(select); }
+
+size_t nps_select_bytes(void) { return sizeof(nps_select_t); }
+
+void nps_select_start(nps_select_t *select, int64_t keep) { *select = (nps_select_t){.keep = keep}; }
+
+static void count_high(nps_select_t *select, const float *x, int64_t n) {
+  int64_t *even = select->histogram[0], *odd = select->histogram[1];
+  int64_t i = 0;
+  for (; i + 2 <= n; i += 2) {
+    even[magnitude_bits(x[i]) >> LOW_BITS]++;
+    odd[magnitude_bits(x[i + 1]) >> LOW_BITS]++;
+  }
+  if (i < n) even[magnitude_bits(x[i]) >> LOW_BITS]++;
+}
+
+/* Gathers the lower bits of the few entries in the bin without branches, then counts them. */
+static void count_low(nps_select_t *select, const float *x, int64_t n) {
+  uint16_t low[NPS_CHUNK];
+  const uint32_t high = select->high;
+  for (int64_t at = 0; at < n; at += NPS_CHUNK) {
+    int64_t end = n - at < NPS_CHUNK ? n : at + NPS_CHUNK;
+    int found = 0;
+    for (int64_t i = at; i < end; i++) {
+      uint32_t bits = magnitude_bits(x[i]);
+      low[found] = (uint16_t)(bits & LOW_MASK);
+      found += bits >> LOW_BITS == high;
+    }
+    for (int i = 0; i < found; i++) select->histogram[0][low[i]]++;
+  }
+}
+
+void nps_select_count(nps_select_t *select, int pass, const float *x, int64_t n) {
+  if (pass == 0)
+    count_high(select, x, n);
+  else
+    count_low(select, x, n);
+}
+
+/* Finds the bin that holds the k-th largest.
+ * @return the bin, or ABOVE_ALL for k = 0; *rest: how many of the bin's entries belong to the k largest */
+static uint32_t find_bin(const int64_t *histogram, int64_t k, int64_t *rest) {
+  *rest = 0;
+  if (k <= 0) return ABOVE_ALL;
+  int64_t above = 0;
+  for (uint32_t bin = BINS; bin-- > 0;) {
+    if (above + histogram[bin] >= k) {
+      *rest = k - above;
+      return bin;
+    }
+    above += histogram[bin];
+  }
+  *rest = histogram[0]; /* fewer than k entries: all are kept */
+  return 0;
+}
+
+void nps_select_reduce(nps_select_t *select, int pass, const nps_comm_t *comm) {
+  int64_t *sum = select->histogram[0], *own = select->histogram[1];
+  const bool shared = nps_comm_size(comm) > 1;
+  if (pass == 0) {
+    for (int i = 0; i < BINS; i++) sum[i] += own[i];
+    if (shared) nps_comm_sum_i64(comm, sum, BINS);
+    select->high = find_bin(sum, select->keep, &select->in_bin);
+    memset(sum, 0, BINS * sizeof *sum);
+    return;
+  }
+  memcpy(own, sum, BINS * sizeof *own);
+  if (shared) nps_comm_sum_i64(comm, sum, LOW_MASK + 1);
+  uint32_t low = select->high == ABOVE_ALL ? ABOVE_ALL : find_bin(sum, select->in_bin, &select->ties);
+  select->threshold = low == ABOVE_ALL ? ABOVE_ALL : select->high << LOW_BITS | low;
+  int64_t before = low == ABOVE_ALL ? 0 : own[low];
+  if (shared)
+    nps_comm_exscan_i64(comm, &before, 1);
+  else
+    before = 0;
+  nps_select_set_ties(select, select->ties > before ? select->ties - before : 0);
+}
+
+NPS_VECTOR_CLONES
+static int64_t count_equal(const float *x, int64_t n, uint32_t threshold) {
+  uint32_t equal = 0;
+  for (int64_t i = 0; i < n; i++) {
+    uint32_t bits;
+    memcpy(&bits, &x[i], sizeof bits);
+    equal += (bits & MAGNITUDE) == threshold;
+  }
+  return equal;
+}
+
+int64_t nps_select_count_ties(const nps_select_t *select, const float *x, int64_t n) {
+  return count_equal(x, n, select->threshold);
+}
+
+int64_t nps_select_ties(const nps_select_t *select) { return select->ties; }
+
+void nps_select_set_ties(nps_select_t *select, int64_t ties) { select->ties_left = ties; }
+
+/* Keeps magnitudes whose bits are at least `least`. */
+NPS_VECTOR_CLONES
+static int64_t keep_from(float *x, int64_t n, uint32_t least) {
+  uint32_t kept = 0;
+  for (int64_t i = 0; i < n; i++) {
+    uint32_t bits;
+    memcpy(&bits, &x[i], sizeof bits);
+    uint32_t stays = (bits & MAGNITUDE) >= least;
+    bits &= 0u - stays;
+    memcpy(&x[i], &bits, sizeof bits);
+    kept += stays;
+  }
+  return kept;
+}
+
+int64_t nps_select_keep(nps_select_t *select, float *x, int64_t n) {
+  const uint32_t threshold = select->threshold;
+  if (threshold == ABOVE_ALL) {
+    memset(x, 0, (size_t)n * sizeof *x);
+    return 0;
+  }
+  int64_t ties = count_equal(x, n, threshold);
+  int64_t surplus = ties > select->ties_left ? ties - select->ties_left : 0;
+  select->ties_left -= ties - surplus;
+  int64_t dropped = surplus;
+  for (int64_t i = n; surplus > 0; i--) /* the latest ones at the threshold go */
+    if (magnitude_bits(x[i - 1]) == threshold) x[i - 1] = 0, surplus--;
+  return threshold > 0 ? keep_from(x, n, threshold) : n - dropped;
+}

@@ -1,0 +1,193 @@
+#include "nps/plan.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* Elements read at a time where nothing has to be held: a few MiB an input. */
+#define STREAM_SLAB ((int64_t)1 << 20)
+
+/* A cut this near to a tensor's border, as part of a rank's share, moves there: fewer tensors are shared. */
+#define SNAP 0.01
+
+typedef struct {
+  const nps_layout_t *layout;
+  const nps_model_t *const *inputs;
+  const nps_demand_t *demand;
+  const nps_costs_t *costs;
+  nps_plan_t *plan;
+} planner_t;
+
+int64_t nps_plan_input_width(const nps_target_t *target, const nps_model_t *const *inputs, int n) {
+  int64_t width = 0;
+  for (int i = 0; i < n; i++)
+    if (target->source[i] >= 0) width += (int64_t)nps_dtype_size(inputs[i]->tensors[target->source[i]].dtype);
+  return width;
+}
+
+static int64_t output_width(const nps_target_t *target) { return (int64_t)nps_dtype_size(target->dtype); }
+
+static int source_count(const planner_t *p, const nps_target_t *target) {
+  int count = 0;
+  for (int i = 0; i < p->layout->inputs; i++) count += target->source[i] >= 0;
+  return count;
+}
+
+/* Seconds that one element of a target takes when its bytes are read `sweeps` times. */
+static double element_time(const planner_t *p, const nps_target_t *target, int sweeps) {
+  const nps_costs_t *c = p->costs;
+  double in = (double)nps_plan_input_width(target, p->inputs, p->layout->inputs);
+  double compute = target->action == NPS_ACTION_MERGE ? c->compute_time * source_count(p, target) : 0;
+  return in * sweeps / c->read_rate + in / c->hash_rate + compute + (double)output_width(target) / c->write_rate;
+}
+
+static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+
+static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
+
+/* Where in a target a cut lies that should leave `cost` of it to the left. */
+static int64_t cut_inside(const nps_target_t *target, double cost, double element, double share) {
+  double whole = element * (double)target->count;
+  if (cost <= SNAP * share) return 0;
+  if (whole - cost <= SNAP * share) return target->count;
+  int64_t at = (int64_t)(cost / element / NPS_BLOCK + 0.5) * NPS_BLOCK;
+  return min64(at, target->count);
+}
+
+static void add_piece(nps_plan_t *plan, int rank, int target, int64_t first, int64_t count) {
+  plan->pieces = nps_xrealloc(plan->pieces, (size_t)plan->piece_count + 1, sizeof *plan->pieces);
+  plan->pieces[plan->piece_count++] = (nps_piece_t){target, first, count};
+  plan->owner_last[target] = rank;
+  if (first == 0) plan->owner_first[target] = rank;
+}
+
+/* Cuts the line of all targets into one stretch a rank. */
+static void share_out(planner_t *p) {
+  const nps_layout_t *layout = p->layout;
+  nps_plan_t *plan = p->plan;
+  int sweeps = p->demand->whole_model ? p->demand->passes + 1 : 1;
+  double total = 0, before = 0;
+  for (int i = 0; i < layout->count; i++)
+    total += (double)layout->targets[i].count * element_time(p, &layout->targets[i], sweeps);
+  const double share = total / plan->ranks;
+  int rank = 0;
+  for (int i = 0; i < layout->count; i++) {
+    const nps_target_t *target = &layout->targets[i];
+    double element = element_time(p, target, sweeps);
+    double after = before + element * (double)target->count;
+    int64_t at = 0;
+    while (rank + 1 < plan->ranks && share * (rank + 1) < after) {
+      int64_t cut = max64(at, cut_inside(target, share * (rank + 1) - before, element, share));
+      if (cut > at) add_piece(plan, rank, i, at, cut - at);
+      at = cut;
+      if (cut == target->count && target->count > 0) {
+        plan->first_piece[++rank] = plan->piece_count;
+        break;
+      }
+      plan->first_piece[++rank] = plan->piece_count;
+    }
+    if (at < target->count || target->count == 0) add_piece(plan, rank, i, at, target->count - at);
+    before = after;
+  }
+  while (rank < plan->ranks) plan->first_piece[++rank] = plan->piece_count;
+}
+
+static int64_t piece_width(const planner_t *p, const nps_piece_t *piece) {
+  const nps_target_t *target = &p->layout->targets[piece->target];
+  return nps_plan_input_width(target, p->inputs, p->layout->inputs) + output_width(target);
+}
+
+static int64_t slab_bytes(const planner_t *p, const nps_piece_t *piece, int64_t slab) {
+  return piece_width(p, piece) * min64(slab, piece->count);
+}
+
+/* The largest slab that is of use: whole pieces where the method wants to hold them. */
+static int64_t wanted_slab(const planner_t *p) {
+  int64_t largest = NPS_BLOCK;
+  for (int i = 0; i < p->plan->piece_count; i++) largest = max64(largest, p->plan->pieces[i].count);
+  largest = (largest + NPS_BLOCK - 1) / NPS_BLOCK * NPS_BLOCK;
+  return p->demand->whole_pieces ? largest : min64(largest, STREAM_SLAB);
+}
+
+static nps_err_t choose_slab(planner_t *p) {
+  nps_plan_t *plan = p->plan;
+  const int64_t needed = p->costs->fixed_memory + p->demand->state_memory;
+  int64_t widest = 1;
+  for (int i = 0; i < plan->piece_count; i++) widest = max64(widest, piece_width(p, &plan->pieces[i]));
+  int64_t least = needed + widest * NPS_BLOCK;
+  if (plan->memory_limit < least) {
+    char have[32], want[32];
+    return nps_fail(NPS_ERR_CONFIG, "resources.memory_per_rank is %s, but this merge needs at least %s a rank",
+                    nps_format_bytes((double)plan->memory_limit, have), nps_format_bytes((double)least, want));
+  }
+  int64_t fits = (plan->memory_limit - needed) / widest / NPS_BLOCK * NPS_BLOCK;
+  plan->slab = min64(wanted_slab(p), fits);
+  return NPS_OK;
+}
+
+/* How often the bytes of a piece are read. */
+static int piece_sweeps(const planner_t *p, const nps_piece_t *piece) {
+  const nps_demand_t *demand = p->demand;
+  if (demand->passes == 0 || p->layout->targets[piece->target].action != NPS_ACTION_MERGE) return 1;
+  return demand->whole_model || piece->count > p->plan->slab ? demand->passes + 1 : 1;
+}
+
+static void predict_rank(planner_t *p, int rank) {
+  nps_plan_t *plan = p->plan;
+  const nps_costs_t *c = p->costs;
+  int64_t buffers = 0;
+  double seconds = 0;
+  for (int i = plan->first_piece[rank]; i < plan->first_piece[rank + 1]; i++) {
+    const nps_piece_t *piece = &plan->pieces[i];
+    const nps_target_t *target = &p->layout->targets[piece->target];
+    int sweeps = piece_sweeps(p, piece);
+    buffers = max64(buffers, slab_bytes(p, piece, plan->slab));
+    plan->read[rank] += piece->count * nps_plan_input_width(target, p->inputs, p->layout->inputs) * sweeps;
+    plan->write[rank] += piece->count * output_width(target);
+    seconds += (double)piece->count * element_time(p, target, sweeps);
+  }
+  int here = c->ranks_per_node < plan->ranks ? c->ranks_per_node : plan->ranks;
+  double crowding = here > c->cores_per_node ? (double)here / c->cores_per_node : 1;
+  plan->memory[rank] = c->fixed_memory + p->demand->state_memory + buffers;
+  plan->time[rank] = c->start_time + seconds * crowding;
+}
+
+static nps_plan_t *allocate(int ranks, int targets) {
+  nps_plan_t *plan = nps_xcalloc(1, sizeof *plan);
+  plan->ranks = ranks;
+  plan->first_piece = nps_xcalloc((size_t)ranks + 1, sizeof *plan->first_piece);
+  plan->owner_first = nps_xcalloc((size_t)targets, sizeof *plan->owner_first);
+  plan->owner_last = nps_xcalloc((size_t)targets, sizeof *plan->owner_last);
+  plan->memory = nps_xcalloc((size_t)ranks, sizeof *plan->memory);
+  plan->read = nps_xcalloc((size_t)ranks, sizeof *plan->read);
+  plan->write = nps_xcalloc((size_t)ranks, sizeof *plan->write);
+  plan->time = nps_xcalloc((size_t)ranks, sizeof *plan->time);
+  return plan;
+}
+
+nps_err_t nps_plan_make(const nps_layout_t *layout, const nps_model_t *const *inputs, int ranks,
+                        const nps_demand_t *demand, const nps_costs_t *costs, int64_t memory_limit, nps_plan_t **out) {
+  planner_t p = {layout, inputs, demand, costs, allocate(ranks, layout->count)};
+  p.plan->memory_limit = memory_limit;
+  share_out(&p);
+  nps_err_t err = choose_slab(&p);
+  if (err != NPS_OK) {
+    nps_plan_free(p.plan);
+    return err;
+  }
+  for (int r = 0; r < ranks; r++) predict_rank(&p, r);
+  *out = p.plan;
+  return NPS_OK;
+}
+
+void nps_plan_free(nps_plan_t *plan) {
+  if (!plan) return;
+  free(plan->pieces);
+  free(plan->first_piece);
+  free(plan->owner_first);
+  free(plan->owner_last);
+  free(plan->memory);
+  free(plan->read);
+  free(plan->write);
+  free(plan->time);
+  free(plan);
+}
