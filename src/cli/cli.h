@@ -1,0 +1,76 @@
+/** @file cli.h
+ *  Command lines from tables: one table of operands and options gives parsing and --help (and whatever else lists
+ *  options). Values go to fields of a plain struct, by offset. Everything here is local; every rank parses, rank 0
+ *  speaks. */
+#ifndef NPS_CLI_H
+#define NPS_CLI_H
+
+#include "nps/base.h"
+
+typedef enum cli_kind {
+  CLI_FLAG,    /**< field: bool */
+  CLI_TEXT,    /**< field: const char *; the last one given counts; not empty */
+  CLI_COUNT,   /**< field: int, 1 or more */
+  CLI_LIST,    /**< field: cli_list_t; may be repeated */
+  CLI_HELP,    /**< show the help text */
+  CLI_VERSION, /**< show versions */
+  CLI_LATER    /**< known but not built yet: refused, not in the help text */
+} cli_kind_t;
+
+/** The texts given for a repeatable option. */
+typedef struct cli_list {
+  const char **items; /**< [count]; the array is freed by the struct's owner, the texts belong to argv */
+  int count;
+} cli_list_t;
+
+typedef struct cli_option {
+  const char *name; /**< without dashes: "output" */
+  char letter;      /**< 'o', or 0 */
+  cli_kind_t kind;
+  const char *argument; /**< its name in the help text ("OUT"); NULL for kinds without one */
+  size_t field;         /**< offset in the values struct */
+  const char *help;     /**< one or two sentences, wrapped when shown */
+} cli_option_t;
+
+/** An argument by position: a CLI_TEXT. */
+typedef struct cli_operand {
+  const char *name; /**< "CONFIG" */
+  bool required;    /**< required ones come first */
+  size_t field;
+  const char *help;
+} cli_operand_t;
+
+typedef struct cli_program {
+  const char *name;              /**< "nps-merge" */
+  const char *about;             /**< what it does, wrapped when shown */
+  const cli_operand_t *operands; /**< [operand_count] */
+  int operand_count;
+  const cli_option_t *options; /**< [option_count] */
+  int option_count;
+  const char *examples; /**< whole lines, each with its newline */
+} cli_program_t;
+
+typedef enum cli_request { CLI_RUN, CLI_SHOW_HELP, CLI_SHOW_VERSION } cli_request_t;
+
+/** Parse a command line: `--opt value`, `--opt=value`, `-o value`, `-ovalue`, letters in one (`-qv`), `--`; options and
+ *  operands in any order.
+ *  @param[out] values  the struct of the table's offsets; fields not given keep their values
+ *  @param[out] request  what is asked for; help and version win over everything after them
+ *  @return NPS_ERR_CONFIG, all problems recorded */
+nps_err_t cli_parse(const cli_program_t *program, int argc, char *const argv[], void *values, cli_request_t *request);
+
+/** Write the help text as --help shows it. @return freed with free() */
+char *cli_help(const cli_program_t *program);
+
+/** Write the versions as --version shows them: the program's, then MPI's and HDF5's. @return freed with free() */
+char *cli_version(const cli_program_t *program);
+
+/** Answer --help and --version on stdout; after a wrong command line print the recorded problems and a hint to --help
+ *  on stderr. All problems are forgotten.
+ *  @param err    what parsing gave
+ *  @param speak  false on ranks that keep quiet
+ *  @param[out] exit_code  set when the program is to end
+ *  @return whether the program is to go on */
+bool cli_go_on(const cli_program_t *program, nps_err_t err, cli_request_t request, bool speak, int *exit_code);
+
+#endif

@@ -1,0 +1,91 @@
+#include "nps_merge_options.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define FIELD(name) offsetof(cli_merge_options_t, name)
+
+static const cli_operand_t operands[] = {
+    {"CONFIG", true, FIELD(config),
+     "YAML file that names the models, the method and its parameters. Configs written for mergekit work too."},
+    {"OUT", false, FIELD(out),
+     "Where the merged model goes: a file that ends in .h5 (one HDF5 file), or a folder that transformers can load. "
+     "Default: output.path of CONFIG."},
+};
+
+static const cli_option_t options[] = {
+    {"output", 'o', CLI_TEXT, "OUT", FIELD(output), "The same as the argument OUT."},
+    {"force", 0, CLI_FLAG, NULL, FIELD(force), "Replace an existing output."},
+    {"set", 0, CLI_LIST, "KEY=VALUE", FIELD(set),
+     "Change a value of CONFIG for this run, as in --set models.0.parameters.weight=0.3. May be repeated."},
+    {"check", 0, CLI_FLAG, NULL, FIELD(check),
+     "Only check CONFIG and the models' headers, list every problem, and exit."},
+    {"plan", 0, CLI_FLAG, NULL, FIELD(plan),
+     "Only show which rank does what, with predicted memory, disk and time, and exit."},
+    {"ranks", 0, CLI_COUNT, "N", FIELD(ranks), "With --plan: plan for N ranks instead of those that run."},
+    {"ranks-per-node", 0, CLI_COUNT, "K", FIELD(ranks_per_node), "With --plan: how many of them share a node."},
+    {"log", 0, CLI_TEXT, "FILE", FIELD(log), "Append every event of the run to FILE, one JSON object a line."},
+    {"quiet", 'q', CLI_FLAG, NULL, FIELD(quiet), "Print nothing but errors."},
+    {"verbose", 'v', CLI_FLAG, NULL, FIELD(verbose), "Print more about what is done."},
+    {"resume", 0, CLI_LATER, NULL, 0, NULL},
+    {"version", 0, CLI_VERSION, NULL, 0, "Print the versions of the program and its libraries, and exit."},
+    {"help", 'h', CLI_HELP, NULL, 0, "Print this text and exit."},
+};
+
+const cli_program_t cli_merge_program = {
+    .name = "nps-merge",
+    .about =
+        "Merges fine-tuned models that started from the same base model into one model with the abilities of "
+        "all. CONFIG says which models and how. Started with mpirun or srun, the ranks share the work; memory stays "
+        "bounded however large the models are. Nothing is written before all inputs are checked, and the output "
+        "appears only when it is complete.",
+    .operands = operands,
+    .operand_count = sizeof operands / sizeof *operands,
+    .options = options,
+    .option_count = sizeof options / sizeof *options,
+    .examples = "  mpirun -np 4 nps-merge config.yaml merged.h5     merge on 4 ranks\n"
+                "  nps-merge --plan --ranks 64 config.yaml          what would 64 ranks need?\n",
+};
+
+static nps_err_t check_together(cli_merge_options_t *o) {
+  nps_err_t err = NPS_OK;
+  if (o->ranks && !o->plan) err = nps_fail(NPS_ERR_CONFIG, "option --ranks goes with --plan only");
+  if (o->ranks_per_node && !o->plan) err = nps_fail(NPS_ERR_CONFIG, "option --ranks-per-node goes with --plan only");
+  if (o->plan && o->check) err = nps_fail(NPS_ERR_CONFIG, "options --plan and --check exclude each other");
+  if (o->quiet && o->verbose) err = nps_fail(NPS_ERR_CONFIG, "options --quiet and --verbose exclude each other");
+  if (o->out && o->output && strcmp(o->out, o->output) != 0)
+    err = nps_fail(NPS_ERR_CONFIG, "two outputs are given: argument '%s' and --output '%s'", o->out, o->output);
+  if (!o->out) o->out = o->output;
+  return err;
+}
+
+static nps_err_t split_overrides(cli_merge_options_t *o) {
+  nps_err_t err = NPS_OK;
+  o->overrides = nps_xcalloc((size_t)o->set.count + 1, sizeof *o->overrides);
+  for (int i = 0; i < o->set.count; i++) {
+    const char *text = o->set.items[i];
+    size_t length = strcspn(text, "=");
+    if (length == 0 || !text[length]) {
+      err = nps_fail(NPS_ERR_CONFIG, "option --set: expected KEY=VALUE (such as parameters.lambda=0.5), found '%s'",
+                     text);
+      continue;
+    }
+    o->overrides[o->override_count++] = (nps_override_t){nps_xstrndup(text, length), text + length + 1};
+  }
+  return err;
+}
+
+nps_err_t cli_merge_options(int argc, char *const argv[], cli_merge_options_t *out, cli_request_t *request) {
+  *out = (cli_merge_options_t){0};
+  nps_err_t err = cli_parse(&cli_merge_program, argc, argv, out, request);
+  if (*request != CLI_RUN) return err;
+  err = nps_err_worse(err, split_overrides(out));
+  return nps_err_worse(err, check_together(out));
+}
+
+void cli_merge_options_free(cli_merge_options_t *o) {
+  for (int i = 0; i < o->override_count; i++) free((char *)(uintptr_t)o->overrides[i].path);
+  free(o->overrides);
+  free(o->set.items);
+  *o = (cli_merge_options_t){0};
+}
