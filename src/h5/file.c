@@ -1,0 +1,203 @@
+#include "h5_internal.h"
+
+#include "nps/comm_mpi.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* Small metadata is gathered in blocks of this size instead of lying between the datasets. */
+#define META_BLOCK 65536
+
+static herr_t keep_first(unsigned n, const H5E_error2_t *entry, void *ctx) {
+  char **text = ctx;
+  if (n == 0 && entry->desc) *text = nps_xstrdup(entry->desc);
+  return 0;
+}
+
+/* The innermost description; free() it. */
+static char *stack_text(void) {
+  char *text = NULL;
+  H5Ewalk2(H5E_DEFAULT, H5E_WALK_UPWARD, keep_first, &text);
+  return text ? text : nps_xstrdup("no cause given by HDF5");
+}
+
+nps_err_t nps_h5_fail(const nps_h5_t *file, nps_err_t code, const char *fmt, ...) {
+  va_list args;
+  va_start(args, fmt);
+  char *what = nps_xvstrf(fmt, args);
+  va_end(args);
+  char *cause = stack_text();
+  const bool lock = strstr(cause, "lock") != NULL;
+  nps_fail(code, "%s: %s: %s%s", file->path, what, cause,
+           lock ? "; where the file system has no locks set HDF5_USE_FILE_LOCKING=FALSE" : "");
+  free(cause);
+  free(what);
+  return code;
+}
+
+/* Writes bytes with pwrite(). Returns 0 or errno. */
+static int probe_write(int fd, const char *data, size_t bytes, off_t offset) {
+  while (bytes > 0) {
+    ssize_t n = pwrite(fd, data, bytes, offset);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return errno;
+    if (n == 0) return ENOSPC;
+    data += n;
+    bytes -= (size_t)n;
+    offset += n;
+  }
+  return 0;
+}
+
+static int probe_end(int fd) {
+  struct stat st;
+  if (fstat(fd, &st) != 0) return errno;
+  char *zeros = nps_xcalloc(1, 16 * META_BLOCK);
+  int cause = probe_write(fd, zeros, 16 * META_BLOCK, st.st_size);
+  free(zeros);
+  return cause;
+}
+
+nps_err_t nps_h5_fail_write(const nps_h5_t *file, const char *what, const void *data, size_t bytes, int64_t offset) {
+  int cause = data ? probe_write(file->fd, data, bytes, (off_t)offset) : probe_end(file->fd);
+  if (cause) return nps_fail(NPS_ERR_IO, "%s: %s cannot be written: %s", file->path, what, strerror(cause));
+  return nps_h5_fail(file, NPS_ERR_IO, "%s cannot be written", what);
+}
+
+nps_err_t nps_h5_agree(const nps_h5_t *file, nps_err_t err) {
+  return file->comm ? nps_comm_agree(file->comm, err) : err;
+}
+
+static nps_h5_t *new_file(const nps_comm_t *comm, const char *path) {
+  H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
+  nps_h5_t *file = nps_xcalloc(1, sizeof *file);
+  file->path = nps_xstrdup(path);
+  file->comm = comm;
+  file->id = H5I_INVALID_HID;
+  file->fd = -1;
+  for (int i = 0; i < NPS_DTYPE_COUNT; i++) file->types[i] = H5I_INVALID_HID;
+  return file;
+}
+
+void nps_h5_abandon(nps_h5_t *file) {
+  if (!file) return;
+  if (file->id >= 0) H5Fclose(file->id);
+  nps_h5_types_free(file);
+  if (file->fd >= 0) close(file->fd);
+  free(file->path);
+  free(file);
+}
+
+/* Opened here first: only the system's own call says why it fails, and every rank must see the same file. */
+static nps_err_t open_descriptor(nps_h5_t *file) {
+  nps_err_t err = NPS_OK;
+  const int rank = file->comm ? nps_comm_rank(file->comm) : 0;
+  if (rank == 0) {
+    file->fd = open(file->path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    if (file->fd < 0) err = nps_fail(NPS_ERR_IO, "%s: cannot be created: %s", file->path, strerror(errno));
+  }
+  NPS_TRY(nps_h5_agree(file, err));
+  if (rank > 0) {
+    file->fd = open(file->path, O_RDWR | O_CLOEXEC);
+    if (file->fd < 0)
+      err = nps_fail(NPS_ERR_IO,
+                     "%s: created by rank 0, cannot be opened by rank %d: %s; is the folder shared by all nodes?",
+                     file->path, rank, strerror(errno));
+  }
+  return nps_h5_agree(file, err);
+}
+
+static hid_t make_access(const nps_h5_t *file) {
+  hid_t access = H5Pcreate(H5P_FILE_ACCESS);
+  if (access < 0) return access;
+  herr_t rc = H5Pset_fclose_degree(access, H5F_CLOSE_STRONG);
+  if (rc >= 0) rc = H5Pset_meta_block_size(access, META_BLOCK);
+  if (rc >= 0 && file->comm) rc = H5Pset_fapl_mpio(access, nps_comm_mpi(file->comm), MPI_INFO_NULL);
+  if (rc >= 0 && file->comm) rc = H5Pset_all_coll_metadata_ops(access, true);
+  if (rc >= 0 && file->comm) rc = H5Pset_coll_metadata_write(access, true);
+  if (rc >= 0) return access;
+  H5Pclose(access);
+  return H5I_INVALID_HID;
+}
+
+static nps_err_t create_file(nps_h5_t *file) {
+  hid_t creation = H5Pcreate(H5P_FILE_CREATE);
+  hid_t access = make_access(file);
+  if (creation >= 0 && access >= 0 && H5Pset_obj_track_times(creation, false) >= 0)
+    file->id = H5Fcreate(file->path, H5F_ACC_TRUNC, creation, access);
+  nps_err_t err = NPS_OK;
+  if (file->id < 0) err = nps_h5_fail(file, NPS_ERR_IO, "cannot be created as an HDF5 file");
+  if (creation >= 0) H5Pclose(creation);
+  if (access >= 0) H5Pclose(access);
+  if (err == NPS_OK) err = nps_h5_types_make(file);
+  return nps_h5_agree(file, err);
+}
+
+static nps_err_t create(const nps_comm_t *comm, const char *path, nps_h5_t **out) {
+  nps_h5_t *file = new_file(comm, path);
+  nps_err_t err = open_descriptor(file);
+  if (err == NPS_OK) err = create_file(file);
+  *out = NULL;
+  if (err == NPS_OK)
+    *out = file;
+  else
+    nps_h5_abandon(file);
+  return err;
+}
+
+nps_err_t nps_h5_create(const nps_comm_t *comm, const char *path, nps_h5_t **out) { return create(comm, path, out); }
+
+nps_err_t nps_h5_create_serial(const char *path, nps_h5_t **out) { return create(NULL, path, out); }
+
+static nps_err_t check_readable(const nps_h5_t *file) {
+  int fd = open(file->path, O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return nps_fail(NPS_ERR_INPUT, "%s: cannot be opened: %s", file->path, strerror(errno));
+  close(fd);
+  if (H5Fis_hdf5(file->path) <= 0) return nps_fail(NPS_ERR_INPUT, "%s: is not an HDF5 file", file->path);
+  return NPS_OK;
+}
+
+nps_err_t nps_h5_open(const char *path, nps_h5_t **out) {
+  nps_h5_t *file = new_file(NULL, path);
+  hid_t access = make_access(file);
+  nps_err_t err = check_readable(file);
+  *out = NULL;
+  if (err == NPS_OK) {
+    file->id = access < 0 ? access : H5Fopen(path, H5F_ACC_RDONLY, access);
+    if (file->id < 0) err = nps_h5_fail(file, NPS_ERR_INPUT, "cannot be opened as an HDF5 file");
+  }
+  if (access >= 0) H5Pclose(access);
+  if (err == NPS_OK) err = nps_h5_types_make(file);
+  if (err == NPS_OK)
+    *out = file;
+  else
+    nps_h5_abandon(file);
+  return err;
+}
+
+/* After H5Fclose, so that the last metadata is on the device too. */
+static nps_err_t sync_descriptor(nps_h5_t *file) {
+  int cause = fsync(file->fd) != 0 ? errno : 0;
+  if (close(file->fd) != 0 && !cause) cause = errno;
+  file->fd = -1;
+  if (!cause) return NPS_OK;
+  return nps_fail(NPS_ERR_IO, "%s: cannot be flushed to the device: %s", file->path, strerror(cause));
+}
+
+nps_err_t nps_h5_close(nps_h5_t *file) {
+  if (!file) return NPS_OK;
+  nps_err_t err = NPS_OK;
+  const bool written = file->fd >= 0;
+  if (H5Fclose(file->id) < 0)
+    err = written ? nps_h5_fail_write(file, "the file's metadata", NULL, 0, 0)
+                  : nps_h5_fail(file, NPS_ERR_INPUT, "cannot be closed");
+  file->id = H5I_INVALID_HID;
+  if (err == NPS_OK && written) err = sync_descriptor(file);
+  err = nps_h5_agree(file, err);
+  nps_h5_abandon(file);
+  return err;
+}
