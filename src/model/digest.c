@@ -91,8 +91,7 @@ nps_digest_t *nps_digest_start(const nps_model_t *const *models, int n) {
   nps_digest_t *d = nps_xcalloc(1, sizeof *d);
   d->buffer = nps_xcalloc(BUFFER_BYTES, 1);
   for (int i = 0; i < n; i++)
-    for (int j = 0; j < models[i]->file_count; j++)
-      add_file(d, &models[i]->files[j]);
+    for (int j = 0; j < models[i]->file_count; j++) add_file(d, &models[i]->files[j]);
   return d;
 }
 
@@ -160,8 +159,7 @@ void nps_digest_feed(nps_digest_t *d, const char *path, int64_t offset, const vo
 
 static int64_t count_blocks(const nps_digest_t *d) {
   int64_t n = 0;
-  for (int i = 0; i < d->count; i++)
-    n += d->files[i].block_count;
+  for (int i = 0; i < d->count; i++) n += d->files[i].block_count;
   return n;
 }
 
@@ -244,8 +242,7 @@ static void gather(const nps_comm_t *comm, nps_digest_t *d, int64_t n, const int
 
 static void drop_blocks(file_t *f) {
   if (f->blocks)
-    for (int64_t j = 0; j < f->block_count; j++)
-      EVP_MD_CTX_free(f->blocks[j].ctx);
+    for (int64_t j = 0; j < f->block_count; j++) EVP_MD_CTX_free(f->blocks[j].ctx);
   free(f->blocks);
   f->blocks = NULL;
   if (f->fd >= 0) close(f->fd);
@@ -261,8 +258,7 @@ nps_err_t nps_digest_finish(const nps_comm_t *comm, nps_digest_t *d) {
   share_out(d, nps_comm_size(comm), hashed, owner);
   nps_err_t err = nps_comm_agree(comm, hash_own_blocks(d, owner, nps_comm_rank(comm)));
   if (err == NPS_OK) gather(comm, d, n, owner);
-  for (int i = 0; i < d->count; i++)
-    drop_blocks(&d->files[i]);
+  for (int i = 0; i < d->count; i++) drop_blocks(&d->files[i]);
   free(hashed);
   free(owner);
   return err;

@@ -1,0 +1,252 @@
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE 1 /* renameat2 */
+#endif
+
+#include "writer_internal.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+/* Marks a folder that was moved to NAME.old as ours: a user's own NAME.old is neither moved back nor removed. */
+#define OLD_MARK ".nps-merge-replaced"
+
+static bool ends_with(const char *text, const char *end) {
+  size_t n = strlen(text), m = strlen(end);
+  return n > m && strcmp(text + n - m, end) == 0;
+}
+
+bool nps_output_is_hdf5(const char *path) { return ends_with(path, ".h5") || ends_with(path, ".hdf5"); }
+
+/* ---- where an output lies ---- */
+
+/* Without slashes at its end; where a symbolic link leads, so that the data go there and not beside the link. */
+static nps_err_t resolve_target(const char *path, char **out) {
+  size_t n = strlen(path);
+  while (n > 1 && path[n - 1] == '/') n--;
+  char *target = nps_xstrndup(path, n);
+  struct stat st;
+  if (lstat(target, &st) == 0 && S_ISLNK(st.st_mode)) {
+    char *real = realpath(target, NULL);
+    nps_err_t err = NPS_OK;
+    if (!real) err = nps_fail(NPS_ERR_CONFIG, "%s: is a symbolic link that leads nowhere: %s", target, strerror(errno));
+    free(target);
+    *out = real;
+    return err;
+  }
+  *out = target;
+  return NPS_OK;
+}
+
+nps_err_t nps_place_make(const char *path, nps_place_t *out) {
+  *out = (nps_place_t){.hdf5 = nps_output_is_hdf5(path)};
+  NPS_TRY(resolve_target(path, &out->target));
+  const char *slash = strrchr(out->target, '/');
+  const char *name = slash ? slash + 1 : out->target;
+  if (name[0] == '\0' || strcmp(name, ".") == 0 || strcmp(name, "..") == 0)
+    return nps_fail(NPS_ERR_CONFIG, "\"%s\": expected the name of an output file or folder", path);
+  int head = (int)(name - out->target);
+  out->folder = head == 0 ? nps_xstrdup(".") : nps_xstrndup(out->target, head == 1 ? 1 : (size_t)head - 1);
+  out->partial = nps_xstrf("%.*s.%s.partial", head, out->target, name);
+  out->old = nps_xstrf("%s.old", out->target);
+  return NPS_OK;
+}
+
+void nps_place_clear(nps_place_t *place) {
+  free(place->target);
+  free(place->folder);
+  free(place->partial);
+  free(place->old);
+  *place = (nps_place_t){0};
+}
+
+/* ---- what is there already ---- */
+
+static nps_err_t check_hdf5(const char *path, const struct stat *st) {
+  static const char signature[8] = "\211HDF\r\n\032\n";
+  if (S_ISDIR(st->st_mode)) return nps_fail(NPS_ERR_CONFIG, "%s: is a folder, which an HDF5 file never replaces", path);
+  char found[8] = "";
+  int fd = S_ISREG(st->st_mode) ? open(path, O_RDONLY | O_CLOEXEC) : -1;
+  bool same = fd >= 0 && pread(fd, found, sizeof found, 0) == 8 && memcmp(found, signature, sizeof found) == 0;
+  if (fd >= 0) close(fd);
+  if (same) return NPS_OK;
+  return nps_fail(NPS_ERR_CONFIG, "%s: exists and is no HDF5 file, it is never replaced", path);
+}
+
+/* A model folder has no folders in it, and a config.json or weights; an empty folder holds nothing to lose. */
+static nps_err_t check_folder(const char *path, const struct stat *st) {
+  if (!S_ISDIR(st->st_mode))
+    return nps_fail(NPS_ERR_CONFIG,
+                    "%s: is a file, which a model folder never replaces (a merged HDF5 file ends in .h5)", path);
+  DIR *dir = opendir(path);
+  if (!dir) return nps_fail(NPS_ERR_IO, "%s: %s", path, strerror(errno));
+  nps_err_t err = NPS_OK;
+  int files = 0;
+  bool model = false;
+  for (struct dirent *e; err == NPS_OK && (e = readdir(dir));) {
+    struct stat entry;
+    if (strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0) continue;
+    files++;
+    if (fstatat(dirfd(dir), e->d_name, &entry, AT_SYMLINK_NOFOLLOW) == 0 && S_ISDIR(entry.st_mode))
+      err = nps_fail(NPS_ERR_CONFIG, "%s: has a folder in it (%s), expected only a model's files: it is never replaced",
+                     path, e->d_name);
+    model = model || strcmp(e->d_name, "config.json") == 0 || ends_with(e->d_name, ".safetensors");
+  }
+  closedir(dir);
+  if (err == NPS_OK && files > 0 && !model)
+    err = nps_fail(NPS_ERR_CONFIG, "%s: has no config.json and no *.safetensors file: it is never replaced", path);
+  return err;
+}
+
+nps_err_t nps_place_check(const nps_place_t *place, bool force) {
+  struct stat st;
+  if (stat(place->folder, &st) != 0)
+    return nps_fail(NPS_ERR_CONFIG, "%s: the folder %s cannot be written to: %s", place->target, place->folder,
+                    strerror(errno));
+  if (!S_ISDIR(st.st_mode)) return nps_fail(NPS_ERR_CONFIG, "%s: %s is no folder", place->target, place->folder);
+  if (stat(place->target, &st) != 0) {
+    if (errno == ENOENT) return NPS_OK;
+    return nps_fail(NPS_ERR_IO, "%s: %s", place->target, strerror(errno));
+  }
+  NPS_TRY(place->hdf5 ? check_hdf5(place->target, &st) : check_folder(place->target, &st));
+  if (force) return NPS_OK;
+  return nps_fail(NPS_ERR_CONFIG, "%s: exists already; --force replaces it", place->target);
+}
+
+static nps_err_t check_space(const nps_place_t *place, int64_t bytes) {
+  struct statvfs fs;
+  if (statvfs(place->folder, &fs) != 0) return nps_fail(NPS_ERR_IO, "%s: %s", place->folder, strerror(errno));
+  /* A stale partial output is removed first. */
+  double room = (double)fs.f_bavail * (double)fs.f_frsize + (double)nps_path_bytes(place->partial, true);
+  if ((double)bytes <= room) return NPS_OK;
+  char need[32], have[32];
+  return nps_fail(NPS_ERR_IO, "%s: needs %s (an output that it replaces stays until then), %s has %s free",
+                  place->target, nps_format_bytes((double)bytes, need), place->folder, nps_format_bytes(room, have));
+}
+
+static bool is_marked(const char *folder) {
+  char *mark = nps_xstrf("%s/" OLD_MARK, folder);
+  bool found = access(mark, F_OK) == 0;
+  free(mark);
+  return found;
+}
+
+static bool exists(const char *path) {
+  struct stat st;
+  return lstat(path, &st) == 0;
+}
+
+static void unmark(const char *folder) {
+  char *mark = nps_xstrf("%s/" OLD_MARK, folder);
+  unlink(mark);
+  free(mark);
+}
+
+static nps_err_t move(const char *from, const char *to) {
+  if (rename(from, to) == 0) return NPS_OK;
+  return nps_fail(NPS_ERR_IO, "%s: cannot be renamed to %s: %s", from, to, strerror(errno));
+}
+
+/* Finish what a run that was killed while it replaced a folder left: without NAME, NAME.old is put back; beside NAME it
+ * becomes a stale partial output. */
+static nps_err_t recover_old(const nps_place_t *place) {
+  if (place->hdf5 || !is_marked(place->old)) return NPS_OK;
+  if (!exists(place->target)) {
+    NPS_TRY(move(place->old, place->target));
+    unmark(place->target);
+    nps_note("%s: put back from %s, where an interrupted run had moved it", place->target, place->old);
+    return NPS_OK;
+  }
+  return move(place->old, place->partial);
+}
+
+nps_err_t nps_output_check(const nps_output_t *output, int64_t bytes) {
+  nps_place_t place;
+  nps_err_t err = NPS_OK;
+  NPS_GOTO(nps_place_make(output->path, &place));
+  NPS_GOTO(recover_old(&place));
+  NPS_GOTO(nps_place_check(&place, output->force));
+  if (access(place.folder, W_OK | X_OK) != 0)
+    err =
+        nps_fail(NPS_ERR_IO, "%s: the folder %s cannot be written to: %s", place.target, place.folder, strerror(errno));
+  NPS_GOTO(err);
+  NPS_GOTO(check_space(&place, bytes));
+done:
+  nps_place_clear(&place);
+  return err;
+}
+
+/* ---- before and after writing ---- */
+
+static bool exchange(const char *a, const char *b) { return renameat2(AT_FDCWD, a, AT_FDCWD, b, RENAME_EXCHANGE) == 0; }
+
+/* Where folders cannot be exchanged, NAME.old must be free: better to say so now than when all the work is done. */
+static nps_err_t check_old_is_free(const nps_place_t *place) {
+  if (place->hdf5 || !exists(place->target) || !exists(place->old)) return NPS_OK;
+  char *a = nps_xstrf("%s/a", place->partial);
+  char *b = nps_xstrf("%s/b", place->partial);
+  bool can = mkdir(a, 0777) == 0 && mkdir(b, 0777) == 0 && exchange(a, b);
+  rmdir(a);
+  rmdir(b);
+  free(a);
+  free(b);
+  if (can) return NPS_OK;
+  return nps_fail(NPS_ERR_CONFIG, "%s: is in the way: %s has to be moved there while it is replaced", place->old,
+                  place->target);
+}
+
+nps_err_t nps_place_prepare(const nps_place_t *place, bool force) {
+  NPS_TRY(recover_old(place));
+  NPS_TRY(nps_place_check(place, force));
+  if (exists(place->partial)) {
+    NPS_TRY(nps_path_remove(place->partial));
+    nps_note("%s: left by an interrupted run, removed", place->partial);
+  }
+  if (place->hdf5) return NPS_OK;
+  if (mkdir(place->partial, 0777) != 0) return nps_fail(NPS_ERR_IO, "%s: %s", place->partial, strerror(errno));
+  nps_err_t err = check_old_is_free(place);
+  if (err != NPS_OK) rmdir(place->partial);
+  return err;
+}
+
+nps_err_t nps_place_by_old(const nps_place_t *place) {
+  if (exists(place->old)) return nps_fail(NPS_ERR_IO, "%s: is in the way of replacing %s", place->old, place->target);
+  NPS_TRY(nps_file_put(place->target, OLD_MARK, "", 0));
+  nps_err_t err = move(place->target, place->old);
+  if (err == NPS_OK) {
+    err = move(place->partial, place->target);
+    if (err != NPS_OK) rename(place->old, place->target);
+  }
+  if (err != NPS_OK) unmark(place->target);
+  return err == NPS_OK ? move(place->old, place->partial) : err;
+}
+
+/* The new output is complete: what cannot be removed of the old one is worth a note, no more. */
+static void remove_replaced(const char *path) {
+  if (nps_path_remove(path) == NPS_OK) return;
+  nps_note("the replaced output could not be removed: %s", nps_problem_text(nps_problem_count() - 1));
+  nps_problem_clear();
+}
+
+nps_err_t nps_place_finish(const nps_place_t *place, bool force) {
+  NPS_TRY(nps_path_sync(place->partial));
+  /* Something may have come there since the start. */
+  NPS_TRY(nps_place_check(place, force));
+  if (place->hdf5 || !exists(place->target)) {
+    NPS_TRY(move(place->partial, place->target));
+  } else if (exchange(place->partial, place->target)) {
+    remove_replaced(place->partial);
+  } else if (errno == EINVAL || errno == ENOSYS || errno == ENOTSUP) {
+    NPS_TRY(nps_place_by_old(place));
+    remove_replaced(place->partial);
+  } else {
+    return nps_fail(NPS_ERR_IO, "%s: cannot be exchanged with %s: %s", place->partial, place->target, strerror(errno));
+  }
+  return nps_path_sync(place->folder);
+}

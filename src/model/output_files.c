@@ -1,0 +1,87 @@
+#include "writer_internal.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static nps_err_t fail_errno(const char *path) { return nps_fail(NPS_ERR_IO, "%s: %s", path, strerror(errno)); }
+
+static bool is_dots(const char *name) { return strcmp(name, ".") == 0 || strcmp(name, "..") == 0; }
+
+static nps_err_t remove_files(const char *folder) {
+  DIR *dir = opendir(folder);
+  if (!dir) return fail_errno(folder);
+  nps_err_t err = NPS_OK;
+  for (struct dirent *e; err == NPS_OK && (e = readdir(dir));) {
+    if (is_dots(e->d_name) || unlinkat(dirfd(dir), e->d_name, 0) == 0) continue;
+    err = nps_fail(NPS_ERR_IO, "%s/%s: cannot be removed: %s", folder, e->d_name, strerror(errno));
+  }
+  closedir(dir);
+  return err;
+}
+
+nps_err_t nps_path_remove(const char *path) {
+  struct stat st;
+  if (lstat(path, &st) != 0) return errno == ENOENT ? NPS_OK : fail_errno(path);
+  bool folder = S_ISDIR(st.st_mode);
+  if (folder) NPS_TRY(remove_files(path));
+  if ((folder ? rmdir(path) : unlink(path)) == 0) return NPS_OK;
+  return nps_fail(NPS_ERR_IO, "%s: cannot be removed: %s", path, strerror(errno));
+}
+
+nps_err_t nps_path_sync(const char *path) {
+  int fd = open(path, O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return fail_errno(path);
+  nps_err_t err = NPS_OK;
+  /* Some file systems cannot sync a folder and say EINVAL. */
+  if (fsync(fd) != 0 && errno != EINVAL) err = fail_errno(path);
+  close(fd);
+  return err;
+}
+
+nps_err_t nps_fd_write(int fd, const char *path, const void *data, size_t n, int64_t offset) {
+  const char *p = data;
+  while (n > 0) {
+    ssize_t put = pwrite(fd, p, n, offset);
+    if (put < 0 && errno == EINTR) continue;
+    if (put < 0) return fail_errno(path);
+    p += put;
+    n -= (size_t)put;
+    offset += put;
+  }
+  return NPS_OK;
+}
+
+nps_err_t nps_file_put(const char *folder, const char *name, const void *data, size_t size) {
+  if (name[0] == '\0' || strchr(name, '/') || is_dots(name))
+    return nps_fail(NPS_ERR_INPUT, "%s: \"%s\" is no file name", folder, name);
+  char *path = nps_xstrf("%s/%s", folder, name);
+  int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+  nps_err_t err = fd < 0 ? fail_errno(path) : nps_fd_write(fd, path, data, size, 0);
+  if (err == NPS_OK && fsync(fd) != 0) err = fail_errno(path);
+  if (fd >= 0 && close(fd) != 0 && err == NPS_OK) err = fail_errno(path);
+  free(path);
+  return err;
+}
+
+static int64_t stat_bytes(const struct stat *st, bool allocated) {
+  return allocated ? (int64_t)st->st_blocks * 512 : (int64_t)st->st_size;
+}
+
+int64_t nps_path_bytes(const char *path, bool allocated) {
+  struct stat st;
+  if (stat(path, &st) != 0) return 0;
+  if (!S_ISDIR(st.st_mode)) return stat_bytes(&st, allocated);
+  DIR *dir = opendir(path);
+  if (!dir) return 0;
+  int64_t bytes = 0;
+  for (struct dirent *e; (e = readdir(dir));)
+    if (fstatat(dirfd(dir), e->d_name, &st, AT_SYMLINK_NOFOLLOW) == 0 && S_ISREG(st.st_mode))
+      bytes += stat_bytes(&st, allocated);
+  closedir(dir);
+  return bytes;
+}

@@ -1,0 +1,231 @@
+#include "nps/json.h"
+#include "writer_internal.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define INDEX_NAME "model.safetensors.index.json"
+
+/* One safetensors file: targets [first, last) of the layout. */
+typedef struct shard {
+  int first, last;
+  char *name;
+  char *path;
+  char *header; /* length word and JSON; kept until it is written */
+  size_t header_size;
+  int64_t size; /* of the whole file */
+  int fd;       /* -1 until this rank writes to it */
+} shard_t;
+
+typedef struct state {
+  shard_t *shards;
+  int count;
+  int *shard_of;   /* [layout->count] */
+  int64_t *offset; /* [layout->count] of the tensor's first byte in its file */
+} state_t;
+
+static int64_t target_bytes(const nps_target_t *t) { return t->count * (int64_t)nps_dtype_size(t->dtype); }
+
+/* ---- which tensor goes where: every rank comes to the same plan ---- */
+
+static void add_shard(state_t *s, int first) {
+  s->shards = nps_xrealloc(s->shards, (size_t)s->count + 1, sizeof *s->shards);
+  s->shards[s->count++] = (shard_t){.first = first, .last = first, .fd = -1};
+}
+
+static void plan_shards(const nps_layout_t *layout, int64_t limit, state_t *s) {
+  int64_t used = 0;
+  add_shard(s, 0);
+  for (int i = 0; i < layout->count; i++) {
+    int64_t bytes = target_bytes(&layout->targets[i]);
+    if (used > 0 && bytes > limit - used) {
+      add_shard(s, i);
+      used = 0;
+    }
+    used += bytes;
+    s->shards[s->count - 1].last = i + 1;
+    s->shard_of[i] = s->count - 1;
+  }
+}
+
+/* Describe a tensor in a header and place it behind the others. */
+static nps_err_t add_tensor(json_t *header, const nps_target_t *t, int64_t *offset, int64_t *end) {
+  json_t *shape = json_array();
+  for (int d = 0; d < t->ndim; d++) json_array_append_new(shape, json_integer(t->shape[d]));
+  *offset = *end;
+  *end += target_bytes(t);
+  json_t *entry = json_pack("{s:s, s:o, s:[I, I]}", "dtype", nps_dtype_name(t->dtype), "shape", shape, "data_offsets",
+                            (json_int_t)*offset, (json_int_t)*end);
+  if (json_object_set_new(header, t->name, entry) == 0) return NPS_OK;
+  return nps_fail(NPS_ERR_INPUT, "%s: the tensor's name is no valid UTF-8, which a safetensors file needs", t->name);
+}
+
+static char *dump(json_t *json, size_t flags) {
+  char *text = json_dumps(json, flags);
+  if (!text) nps_fatal("a JSON text could not be made");
+  json_decref(json);
+  return text;
+}
+
+/* Make a shard's header and its tensors' offsets. Wider types come first, so that every tensor begins at a multiple of
+ * its element size without holes, which safetensors does not allow; the header is padded for the same reason. */
+static nps_err_t plan_shard(const nps_layout_t *layout, state_t *s, shard_t *shard) {
+  int64_t end = 0;
+  nps_err_t err = NPS_OK;
+  json_t *header = json_pack("{s:{s:s}}", "__metadata__", "format", "pt");
+  for (size_t size = 8; size > 0; size /= 2)
+    for (int i = shard->first; i < shard->last; i++)
+      if (err == NPS_OK && nps_dtype_size(layout->targets[i].dtype) == size)
+        err = add_tensor(header, &layout->targets[i], &s->offset[i], &end);
+  char *text = dump(header, JSON_COMPACT);
+  size_t length = strlen(text);
+  uint64_t padded = (length + 7) / 8 * 8;
+  shard->header_size = 8 + padded;
+  shard->header = nps_xcalloc(shard->header_size, 1);
+  memset(shard->header, ' ', shard->header_size);
+  for (int b = 0; b < 8; b++) shard->header[b] = (char)(unsigned char)(padded >> (8 * b));
+  memcpy(shard->header + 8, text, length);
+  free(text);
+  for (int i = shard->first; i < shard->last; i++) s->offset[i] += (int64_t)shard->header_size;
+  shard->size = (int64_t)shard->header_size + end;
+  return err;
+}
+
+static nps_err_t plan_folder(const nps_writer_t *w, state_t *s) {
+  plan_shards(w->layout, w->output.shard_size, s);
+  for (int k = 0; k < s->count; k++) {
+    shard_t *shard = &s->shards[k];
+    shard->name =
+        s->count == 1 ? nps_xstrdup("model.safetensors") : nps_xstrf("model-%05d-of-%05d.safetensors", k + 1, s->count);
+    shard->path = nps_xstrf("%s/%s", w->place.partial, shard->name);
+    NPS_TRY(plan_shard(w->layout, s, shard));
+  }
+  return NPS_OK;
+}
+
+/* ---- writing ---- */
+
+static nps_err_t create_shards(state_t *s) {
+  for (int k = 0; k < s->count; k++) {
+    shard_t *shard = &s->shards[k];
+    shard->fd = open(shard->path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    if (shard->fd < 0 || ftruncate(shard->fd, shard->size) != 0)
+      return nps_fail(NPS_ERR_IO, "%s: %s", shard->path, strerror(errno));
+    NPS_TRY(nps_fd_write(shard->fd, shard->path, shard->header, shard->header_size, 0));
+  }
+  return NPS_OK;
+}
+
+static nps_err_t folder_open(nps_writer_t *w) {
+  assert(w->output.shard_size > 0);
+  state_t *s = nps_xcalloc(1, sizeof *s);
+  s->shard_of = nps_xcalloc((size_t)w->layout->count, sizeof *s->shard_of);
+  s->offset = nps_xcalloc((size_t)w->layout->count, sizeof *s->offset);
+  w->state = s;
+  nps_err_t err = plan_folder(w, s);
+  if (err == NPS_OK && nps_comm_rank(w->comm) == 0) err = create_shards(s);
+  for (int k = 0; k < s->count; k++) {
+    free(s->shards[k].header);
+    s->shards[k].header = NULL;
+  }
+  return nps_comm_agree(w->comm, err);
+}
+
+static nps_err_t folder_write(nps_writer_t *w, int i, int64_t first, int64_t count, const void *data) {
+  state_t *s = w->state;
+  shard_t *shard = &s->shards[s->shard_of[i]];
+  if (shard->fd < 0) shard->fd = open(shard->path, O_WRONLY | O_CLOEXEC);
+  if (shard->fd < 0) return nps_fail(NPS_ERR_IO, "%s: %s", shard->path, strerror(errno));
+  int64_t width = (int64_t)nps_dtype_size(w->layout->targets[i].dtype);
+  return nps_fd_write(shard->fd, shard->path, data, (size_t)(count * width), s->offset[i] + first * width);
+}
+
+static nps_err_t sync_shards(state_t *s) {
+  nps_err_t err = NPS_OK;
+  for (int k = 0; k < s->count; k++) {
+    shard_t *shard = &s->shards[k];
+    if (shard->fd < 0) continue;
+    bool good = fsync(shard->fd) == 0;
+    if (close(shard->fd) != 0) good = false;
+    if (!good && err == NPS_OK) err = nps_fail(NPS_ERR_IO, "%s: %s", shard->path, strerror(errno));
+    shard->fd = -1;
+  }
+  return err;
+}
+
+/* ---- small files, by rank 0 ---- */
+
+static nps_err_t put_json(const nps_writer_t *w, const char *name, json_t *json, size_t flags) {
+  char *text = dump(json, JSON_INDENT(2) | flags);
+  nps_err_t err = nps_file_put(w->place.partial, name, text, strlen(text));
+  free(text);
+  return err;
+}
+
+static nps_err_t put_index(const nps_writer_t *w, const state_t *s) {
+  json_int_t total = 0;
+  json_t *map = json_object();
+  for (int i = 0; i < w->layout->count; i++) {
+    total += target_bytes(&w->layout->targets[i]);
+    json_object_set_new(map, w->layout->targets[i].name, json_string(s->shards[s->shard_of[i]].name));
+  }
+  json_t *index = json_pack("{s:{s:I}, s:o}", "metadata", "total_size", total, "weight_map", map);
+  return put_json(w, INDEX_NAME, index, JSON_SORT_KEYS);
+}
+
+static nps_err_t put_provenance(const nps_writer_t *w, const nps_digest_t *digest) {
+  char hex[65];
+  nps_sha256_hex(w->output.recipe, strlen(w->output.recipe), hex);
+  json_t *inputs = json_array();
+  for (int i = 0; i < nps_digest_count(digest); i++) {
+    json_int_t size = nps_digest_size(digest, i);
+    /* A path need not be UTF-8. */
+    json_t *path = json_string(nps_digest_path(digest, i));
+    json_array_append_new(inputs, json_pack("{s:o, s:I, s:s}", "path", path ? path : json_null(), "size", size,
+                                            "sha256", nps_digest_hex(digest, i)));
+  }
+  json_t *all = json_pack("{s:s, s:s, s:o}", "created_by", NPS_CREATED_BY, "recipe_sha256", hex, "inputs", inputs);
+  return put_json(w, "provenance.json", all, 0);
+}
+
+static nps_err_t put_small_files(const nps_writer_t *w, const state_t *s, const nps_digest_t *digest) {
+  const nps_output_t *o = &w->output;
+  const char *folder = w->place.partial;
+  for (int i = 0; i < o->sidecar_count; i++)
+    NPS_TRY(nps_file_put(folder, o->sidecars[i].name, o->sidecars[i].data, o->sidecars[i].size));
+  if (o->config_json)
+    NPS_TRY(nps_file_put(folder, "config.json", o->config_json, strlen(o->config_json)));
+  else
+    nps_note("%s: there is no config.json, as no input has one", w->place.target);
+  NPS_TRY(nps_file_put(folder, "README.md", o->model_card, strlen(o->model_card)));
+  NPS_TRY(nps_file_put(folder, "nps-merge.yaml", o->recipe, strlen(o->recipe)));
+  if (digest) NPS_TRY(put_provenance(w, digest));
+  return s->count > 1 ? put_index(w, s) : NPS_OK;
+}
+
+static nps_err_t folder_finish(nps_writer_t *w, const nps_digest_t *digest) {
+  state_t *s = w->state;
+  nps_err_t err = sync_shards(s);
+  if (err == NPS_OK && nps_comm_rank(w->comm) == 0) err = put_small_files(w, s, digest);
+  return nps_comm_agree(w->comm, err);
+}
+
+static void folder_close(nps_writer_t *w) {
+  state_t *s = w->state;
+  if (!s) return;
+  for (int k = 0; k < s->count; k++) {
+    if (s->shards[k].fd >= 0) close(s->shards[k].fd);
+    free(s->shards[k].name);
+    free(s->shards[k].path);
+  }
+  free(s->shards);
+  free(s->shard_of);
+  free(s->offset);
+  free(s);
+}
+
+const nps_writer_form_t nps_writer_folder = {folder_open, folder_write, folder_finish, folder_close};

@@ -1,0 +1,82 @@
+/* What the parts of the writer share: where an output lies, small helpers for files, the two forms. */
+#ifndef NPS_MODEL_WRITER_INTERNAL_H
+#define NPS_MODEL_WRITER_INTERNAL_H
+
+#include "nps/model.h"
+
+#ifndef PACKAGE_VERSION
+#define PACKAGE_VERSION "unknown"
+#endif
+#define NPS_CREATED_BY "nps-merge " PACKAGE_VERSION
+
+/* ---- output_files.c: single files and flat folders; messages name the path and the cause. All local. ---- */
+
+/* Remove a file, or a folder that holds only files. Nothing there is fine. */
+nps_err_t nps_path_remove(const char *path);
+
+/* Bring a file's data, or a folder's entries, to the device. */
+nps_err_t nps_path_sync(const char *path);
+
+/* Write a whole part at an offset, in as many calls as it takes. */
+nps_err_t nps_fd_write(int fd, const char *path, const void *data, size_t n, int64_t offset);
+
+/* Write a whole small file into a folder, to the device. The name is only a name: no '/', not "..". */
+nps_err_t nps_file_put(const char *folder, const char *name, const void *data, size_t size);
+
+/* Give the size of a file, or the sum over the files of a flat folder, by st_size, or, where `allocated`, as they
+ * occupy the device. 0 when there is nothing. */
+int64_t nps_path_bytes(const char *path, bool allocated);
+
+/* ---- output.c: where an output lies and what may be replaced. All local, for rank 0 but for make and clear. ---- */
+
+typedef struct nps_place {
+  char *target;  /* as given, without slashes at its end; a symbolic link is followed */
+  char *folder;  /* the folder it lies in */
+  char *partial; /* folder/.NAME.partial */
+  char *old;     /* folder/NAME.old: an old folder, while it is replaced where two folders cannot be exchanged */
+  bool hdf5;
+} nps_place_t;
+
+nps_err_t nps_place_make(const char *path, nps_place_t *out);
+void nps_place_clear(nps_place_t *place);
+
+/* Look at what is there: nothing, or, with force, an output of the same form. */
+nps_err_t nps_place_check(const nps_place_t *place, bool force);
+
+/* Make ready for writing: check again, put back what an interrupted run moved away, remove what it left. */
+nps_err_t nps_place_prepare(const nps_place_t *place, bool force);
+
+/* Put the finished partial output in the target's place. */
+nps_err_t nps_place_finish(const nps_place_t *place, bool force);
+
+/* Exchange an existing folder with the partial one by way of NAME.old, where the file system cannot do it at once. */
+nps_err_t nps_place_by_old(const nps_place_t *place);
+
+/* ---- writer.c and the forms ---- */
+
+typedef struct nps_writer_form {
+  /* Create the partial output with all tensors. Collective; the result is agreed on. */
+  nps_err_t (*open)(nps_writer_t *writer);
+  nps_err_t (*write)(nps_writer_t *writer, int i, int64_t first, int64_t count, const void *data);
+  /* Write all else, flush to the device, close. Collective; the result is agreed on. */
+  nps_err_t (*finish)(nps_writer_t *writer, const nps_digest_t *digest);
+  /* Close and free the state, whatever happened before. Collective. */
+  void (*close)(nps_writer_t *writer);
+} nps_writer_form_t;
+
+extern const nps_writer_form_t nps_writer_hdf5;
+extern const nps_writer_form_t nps_writer_folder;
+
+struct nps_writer {
+  const nps_comm_t *comm;
+  nps_output_t output;
+  const nps_layout_t *layout;
+  nps_place_t place;
+  const nps_writer_form_t *form;
+  void *state;   /* the form's */
+  bool prepared; /* on rank 0: the partial output is this writer's */
+  bool done;     /* renamed into place */
+  int64_t bytes;
+};
+
+#endif
