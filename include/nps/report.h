@@ -13,10 +13,12 @@ typedef struct nps_report_options {
   const char *program; /**< "nps-merge", for messages */
   const char *log;     /**< file for JSON lines, appended to, one object an event, or NULL */
   bool quiet;          /**< only errors */
-  bool verbose;
+  bool verbose;        /**< show details, and on a terminal what each phase took */
 } nps_report_options_t;
 
 /** Start reporting; notes (nps_note()) go through it from now on. NPS_ERR_IO when the log cannot be opened.
+ *  The log gets the events "phase", "phase_end", "note" and "error" by itself. A log that cannot be written later is
+ *  given up with a note.
  *  @param[out] out  ended with nps_report_close() */
 nps_err_t nps_report_open(const nps_report_options_t *options, nps_report_t **out);
 
@@ -37,8 +39,11 @@ void nps_report_phase_end(nps_report_t *report);
 /** Print a line to stdout, unless quiet. */
 void nps_report_line(nps_report_t *report, const char *fmt, ...) NPS_PRINTF(2, 3);
 
+/** Print a line to stdout when verbose. */
+void nps_report_detail(nps_report_t *report, const char *fmt, ...) NPS_PRINTF(2, 3);
+
 /** Print a table to stdout, unless quiet: columns as wide as their longest cell (UTF-8 counted by characters), the first
- *  left-aligned, the others right-aligned, the header bold on a terminal (NO_COLOR respected).
+ *  left-aligned, the others right-aligned, a line under the header, which is bold on a terminal (NO_COLOR respected).
  *  @param cells  [rows × columns], row by row, the header first */
 void nps_report_table(nps_report_t *report, const char *const *cells, int rows, int columns);
 

@@ -44,8 +44,7 @@ static void add_figures(nps_text_t *t, const nps_report_t *r, double now) {
 static void add_bar(nps_text_t *t, const nps_report_t *r, int width) {
   int full = (int)(fraction(r) * width);
   nps_text_add(t, "[%s", r->err_colour ? "\033[32m" : "");
-  for (int i = 0; i < width; i++)
-    nps_text_add(t, "%s", i < full ? "#" : "-");
+  for (int i = 0; i < width; i++) nps_text_add(t, "%s", i < full ? "#" : "-");
   nps_text_add(t, "%s]  ", r->err_colour ? "\033[0m" : "");
 }
 

@@ -94,15 +94,27 @@ void nps_report_event(nps_report_t *report, const char *name, json_t *fields) {
   if (!written) give_up_log(report);
 }
 
-void nps_report_line(nps_report_t *report, const char *fmt, ...) {
-  if (!report || report->quiet) return;
+static void print_line(nps_report_t *report, const char *fmt, va_list args) {
   nps_report_clear_bar(report);
-  va_list args;
-  va_start(args, fmt);
   vprintf(fmt, args);
-  va_end(args);
   putchar('\n');
   fflush(stdout);
+}
+
+void nps_report_line(nps_report_t *report, const char *fmt, ...) {
+  if (!report || report->quiet) return;
+  va_list args;
+  va_start(args, fmt);
+  print_line(report, fmt, args);
+  va_end(args);
+}
+
+void nps_report_detail(nps_report_t *report, const char *fmt, ...) {
+  if (!report || !report->verbose) return;
+  va_list args;
+  va_start(args, fmt);
+  print_line(report, fmt, args);
+  va_end(args);
 }
 
 static void print_problem(const char *program, const char *text, bool colour) {

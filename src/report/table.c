@@ -5,8 +5,7 @@
 
 int nps_report_characters(const char *text) {
   int count = 0;
-  for (; *text; text++)
-    count += ((unsigned char)*text & 0xC0) != 0x80;
+  for (; *text; text++) count += ((unsigned char)*text & 0xC0) != 0x80;
   return count;
 }
 
@@ -18,8 +17,7 @@ static void add_row(nps_text_t *t, const char *const *cells, const int *widths, 
     nps_text_add(t, "%s", cells[c]);
     if (c == 0 && columns > 1) nps_text_add(t, "%*s", blanks, "");
   }
-  while (t->size > 0 && t->text[t->size - 1] == ' ')
-    t->text[--t->size] = '\0';
+  while (t->size > 0 && t->text[t->size - 1] == ' ') t->text[--t->size] = '\0';
 }
 
 void nps_report_table(nps_report_t *report, const char *const *cells, int rows, int columns) {
@@ -31,8 +29,7 @@ void nps_report_table(nps_report_t *report, const char *const *cells, int rows, 
     int width = nps_report_characters(cells[i]);
     if (width > widths[i % columns]) widths[i % columns] = width;
   }
-  for (int c = 0; c < columns; c++)
-    line += widths[c];
+  for (int c = 0; c < columns; c++) line += widths[c];
   for (int r = 0; r < rows; r++) {
     nps_text_t t = {0};
     add_row(&t, cells + r * columns, widths, columns);
@@ -40,8 +37,7 @@ void nps_report_table(nps_report_t *report, const char *const *cells, int rows, 
     printf("%s%s%s\n", bold ? "\033[1m" : "", t.text ? t.text : "", bold ? "\033[0m" : "");
     free(t.text);
     if (r > 0) continue;
-    for (int i = 0; i < line; i++)
-      putchar('-');
+    for (int i = 0; i < line; i++) putchar('-');
     putchar('\n');
   }
   fflush(stdout);
