@@ -1,0 +1,181 @@
+/** @file merge.h
+ *  Merge methods and the engine that applies them, streamed, to a planned layout. Layer 6.
+ *
+ *  A method is one nps_merge_method_t in a table (src/merge/registry.c); a family of methods is one file. The engine reads
+ *  slabs, cuts them into chunks of at most NPS_CHUNK elements that never cross a block of NPS_BLOCK, hands the chunks to
+ *  the method and writes what it gives back. Methods see no files and, but for reducing their statistics, no ranks. */
+#ifndef NPS_MERGE_H
+#define NPS_MERGE_H
+
+#include "nps/base.h"
+#include "nps/comm.h"
+#include "nps/config.h"
+#include "nps/delta.h"
+#include "nps/model.h"
+#include "nps/plan.h"
+
+/* ---- parameters ---- */
+
+typedef enum nps_param_kind {
+  NPS_PARAM_NUMBER, /**< within [least, most] */
+  NPS_PARAM_CHOICE  /**< one of `choices`, its index as the value; true and false may be among them */
+} nps_param_kind_t;
+
+/** One parameter of a method. */
+typedef struct nps_param {
+  const char *name;
+  bool per_model; /**< looked up in the model's parameters first, then globally; else globally only */
+  bool required;
+  nps_param_kind_t kind;
+  double fallback;            /**< when not given */
+  double least, most;         /**< NUMBER: bounds, inclusive */
+  const char *const *choices; /**< CHOICE: NULL-terminated */
+} nps_param_t;
+
+/** Most parameters a method has. */
+#define NPS_MAX_PARAMS 8
+
+/* ---- what a method sees ---- */
+
+/** One target under a method. */
+typedef struct nps_merge_tensor {
+  const char *name;
+  int64_t count; /**< elements, over all ranks */
+  int models;    /**< T */
+  uint64_t seed;
+  const double *param[NPS_MAX_PARAMS]; /**< by the method's parameters: [models] values; shared ones [1] */
+  int order;                           /**< position among the merged tensors in byte order of their names */
+  int tensor_count;                    /**< merged tensors of the model */
+  int64_t model_elements;              /**< elements of all merged tensors of the model */
+} nps_merge_tensor_t;
+
+/** Consecutive elements of a target. */
+typedef struct nps_merge_chunk {
+  int64_t first;         /**< position in the tensor */
+  int64_t count;         /**< 1 to NPS_CHUNK */
+  bool piece_ends;       /**< last chunk of this rank's piece */
+  float *const *tau;     /**< [models][count] task vectors, may be overwritten; task-vector methods only */
+  double *const *theta;  /**< [models][count] weights, may be overwritten; other methods only */
+} nps_merge_chunk_t;
+
+/** Whether a method uses the base. */
+typedef enum nps_base_use {
+  NPS_BASE_TASK_VECTORS, /**< needed; models are seen as task vectors, the base is not among them */
+  NPS_BASE_FIRST,        /**< needed; it is the first of the models, wherever it is listed */
+  NPS_BASE_LISTED        /**< one of the models where it is listed, otherwise not used */
+} nps_base_use_t;
+
+/** A merge method. */
+typedef struct nps_merge_method {
+  const char *name;
+  const char *summary; /**< one line for people */
+  nps_base_use_t base;
+  int min_models, max_models; /**< as the method counts them (task vectors, or models with the base); 0: no limit */
+  nps_param_t params[NPS_MAX_PARAMS];
+  int param_count;
+  double element_seconds; /**< predicted compute time an element and model, all passes together */
+
+  /** Check the parameter values of one tensor against each other, and with those of the first tensor. NULL: nothing to
+   *  check.
+   *  @param why  [160] set to the reason when they do not fit
+   *  @return whether they fit */
+  bool (*check)(const nps_merge_tensor_t *tensor, const nps_merge_tensor_t *first, char why[160]);
+
+  /** Give the number of statistics passes over the data before the merging pass, from the values of all tensors.
+   *  NULL: none. */
+  int (*passes)(const nps_merge_tensor_t *tensors, int count);
+
+  /** Whether statistics are over the whole model rather than tensor by tensor. NULL: never. */
+  bool (*whole_model)(const nps_merge_tensor_t *tensors, int count);
+
+  /** Make / free the statistics of the tensor in work (with whole_model: of all); give their bytes. NULL for methods
+   *  without statistics. */
+  void *(*state_new)(int models);
+  void (*state_free)(void *state);
+  size_t (*state_bytes)(int models);
+
+  /** Begin the statistics of a tensor, or, with whole_model, of all. */
+  void (*start)(void *state, const nps_merge_tensor_t *tensor);
+  /** Prepare for this rank's piece of a tensor, before each pass over it (`passes`: the merging pass). May be NULL. */
+  void (*piece)(void *state, const nps_merge_tensor_t *tensor, int pass);
+  /** Look at a chunk in statistics pass `pass`, from 0. */
+  void (*scan)(void *state, const nps_merge_tensor_t *tensor, int pass, const nps_merge_chunk_t *chunk);
+  /** Put the statistics of the ranks together after a pass. Collective over the ranks that share the tensor(s). */
+  void (*reduce)(void *state, const nps_merge_tensor_t *tensor, int pass, const nps_comm_t *comm);
+
+  /** Merge a chunk.
+   *  @param[out] out   [count] the update to θ0 (task-vector methods) or the merged weights
+   *  @param[in,out] kept  [models] entries of the task vectors kept, added to */
+  void (*merge)(void *state, const nps_merge_tensor_t *tensor, const nps_merge_chunk_t *chunk, double *out,
+                int64_t *kept);
+} nps_merge_method_t;
+
+/** Find a method by name. Local.
+ *  @return NPS_ERR_CONFIG with the nearest name, or "not built yet" for a method that is planned
+ *  @param where  "FILE:LINE: " for the message */
+nps_err_t nps_merge_method_find(const char *name, const char *where, const nps_merge_method_t **out);
+
+/** Count the methods / give one, for tables. Local. */
+int nps_merge_method_count(void);
+const nps_merge_method_t *nps_merge_method_at(int i);
+
+/* ---- a merge ---- */
+
+/** One model as the method counts them. */
+typedef struct nps_merge_model {
+  int input;                      /**< index into the inputs */
+  const char *name;               /**< for messages and tables */
+  const nps_settings_t *settings; /**< its parameters, or NULL */
+} nps_merge_model_t;
+
+/** What is to be merged. Borrowed by the merge. */
+typedef struct nps_merge_spec {
+  const nps_merge_method_t *method;
+  const nps_model_t *const *inputs; /**< [input_count] all different catalogues */
+  int input_count;
+  int base;                         /**< index into inputs, or -1 */
+  const nps_merge_model_t *models;  /**< [model_count] in the order of the config */
+  int model_count;
+  const nps_settings_t *settings; /**< global level */
+  const char *config_file;        /**< for messages */
+  uint64_t seed;
+  const nps_layout_t *layout;
+} nps_merge_spec_t;
+
+/** A checked merge: every parameter is evaluated for every tensor and model. */
+typedef struct nps_merge nps_merge_t;
+
+/** Check a merge and evaluate its parameters. Local, does no I/O.
+ *  Unknown parameters (with the nearest known one), missing and ill-typed ones, values out of range: all problems are
+ *  recorded. Parameters that another method knows are noted.
+ *  @param[out] out  freed with nps_merge_free()
+ *  @return NPS_ERR_CONFIG */
+nps_err_t nps_merge_new(const nps_merge_spec_t *spec, nps_merge_t **out);
+void nps_merge_free(nps_merge_t *merge);
+
+/** Tell what the planner must know. Local. */
+nps_demand_t nps_merge_demand(const nps_merge_t *merge);
+
+/** What is known of a model after merging. */
+typedef struct nps_merge_result {
+  double norm;          /**< ‖τ‖ over all merged tensors; NaN where the method does not see task vectors */
+  double kept;          /**< fraction of the task vector's entries that were kept */
+} nps_merge_result_t;
+
+/** Receives progress: bytes done over all ranks, of nps_merge_work(). */
+typedef void nps_merge_progress_fn(void *ctx, int64_t done);
+
+/** Give the work of a run over all ranks, in the unit of its progress (bytes read). Local. */
+int64_t nps_merge_work(const nps_merge_t *merge);
+
+/** Run a merge by plan: read, merge, write. Collective.
+ *  @param digest    gets every byte read; may be NULL
+ *  @param writer    open
+ *  @param progress  called on every rank; may be NULL
+ *  @param[out] results  [model_count], the same on every rank
+ *  @return the same on every rank. NPS_ERR_INPUT: NaN or infinity in an input (model, tensor, index), integer tensors
+ *    that differ between models; NPS_ERR_RUNTIME: a merged value that its output type cannot hold */
+nps_err_t nps_merge_run(nps_merge_t *merge, const nps_comm_t *comm, const nps_plan_t *plan, nps_digest_t *digest,
+                        nps_writer_t *writer, nps_merge_progress_fn *progress, void *ctx, nps_merge_result_t *results);
+
+#endif

@@ -1,0 +1,465 @@
+/* The engine: streams slabs of all inputs through a method to the writer.
+ *
+ * Without statistics, and for copied tensors: one sweep over this rank's pieces. With statistics of single tensors: the
+ * tensors shared with other ranks come first, in two rounds (a rank shares at most its first and its last tensor, and
+ * neighbours in the list of shared tensors are in different rounds), each with a communicator of its own; then the others
+ * by each rank alone. With statistics of the whole model: one sweep over all pieces for each pass. */
+#include "merge_internal.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct {
+  nps_merge_t *merge;
+  const nps_plan_t *plan;
+  const nps_comm_t *comm;
+  nps_comm_t *self; /* this rank alone */
+  nps_writer_t *writer;
+  nps_reader_t **reader; /* [inputs] */
+  nps_merge_progress_fn *progress;
+  void *progress_ctx;
+
+  void *state;      /* of the method */
+  char *slab;       /* input buffers and output buffer of one slab */
+  char **raw;       /* [inputs] into slab */
+  char *out;        /* into slab */
+  int loaded;       /* target whose slab is loaded, or -1 */
+  int64_t loaded_first;
+  double **theta;   /* [models][NPS_CHUNK], or NULL */
+  float **tau;      /* [models][NPS_CHUNK], or NULL */
+
+  nps_pulse_t *pulse; /* of the phase in which ranks work alone, else NULL */
+  bool stopped;       /* another rank has failed */
+  int64_t done;       /* bytes, as nps_merge_work() counts them */
+  int64_t *kept;      /* [models] */
+  double **norms;     /* [models][own_blocks] sums of squares of the task vectors' blocks */
+  int64_t own_blocks; /* blocks of this rank's pieces */
+  int64_t *own_first_block; /* [own pieces] */
+  int64_t norm_at;    /* block in work */
+  nps_lanes_t *lanes; /* [models] */
+} engine_t;
+
+static const nps_merge_spec_t *spec_of(const engine_t *e) { return &e->merge->spec; }
+
+static bool on_task_vectors(const engine_t *e) { return spec_of(e)->method->base == NPS_BASE_TASK_VECTORS; }
+
+static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+
+static int64_t blocks_of(int64_t count) { return (count + NPS_BLOCK - 1) / NPS_BLOCK; }
+
+/* ---- reading ---- */
+
+static nps_dtype_t input_dtype(const engine_t *e, const nps_target_t *target, int input) {
+  return spec_of(e)->inputs[input]->tensors[target->source[input]].dtype;
+}
+
+static nps_err_t check_finite(const engine_t *e, const nps_target_t *target, int input, int64_t first, int64_t count) {
+  int64_t at = nps_tensor_find_nonfinite(input_dtype(e, target, input), e->raw[input], count);
+  if (at < 0) return NPS_OK;
+  const nps_model_t *model = spec_of(e)->inputs[input];
+  double value;
+  nps_dtype_t dtype = input_dtype(e, target, input);
+  nps_tensor_widen(dtype, e->raw[input] + (size_t)at * nps_dtype_size(dtype), 1, &value);
+  return nps_fail(NPS_ERR_INPUT, "model %s (%s): tensor %s holds %s at index %lld", model->name, model->path,
+                  target->name, isnan(value) ? "NaN" : "infinity", (long long)(first + at));
+}
+
+/* Reads elements [first, first + count) of a target from all its inputs, unless they are there already. */
+static nps_err_t load(engine_t *e, int t, int64_t first, int64_t count) {
+  const nps_target_t *target = &spec_of(e)->layout->targets[t];
+  if (e->loaded == t && e->loaded_first == first) return NPS_OK;
+  char *at = e->slab;
+  e->loaded = -1;
+  for (int i = 0; i < spec_of(e)->input_count; i++) {
+    if (target->source[i] < 0) continue;
+    e->raw[i] = at;
+    at += (size_t)count * nps_dtype_size(input_dtype(e, target, i));
+    NPS_TRY(nps_reader_read(e->reader[i], target->source[i], first, count, e->raw[i]));
+    NPS_TRY(check_finite(e, target, i, first, count));
+  }
+  e->out = at;
+  e->loaded = t;
+  e->loaded_first = first;
+  return NPS_OK;
+}
+
+/* ---- chunks ---- */
+
+/* Fills tau or theta with entries at offset `at` of the loaded slab. */
+static void fill_chunk(engine_t *e, const nps_target_t *target, int64_t at, int64_t n) {
+  const nps_merge_spec_t *spec = spec_of(e);
+  for (int m = 0; m < spec->model_count; m++) {
+    int input = spec->models[m].input;
+    nps_dtype_t dtype = input_dtype(e, target, input);
+    const char *raw = e->raw[input] + (size_t)at * nps_dtype_size(dtype);
+    if (e->theta) {
+      nps_tensor_widen(dtype, raw, n, e->theta[m]);
+    } else {
+      nps_dtype_t base = input_dtype(e, target, spec->base);
+      nps_delta_form(base, e->raw[spec->base] + (size_t)at * nps_dtype_size(base), dtype, raw, n, e->tau[m]);
+    }
+  }
+}
+
+static void add_norms(engine_t *e, const nps_merge_chunk_t *chunk) {
+  const int models = spec_of(e)->model_count;
+  bool block_ends = chunk->piece_ends || (chunk->first + chunk->count) % NPS_BLOCK == 0;
+  for (int m = 0; m < models; m++) {
+    nps_lanes_add_squares(&e->lanes[m], chunk->tau[m], chunk->count);
+    if (!block_ends) continue;
+    e->norms[m][e->norm_at] = nps_lanes_sum(&e->lanes[m]);
+    e->lanes[m] = (nps_lanes_t){{0}};
+  }
+  e->norm_at += block_ends;
+}
+
+NPS_VECTOR_CLONES
+static void add_base(const double *base, int64_t n, double *out) {
+  for (int64_t i = 0; i < n; i++) out[i] = base[i] + out[i];
+}
+
+static void merge_chunk(engine_t *e, const nps_target_t *target, const nps_merge_tensor_t *tensor,
+                        const nps_merge_chunk_t *chunk, int64_t at) {
+  const nps_merge_spec_t *spec = spec_of(e);
+  double out[NPS_CHUNK], base[NPS_CHUNK];
+  if (e->tau) add_norms(e, chunk);
+  spec->method->merge(e->state, tensor, chunk, out, e->kept);
+  if (e->tau) {
+    nps_dtype_t dtype = input_dtype(e, target, spec->base);
+    nps_tensor_widen(dtype, e->raw[spec->base] + (size_t)at * nps_dtype_size(dtype), chunk->count, base);
+    add_base(base, chunk->count, out);
+  }
+  nps_tensor_narrow(out, chunk->count, target->dtype, e->out + (size_t)at * nps_dtype_size(target->dtype));
+}
+
+/* Tells how far this rank is; hears whether another failed. */
+static void beat(engine_t *e, int64_t bytes) {
+  int64_t total = 0;
+  e->done += bytes;
+  if (!e->pulse) return;
+  e->stopped = !nps_pulse_beat(e->pulse, e->done, &total);
+  if (e->progress) e->progress(e->progress_ctx, total);
+}
+
+/* ---- sweeps over one piece ---- */
+
+static nps_err_t check_output(const engine_t *e, const nps_target_t *target, int64_t first, int64_t count) {
+  int64_t at = nps_tensor_find_nonfinite(target->dtype, e->out, count);
+  if (at < 0) return NPS_OK;
+  return nps_fail(NPS_ERR_RUNTIME, "tensor %s: the merged value at index %lld is too large for %s (out_dtype)",
+                  target->name, (long long)(first + at), nps_dtype_name(target->dtype));
+}
+
+/* One slab of a merged target in one pass; the pass after the last statistics one merges. */
+static nps_err_t sweep_slab(engine_t *e, const nps_piece_t *piece, int pass, int64_t first, int64_t count) {
+  const nps_target_t *target = &spec_of(e)->layout->targets[piece->target];
+  const nps_merge_tensor_t *tensor = &e->merge->tensors[piece->target];
+  const int64_t width = nps_plan_input_width(target, spec_of(e)->inputs, spec_of(e)->input_count);
+  const bool merging = pass == e->merge->passes, counts = merging || e->merge->whole_model;
+  NPS_TRY(load(e, piece->target, first, count));
+  for (int64_t at = 0; at < count && !e->stopped; at += NPS_CHUNK) {
+    int64_t n = min64(count - at, NPS_CHUNK);
+    nps_merge_chunk_t chunk = {.first = first + at,
+                               .count = n,
+                               .piece_ends = first + at + n == piece->first + piece->count,
+                               .tau = e->tau,
+                               .theta = e->theta};
+    fill_chunk(e, target, at, n);
+    if (merging)
+      merge_chunk(e, target, tensor, &chunk, at);
+    else
+      spec_of(e)->method->scan(e->state, tensor, pass, &chunk);
+    if ((at + n) % NPS_BLOCK == 0 || at + n == count)
+      beat(e, counts ? width * (at + n - at / NPS_BLOCK * NPS_BLOCK) : 0);
+  }
+  if (!merging || e->stopped) return NPS_OK;
+  NPS_TRY(check_output(e, target, first, count));
+  return nps_writer_write(e->writer, piece->target, first, count, e->out);
+}
+
+static nps_err_t sweep(engine_t *e, const nps_piece_t *piece, int pass) {
+  const nps_merge_method_t *method = spec_of(e)->method;
+  if (method->piece) method->piece(e->state, &e->merge->tensors[piece->target], pass);
+  const int64_t end = piece->first + piece->count;
+  e->norm_at = e->own_first_block[piece - e->plan->pieces - e->plan->first_piece[nps_comm_rank(e->comm)]];
+  for (int64_t first = piece->first; first < end && !e->stopped; first += e->plan->slab)
+    NPS_TRY(sweep_slab(e, piece, pass, first, min64(end - first, e->plan->slab)));
+  return NPS_OK;
+}
+
+/* Statistics of one tensor over the ranks of `comm`, then its merging. Collective over comm; the result of the last sweep
+ * is this rank's own. */
+static nps_err_t merge_tensor(engine_t *e, const nps_piece_t *piece, const nps_comm_t *comm) {
+  const nps_merge_method_t *method = spec_of(e)->method;
+  const nps_merge_tensor_t *tensor = &e->merge->tensors[piece->target];
+  if (e->merge->passes > 0) method->start(e->state, tensor);
+  for (int pass = 0; pass < e->merge->passes; pass++) {
+    nps_err_t err = sweep(e, piece, pass);
+    if (nps_comm_size(comm) > 1) err = nps_comm_agree(comm, err);
+    if (err != NPS_OK || e->stopped) return err;
+    method->reduce(e->state, tensor, pass, comm);
+  }
+  return sweep(e, piece, e->merge->passes);
+}
+
+/* ---- copied targets ---- */
+
+/* Integer and boolean tensors must be the same in all inputs. */
+static nps_err_t compare_sources(const engine_t *e, const nps_target_t *target, int first_input, int64_t first,
+                                 int64_t count) {
+  const size_t size = nps_dtype_size(target->dtype);
+  for (int i = first_input + 1; i < spec_of(e)->input_count; i++) {
+    if (target->source[i] < 0 || memcmp(e->raw[first_input], e->raw[i], (size_t)count * size) == 0) continue;
+    int64_t at = 0;
+    while (memcmp(e->raw[first_input] + (size_t)at * size, e->raw[i] + (size_t)at * size, size) == 0) at++;
+    return nps_fail(NPS_ERR_INPUT, "tensor %s (%s) cannot be merged and differs between the models %s and %s at index %lld",
+                    target->name, nps_dtype_name(target->dtype), spec_of(e)->inputs[first_input]->name,
+                    spec_of(e)->inputs[i]->name, (long long)(first + at));
+  }
+  return NPS_OK;
+}
+
+static void convert(nps_dtype_t from, const char *src, int64_t count, nps_dtype_t to, char *dst) {
+  double wide[NPS_CHUNK];
+  for (int64_t at = 0; at < count; at += NPS_CHUNK) {
+    int64_t n = min64(count - at, NPS_CHUNK);
+    nps_tensor_widen(from, src + (size_t)at * nps_dtype_size(from), n, wide);
+    nps_tensor_narrow(wide, n, to, dst + (size_t)at * nps_dtype_size(to));
+  }
+}
+
+static nps_err_t copy_slab(engine_t *e, const nps_piece_t *piece, int64_t first, int64_t count) {
+  const nps_target_t *target = &spec_of(e)->layout->targets[piece->target];
+  int source = 0;
+  while (target->source[source] < 0) source++;
+  NPS_TRY(load(e, piece->target, first, count));
+  nps_dtype_t dtype = input_dtype(e, target, source);
+  const char *data = e->raw[source];
+  if (target->action == NPS_ACTION_COPY) NPS_TRY(compare_sources(e, target, source, first, count));
+  if (dtype != target->dtype) {
+    convert(dtype, data, count, target->dtype, e->out);
+    NPS_TRY(check_output(e, target, first, count));
+    data = e->out;
+  }
+  beat(e, count * nps_plan_input_width(target, spec_of(e)->inputs, spec_of(e)->input_count));
+  return nps_writer_write(e->writer, piece->target, first, count, data);
+}
+
+static nps_err_t copy_tensor(engine_t *e, const nps_piece_t *piece) {
+  const int64_t end = piece->first + piece->count;
+  for (int64_t first = piece->first; first < end && !e->stopped; first += e->plan->slab)
+    NPS_TRY(copy_slab(e, piece, first, min64(end - first, e->plan->slab)));
+  return NPS_OK;
+}
+
+/* ---- phases ---- */
+
+typedef nps_err_t piece_fn(engine_t *e, const nps_piece_t *piece, int pass);
+
+static bool is_merged(const engine_t *e, const nps_piece_t *piece) {
+  return spec_of(e)->layout->targets[piece->target].action == NPS_ACTION_MERGE;
+}
+
+/* Whether a piece belongs to a tensor whose statistics this rank shares with others. */
+static bool is_shared(const engine_t *e, const nps_piece_t *piece) {
+  return e->merge->passes > 0 && !e->merge->whole_model && is_merged(e, piece) &&
+         e->plan->owner_first[piece->target] != e->plan->owner_last[piece->target];
+}
+
+static void show_idle(void *ctx, int64_t total) {
+  engine_t *e = ctx;
+  if (e->progress) e->progress(e->progress_ctx, total);
+}
+
+/* Applies a function to this rank's pieces, ranks working alone. Collective; the same result on every rank. */
+static nps_err_t for_pieces(engine_t *e, piece_fn *fn, int pass) {
+  const int rank = nps_comm_rank(e->comm);
+  nps_err_t err = NPS_OK;
+  e->pulse = nps_pulse_start(e->comm);
+  for (int i = e->plan->first_piece[rank]; i < e->plan->first_piece[rank + 1] && err == NPS_OK && !e->stopped; i++)
+    err = fn(e, &e->plan->pieces[i], pass);
+  err = nps_pulse_end(e->pulse, e->done, err, show_idle, e);
+  e->pulse = NULL;
+  return err;
+}
+
+static nps_err_t scan_piece(engine_t *e, const nps_piece_t *piece, int pass) {
+  return is_merged(e, piece) ? sweep(e, piece, pass) : NPS_OK;
+}
+
+/* The merging pass where statistics are there already or never needed. */
+static nps_err_t merge_piece(engine_t *e, const nps_piece_t *piece, int pass) {
+  return is_merged(e, piece) ? sweep(e, piece, pass) : copy_tensor(e, piece);
+}
+
+/* Statistics and merging of a tensor that is this rank's alone. */
+static nps_err_t merge_own_piece(engine_t *e, const nps_piece_t *piece, int pass) {
+  if (is_shared(e, piece)) return NPS_OK;
+  return e->merge->passes > 0 && is_merged(e, piece) ? merge_tensor(e, piece, e->self) : merge_piece(e, piece, pass);
+}
+
+/* Merges the shared tensors of one round. Collective; the same result on every rank. */
+static nps_err_t merge_shared(engine_t *e, int round) {
+  const nps_plan_t *plan = e->plan;
+  const int rank = nps_comm_rank(e->comm);
+  const nps_piece_t *mine = NULL;
+  int number = 0, last_target = -1;
+  for (int i = 0; i < plan->piece_count; i++) {
+    const nps_piece_t *piece = &plan->pieces[i];
+    if (!is_shared(e, piece)) continue;
+    if (piece->target != last_target) number++;
+    last_target = piece->target;
+    bool here = i >= plan->first_piece[rank] && i < plan->first_piece[rank + 1];
+    if (here && number % 2 == round) mine = piece;
+  }
+  if (number == 0) return NPS_OK;
+  nps_comm_t *sharers = NULL;
+  nps_comm_split(e->comm, mine ? mine->target : -1, &sharers);
+  nps_err_t err = mine ? merge_tensor(e, mine, sharers) : NPS_OK;
+  nps_comm_free(sharers);
+  return nps_comm_agree(e->comm, err);
+}
+
+static nps_err_t run_phases(engine_t *e) {
+  const nps_merge_t *merge = e->merge;
+  if (merge->whole_model) {
+    const nps_merge_tensor_t *any = &merge->tensors[merge->first];
+    merge->spec.method->start(e->state, any);
+    for (int pass = 0; pass < merge->passes; pass++) {
+      NPS_TRY(for_pieces(e, scan_piece, pass));
+      merge->spec.method->reduce(e->state, any, pass, e->comm);
+    }
+    return for_pieces(e, merge_piece, merge->passes);
+  }
+  for (int round = 0; round < 2; round++) NPS_TRY(merge_shared(e, round));
+  return for_pieces(e, merge_own_piece, merge->passes);
+}
+
+/* ---- results ---- */
+
+/* Block sums that cross the network at a time. */
+#define NORM_BATCH ((int64_t)1 << 16)
+
+/* Adds up a model's block sums in the order of the line of all targets, whatever rank has which. Collective. */
+static double total_norm(const engine_t *e, const double *own, double *batch) {
+  const nps_plan_t *plan = e->plan;
+  const int rank = nps_comm_rank(e->comm);
+  int64_t before = 0, blocks = 0;
+  double total = 0;
+  for (int i = 0; i < plan->piece_count; i++) {
+    if (i < plan->first_piece[rank]) before += blocks_of(plan->pieces[i].count);
+    blocks += blocks_of(plan->pieces[i].count);
+  }
+  const int64_t own_blocks = e->own_blocks;
+  for (int64_t at = 0; at < blocks; at += NORM_BATCH) {
+    int64_t n = min64(blocks - at, NORM_BATCH);
+    for (int64_t i = 0; i < n; i++) {
+      int64_t k = at + i - before;
+      batch[i] = k >= 0 && k < own_blocks ? own[k] : 0;
+    }
+    nps_comm_sum_f64(e->comm, batch, n); /* all but one rank's are 0: exact */
+    for (int64_t i = 0; i < n; i++) total += batch[i];
+  }
+  return sqrt(total);
+}
+
+static void gather_results(engine_t *e, nps_merge_result_t *results) {
+  const nps_merge_spec_t *spec = spec_of(e);
+  int64_t elements = 0;
+  double *batch = nps_xcalloc((size_t)NORM_BATCH, sizeof *batch);
+  for (int t = 0; t < spec->layout->count; t++) elements += e->merge->tensors[t].count;
+  nps_comm_sum_i64(e->comm, e->kept, spec->model_count);
+  for (int m = 0; m < spec->model_count; m++) {
+    results[m] = (nps_merge_result_t){.norm = NAN, .kept = 1};
+    if (!e->tau) continue;
+    results[m].norm = total_norm(e, e->norms[m], batch);
+    if (elements > 0) results[m].kept = (double)e->kept[m] / (double)elements;
+  }
+  free(batch);
+}
+
+/* ---- set-up ---- */
+
+static void **make_rows(int rows, size_t bytes) {
+  void **row = nps_xcalloc((size_t)rows, sizeof *row);
+  for (int i = 0; i < rows; i++) row[i] = nps_xcalloc(1, bytes);
+  return row;
+}
+
+static void free_rows(void **row, int rows) {
+  for (int i = 0; row && i < rows; i++) free(row[i]);
+  free(row);
+}
+
+/* Bytes of the slab buffer of this rank. */
+static size_t slab_bytes(const engine_t *e) {
+  const nps_merge_spec_t *spec = spec_of(e);
+  const int rank = nps_comm_rank(e->comm);
+  int64_t most = 0;
+  for (int i = e->plan->first_piece[rank]; i < e->plan->first_piece[rank + 1]; i++) {
+    const nps_piece_t *piece = &e->plan->pieces[i];
+    const nps_target_t *target = &spec->layout->targets[piece->target];
+    int64_t width = nps_plan_input_width(target, spec->inputs, spec->input_count) + (int64_t)nps_dtype_size(target->dtype);
+    int64_t bytes = width * min64(piece->count, e->plan->slab);
+    if (bytes > most) most = bytes;
+  }
+  return (size_t)most;
+}
+
+static void index_blocks(engine_t *e) {
+  const int rank = nps_comm_rank(e->comm), first = e->plan->first_piece[rank];
+  const int pieces = e->plan->first_piece[rank + 1] - first;
+  e->own_first_block = nps_xcalloc((size_t)pieces, sizeof *e->own_first_block);
+  for (int i = 0; i < pieces; i++) {
+    e->own_first_block[i] = e->own_blocks;
+    e->own_blocks += blocks_of(e->plan->pieces[first + i].count);
+  }
+}
+
+static nps_err_t set_up(engine_t *e, nps_digest_t *digest) {
+  const nps_merge_spec_t *spec = spec_of(e);
+  const int models = spec->model_count;
+  e->loaded = -1;
+  e->raw = nps_xcalloc((size_t)spec->input_count, sizeof *e->raw);
+  e->kept = nps_xcalloc((size_t)models, sizeof *e->kept);
+  e->lanes = nps_xcalloc((size_t)models, sizeof *e->lanes);
+  e->reader = nps_xcalloc((size_t)spec->input_count, sizeof *e->reader);
+  for (int i = 0; i < spec->input_count; i++) e->reader[i] = nps_reader_new(spec->inputs[i], digest);
+  index_blocks(e);
+  if (on_task_vectors(e)) {
+    e->tau = (float **)make_rows(models, NPS_CHUNK * sizeof(float));
+    e->norms = (double **)make_rows(models, (size_t)e->own_blocks * sizeof(double));
+  } else {
+    e->theta = (double **)make_rows(models, NPS_CHUNK * sizeof(double));
+  }
+  if (e->merge->passes > 0) e->state = spec->method->state_new(models);
+  return nps_buffer_alloc(slab_bytes(e), "the slab buffer", &e->slab);
+}
+
+static void tear_down(engine_t *e) {
+  const nps_merge_spec_t *spec = spec_of(e);
+  if (e->state) spec->method->state_free(e->state);
+  for (int i = 0; i < spec->input_count; i++) nps_reader_free(e->reader[i]);
+  free_rows((void **)e->tau, spec->model_count);
+  free_rows((void **)e->theta, spec->model_count);
+  free_rows((void **)e->norms, spec->model_count);
+  nps_comm_free(e->self);
+  free(e->own_first_block);
+  free(e->reader);
+  free(e->lanes);
+  free(e->kept);
+  free(e->raw);
+  free(e->slab);
+}
+
+nps_err_t nps_merge_run(nps_merge_t *merge, const nps_comm_t *comm, const nps_plan_t *plan, nps_digest_t *digest,
+                        nps_writer_t *writer, nps_merge_progress_fn *progress, void *ctx, nps_merge_result_t *results) {
+  engine_t e = {.merge = merge, .plan = plan, .comm = comm, .writer = writer, .progress = progress, .progress_ctx = ctx};
+  e.self = nps_comm_self();
+  nps_err_t err = nps_comm_agree(comm, set_up(&e, digest));
+  if (err == NPS_OK) err = run_phases(&e);
+  if (err == NPS_OK) gather_results(&e, results);
+  tear_down(&e);
+  return err;
+}

@@ -1,0 +1,32 @@
+/** @file merge_internal.h
+ *  What the files of this module share. */
+#ifndef NPS_MERGE_INTERNAL_H
+#define NPS_MERGE_INTERNAL_H
+
+#include "nps/merge.h"
+
+struct nps_merge {
+  nps_merge_spec_t spec;
+  nps_merge_tensor_t *tensors; /**< [layout->count]; merged targets only are filled */
+  double *values;              /**< [param][target][model], what the tensors point into */
+  int first;                   /**< the first merged target, or -1 */
+  int passes;
+  bool whole_model;
+};
+
+/* The families' methods; registry.c lists them. */
+extern const nps_merge_method_t nps_method_linear;
+extern const nps_merge_method_t nps_method_passthrough;
+extern const nps_merge_method_t nps_method_slerp;
+extern const nps_merge_method_t nps_method_task_arithmetic;
+extern const nps_merge_method_t nps_method_ties;
+extern const nps_merge_method_t nps_method_dare_linear;
+extern const nps_merge_method_t nps_method_dare_ties;
+
+/** Choices of a yes/no parameter: value 0 is false, 1 true. */
+extern const char *const nps_choices_bool[];
+
+/** Whether some method has a parameter of this name, or mergekit has it for a method that is planned. */
+bool nps_merge_param_known(const char *name);
+
+#endif

@@ -1,0 +1,271 @@
+/* Checks a merge's models and parameters, and evaluates every parameter for every tensor and model. */
+#include "merge_internal.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* "FILE:LINE: " for a setting of the config, "--set: " for one of the command line. */
+static const char *where_of(const nps_merge_t *merge, const nps_setting_t *setting, char out[256]) {
+  if (setting->line > 0)
+    snprintf(out, 256, "%s:%d: ", merge->spec.config_file, setting->line);
+  else
+    snprintf(out, 256, "--set: ");
+  return out;
+}
+
+static const nps_param_t *find_param(const nps_merge_method_t *method, const char *name) {
+  for (int i = 0; i < method->param_count; i++)
+    if (strcmp(method->params[i].name, name) == 0) return &method->params[i];
+  return NULL;
+}
+
+static nps_err_t unknown_param(const nps_merge_t *merge, const nps_setting_t *setting) {
+  char where[256];
+  const nps_merge_method_t *method = merge->spec.method;
+  const char *names[NPS_MAX_PARAMS];
+  for (int i = 0; i < method->param_count; i++) names[i] = method->params[i].name;
+  const char *nearest = nps_nearest(setting->name, names, method->param_count);
+  where_of(merge, setting, where);
+  if (nearest)
+    return nps_fail(NPS_ERR_CONFIG, "%sunknown parameter '%s' of %s, did you mean '%s'?", where, setting->name,
+                    method->name, nearest);
+  return nps_fail(NPS_ERR_CONFIG, "%sunknown parameter '%s' of %s", where, setting->name, method->name);
+}
+
+static nps_err_t check_names(const nps_merge_t *merge, const nps_settings_t *settings, bool of_model) {
+  char where[256];
+  nps_err_t err = NPS_OK;
+  for (int i = 0; settings && i < settings->count; i++) {
+    const nps_setting_t *setting = &settings->items[i];
+    const nps_param_t *param = find_param(merge->spec.method, setting->name);
+    if (param && of_model && !param->per_model)
+      err = nps_fail(NPS_ERR_CONFIG, "%sparameter '%s' holds for all models: it belongs under the top-level parameters",
+                     where_of(merge, setting, where), setting->name);
+    else if (!param && nps_merge_param_known(setting->name))
+      nps_note("%sparameter '%s' has no effect with %s", where_of(merge, setting, where), setting->name,
+               merge->spec.method->name);
+    else if (!param)
+      err = unknown_param(merge, setting);
+  }
+  return err;
+}
+
+/* The value of a text or boolean among a parameter's choices, or -1. */
+static int find_choice(const nps_param_t *param, const nps_value_t *value) {
+  const char *text = nps_value_text(value);
+  double number = 0;
+  if (!text && nps_value_is_boolean(value) && nps_value_is_plain(value) && nps_value_number(value, NULL, 0, &number))
+    text = number != 0 ? "true" : "false";
+  for (int i = 0; text && param->choices[i]; i++)
+    if (strcmp(param->choices[i], text) == 0) return i;
+  return -1;
+}
+
+static nps_err_t check_choice(const nps_merge_t *merge, const nps_param_t *param, const nps_setting_t *setting) {
+  if (find_choice(param, setting->value) >= 0) return NPS_OK;
+  char where[256];
+  nps_text_t list = {0};
+  for (int i = 0; param->choices[i]; i++) nps_text_add(&list, i ? ", %s" : "%s", param->choices[i]);
+  const char *text = nps_value_text(setting->value);
+  nps_err_t err = nps_fail(NPS_ERR_CONFIG, "%sparameter '%s' must be one of %s, found %s%s%s",
+                           where_of(merge, setting, where), setting->name, list.text, text ? "'" : "",
+                           text ? text : "another kind of value", text ? "'" : "");
+  free(list.text);
+  return err;
+}
+
+static nps_err_t check_value(const nps_merge_t *merge, const nps_param_t *param, const nps_setting_t *setting) {
+  char where[256];
+  if (param->kind == NPS_PARAM_CHOICE) return check_choice(merge, param, setting);
+  if (nps_value_is_numeric(setting->value)) return NPS_OK;
+  const char *text = nps_value_text(setting->value);
+  return nps_fail(NPS_ERR_CONFIG, "%sparameter '%s' must be a number, found '%s'", where_of(merge, setting, where),
+                  setting->name, text ? text : "a text");
+}
+
+static nps_err_t check_values(const nps_merge_t *merge, const nps_settings_t *settings) {
+  nps_err_t err = NPS_OK;
+  for (int i = 0; settings && i < settings->count; i++) {
+    const nps_param_t *param = find_param(merge->spec.method, settings->items[i].name);
+    if (param && check_value(merge, param, &settings->items[i]) != NPS_OK) err = NPS_ERR_CONFIG;
+  }
+  return err;
+}
+
+static nps_err_t check_counts(const nps_merge_t *merge) {
+  const nps_merge_spec_t *spec = &merge->spec;
+  const nps_merge_method_t *method = spec->method;
+  if (method->base != NPS_BASE_LISTED && spec->base < 0)
+    return nps_fail(NPS_ERR_CONFIG, "%s: %s needs base_model", spec->config_file, method->name);
+  const char *what = method->base == NPS_BASE_TASK_VECTORS ? "model besides the base" : "model";
+  if (spec->model_count < method->min_models)
+    return nps_fail(NPS_ERR_CONFIG, "%s: %s needs at least %d %s%s, found %d", spec->config_file, method->name,
+                    method->min_models, what, method->min_models > 1 ? "s (the base counts)" : "", spec->model_count);
+  if (method->max_models && spec->model_count > method->max_models)
+    return nps_fail(NPS_ERR_CONFIG, "%s: %s takes %d %s%s, found %d", spec->config_file, method->name,
+                    method->max_models, what, method->max_models > 1 ? "s (the base counts)" : "", spec->model_count);
+  return NPS_OK;
+}
+
+/* Looks a parameter up for one tensor: in the model's settings, then globally. */
+static const nps_setting_t *look_up(const nps_merge_t *merge, const nps_param_t *param, int model,
+                                    const nps_target_t *target, double *value) {
+  const nps_settings_t *levels[2] = {param->per_model ? merge->spec.models[model].settings : NULL, merge->spec.settings};
+  for (int i = 0; i < 2; i++) {
+    const nps_setting_t *setting = levels[i] ? nps_settings_find(levels[i], param->name) : NULL;
+    if (!setting) continue;
+    if (param->kind == NPS_PARAM_CHOICE) {
+      *value = find_choice(param, setting->value);
+      return setting;
+    }
+    if (nps_value_number(setting->value, target->name, target->layer, value)) return setting;
+  }
+  return NULL;
+}
+
+static nps_err_t evaluate(const nps_merge_t *merge, const nps_param_t *param, int model, const nps_target_t *target,
+                          double *value) {
+  char where[256];
+  const nps_merge_spec_t *spec = &merge->spec;
+  const nps_setting_t *setting = look_up(merge, param, model, target, value);
+  if (!setting) {
+    *value = param->fallback;
+    if (!param->required) return NPS_OK;
+    if (!param->per_model)
+      return nps_fail(NPS_ERR_CONFIG, "%s: %s needs the parameter '%s' (tensor %s has none)", spec->config_file,
+                      spec->method->name, param->name, target->name);
+    return nps_fail(NPS_ERR_CONFIG, "%s: %s needs the parameter '%s' for model '%s' (tensor %s has none)",
+                    spec->config_file, spec->method->name, param->name, spec->models[model].name, target->name);
+  }
+  if (param->kind == NPS_PARAM_NUMBER && !(*value >= param->least && *value <= param->most))
+    return nps_fail(NPS_ERR_CONFIG, "%sparameter '%s' must lie in [%g, %g], found %g for tensor %s",
+                    where_of(merge, setting, where), param->name, param->least, param->most, *value, target->name);
+  return NPS_OK;
+}
+
+/* Evaluates one parameter everywhere; one message for a parameter and model is enough. */
+static nps_err_t evaluate_param(nps_merge_t *merge, int p) {
+  const nps_layout_t *layout = merge->spec.layout;
+  const nps_param_t *param = &merge->spec.method->params[p];
+  const int models = merge->spec.model_count, rows = param->per_model ? models : 1;
+  nps_err_t err = NPS_OK;
+  for (int m = 0; m < rows; m++)
+    for (int t = 0; t < layout->count; t++) {
+      if (layout->targets[t].action != NPS_ACTION_MERGE) continue;
+      double *values = merge->values + ((int64_t)p * layout->count + t) * models;
+      merge->tensors[t].param[p] = values;
+      if (evaluate(merge, param, m, &layout->targets[t], &values[m]) == NPS_OK) continue;
+      err = NPS_ERR_CONFIG;
+      break;
+    }
+  return err;
+}
+
+typedef struct {
+  const char *name;
+  int target;
+} named_t;
+
+static int by_name(const void *a, const void *b) { return strcmp(((const named_t *)a)->name, ((const named_t *)b)->name); }
+
+static void describe_tensors(nps_merge_t *merge) {
+  const nps_layout_t *layout = merge->spec.layout;
+  named_t *named = nps_xcalloc((size_t)layout->count, sizeof *named);
+  int merged = 0;
+  int64_t elements = 0;
+  for (int t = 0; t < layout->count; t++)
+    if (layout->targets[t].action == NPS_ACTION_MERGE) {
+      if (merge->first < 0) merge->first = t;
+      named[merged++] = (named_t){layout->targets[t].name, t};
+      elements += layout->targets[t].count;
+    }
+  qsort(named, (size_t)merged, sizeof *named, by_name);
+  for (int i = 0; i < merged; i++) {
+    nps_merge_tensor_t *tensor = &merge->tensors[named[i].target];
+    tensor->name = named[i].name;
+    tensor->count = layout->targets[named[i].target].count;
+    tensor->models = merge->spec.model_count;
+    tensor->seed = merge->spec.seed;
+    tensor->order = i;
+    tensor->tensor_count = merged;
+    tensor->model_elements = elements;
+  }
+  free(named);
+}
+
+static nps_err_t check_tensors(const nps_merge_t *merge) {
+  const nps_merge_method_t *method = merge->spec.method;
+  char why[160];
+  for (int t = 0; method->check && t < merge->spec.layout->count; t++) {
+    const nps_merge_tensor_t *tensor = &merge->tensors[t];
+    if (tensor->name && !method->check(tensor, &merge->tensors[merge->first], why))
+      return nps_fail(NPS_ERR_CONFIG, "%s: %s, tensor %s: %s", merge->spec.config_file, method->name, tensor->name, why);
+  }
+  return NPS_OK;
+}
+
+static nps_err_t prepare(nps_merge_t *merge) {
+  const nps_merge_spec_t *spec = &merge->spec;
+  nps_err_t err = check_counts(merge);
+  err = nps_err_worse(err, check_names(merge, spec->settings, false));
+  err = nps_err_worse(err, check_values(merge, spec->settings));
+  for (int m = 0; m < spec->model_count; m++) {
+    err = nps_err_worse(err, check_names(merge, spec->models[m].settings, true));
+    err = nps_err_worse(err, check_values(merge, spec->models[m].settings));
+  }
+  if (err != NPS_OK) return err;
+  describe_tensors(merge);
+  for (int p = 0; p < spec->method->param_count; p++) err = nps_err_worse(err, evaluate_param(merge, p));
+  if (err != NPS_OK || merge->first < 0) return err;
+  NPS_TRY(check_tensors(merge));
+  const nps_merge_method_t *method = spec->method;
+  merge->passes = method->passes ? method->passes(merge->tensors, spec->layout->count) : 0;
+  merge->whole_model =
+      merge->passes > 0 && method->whole_model && method->whole_model(merge->tensors, spec->layout->count);
+  return NPS_OK;
+}
+
+nps_err_t nps_merge_new(const nps_merge_spec_t *spec, nps_merge_t **out) {
+  const size_t targets = (size_t)spec->layout->count, params = (size_t)spec->method->param_count;
+  nps_merge_t *merge = nps_xcalloc(1, sizeof *merge);
+  merge->spec = *spec;
+  merge->first = -1;
+  merge->tensors = nps_xcalloc(targets, sizeof *merge->tensors);
+  merge->values = nps_xcalloc(params * targets, (size_t)spec->model_count * sizeof(double));
+  nps_err_t err = prepare(merge);
+  if (err != NPS_OK) {
+    nps_merge_free(merge);
+    return err;
+  }
+  *out = merge;
+  return NPS_OK;
+}
+
+void nps_merge_free(nps_merge_t *merge) {
+  if (!merge) return;
+  free(merge->tensors);
+  free(merge->values);
+  free(merge);
+}
+
+nps_demand_t nps_merge_demand(const nps_merge_t *merge) {
+  const nps_merge_method_t *method = merge->spec.method;
+  return (nps_demand_t){
+      .whole_pieces = merge->passes > 0 && !merge->whole_model,
+      .whole_model = merge->whole_model,
+      .passes = merge->passes,
+      .state_memory = merge->passes > 0 ? (int64_t)method->state_bytes(merge->spec.model_count) : 0,
+  };
+}
+
+int64_t nps_merge_work(const nps_merge_t *merge) {
+  const nps_merge_spec_t *spec = &merge->spec;
+  int64_t work = 0;
+  for (int t = 0; t < spec->layout->count; t++) {
+    const nps_target_t *target = &spec->layout->targets[t];
+    int sweeps = merge->whole_model && target->action == NPS_ACTION_MERGE ? merge->passes + 1 : 1;
+    work += sweeps * target->count * nps_plan_input_width(target, spec->inputs, spec->input_count);
+  }
+  return work;
+}

@@ -1,0 +1,426 @@
+/* The task-arithmetic family, one pipeline over task vectors τ_i = θ_i − θ0:
+ * δ_i = τ_i → sparsify and rescale → × w_i → consensus → Σ → × λ → ÷ divisor if normalize → + θ0.
+ * task_arithmetic (Ilharco et al., arXiv 2212.04089), ties (Yadav et al., 2306.01708), dare (Yu et al., 2311.03099). */
+#include "merge_internal.h"
+#include "nps/rng.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+enum { WEIGHT, LAMBDA, NORMALIZE, DENSITY, FIFTH };
+enum { SCOPE = FIFTH, RESCALE = FIFTH };
+enum { SCOPE_TENSOR, SCOPE_MODEL };
+enum { RESCALE_NO, RESCALE_L1, RESCALE_EXPECTATION };
+
+/* An L1 norm below it is taken as nothing: no rescaling. Weights that add up to less are not divided by. */
+#define TINY_L1 1e-7
+#define TINY_WEIGHT 1e-8
+
+static const char *const scope_choices[] = {"tensor", "model", NULL};
+static const char *const rescale_choices[] = {"false", "true", "expectation", NULL};
+
+/* ---- combining the models of a chunk ---- */
+
+NPS_VECTOR_CLONES
+static void add_weighted(const float *delta, double scale, double weight, int64_t n, double *sum) {
+  for (int64_t i = 0; i < n; i++) sum[i] += weight * (scale * (double)delta[i]);
+}
+
+/* Adds the entries that have the elected sign (+ where elected >= 0), and their weights to the divisor. */
+NPS_VECTOR_CLONES
+static void add_agreeing(const float *delta, double scale, double weight, const double *elected, int64_t n, double *sum,
+                         double *divisor) {
+  for (int64_t i = 0; i < n; i++) {
+    double value = weight * (scale * (double)delta[i]);
+    double towards = elected[i] >= 0 ? value : -value;
+    sum[i] += towards > 0 ? value : 0.0;
+    divisor[i] += towards > 0 ? weight : 0.0;
+  }
+}
+
+NPS_VECTOR_CLONES
+static void finish_each(double *sum, double lambda, const double *divisor, int64_t n) {
+  for (int64_t i = 0; i < n; i++) sum[i] = lambda * sum[i] / (divisor[i] == 0 ? 1.0 : divisor[i]);
+}
+
+NPS_VECTOR_CLONES
+static void finish_all(double *sum, double lambda, double divisor, int64_t n) {
+  for (int64_t i = 0; i < n; i++) sum[i] = lambda * sum[i] / divisor;
+}
+
+NPS_VECTOR_CLONES
+static void clear(double *x, int64_t n) {
+  for (int64_t i = 0; i < n; i++) x[i] = 0;
+}
+
+/* Σ w_i δ_i, scaled. scale [models] may be NULL: 1. */
+static void combine_sum(const nps_merge_tensor_t *tensor, const nps_merge_chunk_t *chunk, const double *scale,
+                        double *out) {
+  double divisor = 0;
+  clear(out, chunk->count);
+  for (int m = 0; m < tensor->models; m++) {
+    add_weighted(chunk->tau[m], scale ? scale[m] : 1, tensor->param[WEIGHT][m], chunk->count, out);
+    divisor += tensor->param[WEIGHT][m];
+  }
+  if (tensor->param[NORMALIZE][0] == 0 || fabs(divisor) < TINY_WEIGHT) divisor = 1;
+  finish_all(out, tensor->param[LAMBDA][0], divisor, chunk->count);
+}
+
+/* Sum of the entries that agree with the elected sign. */
+static void combine_consensus(const nps_merge_tensor_t *tensor, const nps_merge_chunk_t *chunk, const double *scale,
+                              double *out) {
+  double elected[NPS_CHUNK], divisor[NPS_CHUNK];
+  const double *weight = tensor->param[WEIGHT];
+  clear(elected, chunk->count);
+  clear(divisor, chunk->count);
+  clear(out, chunk->count);
+  for (int m = 0; m < tensor->models; m++)
+    add_weighted(chunk->tau[m], scale ? scale[m] : 1, weight[m], chunk->count, elected);
+  for (int m = 0; m < tensor->models; m++)
+    add_agreeing(chunk->tau[m], scale ? scale[m] : 1, weight[m], elected, chunk->count, out, divisor);
+  if (tensor->param[NORMALIZE][0] == 0)
+    finish_all(out, tensor->param[LAMBDA][0], 1, chunk->count);
+  else
+    finish_each(out, tensor->param[LAMBDA][0], divisor, chunk->count);
+}
+
+static void keep_all(const nps_merge_tensor_t *tensor, const nps_merge_chunk_t *chunk, int64_t *kept) {
+  for (int m = 0; m < tensor->models; m++) kept[m] += chunk->count;
+}
+
+/* ---- task_arithmetic ---- */
+
+static void task_arithmetic_merge(void *state, const nps_merge_tensor_t *tensor, const nps_merge_chunk_t *chunk,
+                                  double *out, int64_t *kept) {
+  (void)state;
+  keep_all(tensor, chunk, kept);
+  combine_sum(tensor, chunk, NULL, out);
+}
+
+/* ---- ties: the entries of largest magnitude ---- */
+
+typedef struct {
+  int models;
+  bool whole_model;
+  nps_select_t **select; /* [models] */
+  int64_t *ties;         /* whole model: [tensors by name][models] entries at the threshold; later those before */
+  int64_t ties_room;
+} ties_state_t;
+
+static bool all_dense(const nps_merge_tensor_t *tensors, int count) {
+  for (int i = 0; i < count; i++)
+    for (int m = 0; tensors[i].name && m < tensors[i].models; m++)
+      if (tensors[i].param[DENSITY][m] < 1) return false;
+  return true;
+}
+
+static bool ties_whole_model(const nps_merge_tensor_t *tensors, int count) {
+  for (int i = 0; i < count; i++)
+    if (tensors[i].name) return tensors[i].param[SCOPE][0] == SCOPE_MODEL;
+  return false;
+}
+
+/* Two histogram passes; over the whole model one more, to count the ties tensor by tensor. */
+static int ties_passes(const nps_merge_tensor_t *tensors, int count) {
+  if (all_dense(tensors, count)) return 0;
+  return ties_whole_model(tensors, count) ? 3 : 2;
+}
+
+static bool ties_check(const nps_merge_tensor_t *tensor, const nps_merge_tensor_t *first, char why[160]) {
+  if (tensor->param[SCOPE][0] != first->param[SCOPE][0]) {
+    snprintf(why, 160, "scope must be the same for all tensors");
+    return false;
+  }
+  for (int m = 0; tensor->param[SCOPE][0] == SCOPE_MODEL && m < tensor->models; m++)
+    if (tensor->param[DENSITY][m] != first->param[DENSITY][m]) {
+      snprintf(why, 160, "with scope: model, density must be the same for all tensors");
+      return false;
+    }
+  return true;
+}
+
+static void *ties_new(int models) {
+  ties_state_t *s = nps_xcalloc(1, sizeof *s);
+  s->models = models;
+  s->select = nps_xcalloc((size_t)models, sizeof *s->select);
+  for (int m = 0; m < models; m++) s->select[m] = nps_select_new();
+  return s;
+}
+
+static void ties_free(void *state) {
+  ties_state_t *s = state;
+  for (int m = 0; m < s->models; m++) nps_select_free(s->select[m]);
+  free(s->select);
+  free(s->ties);
+  free(s);
+}
+
+static size_t ties_bytes(int models) { return (size_t)models * nps_select_bytes(); }
+
+static void ties_start(void *state, const nps_merge_tensor_t *tensor) {
+  ties_state_t *s = state;
+  s->whole_model = tensor->param[SCOPE][0] == SCOPE_MODEL;
+  int64_t entries = s->whole_model ? tensor->model_elements : tensor->count;
+  for (int m = 0; m < s->models; m++) {
+    int64_t keep = (int64_t)floor(tensor->param[DENSITY][m] * (double)entries);
+    nps_select_start(s->select[m], keep < 1 ? 1 : keep);
+  }
+  if (!s->whole_model) return;
+  free(s->ties);
+  s->ties = nps_xcalloc((size_t)tensor->tensor_count * (size_t)s->models, sizeof *s->ties);
+}
+
+static void ties_scan(void *state, const nps_merge_tensor_t *tensor, int pass, const nps_merge_chunk_t *chunk) {
+  ties_state_t *s = state;
+  int64_t *ties = pass == 2 ? s->ties + (int64_t)tensor->order * s->models : NULL;
+  for (int m = 0; m < s->models; m++) {
+    if (pass < 2)
+      nps_select_count(s->select[m], pass, chunk->tau[m], chunk->count);
+    else
+      ties[m] += nps_select_count_ties(s->select[m], chunk->tau[m], chunk->count);
+  }
+}
+
+/* Turns the ties of this rank's pieces into the ties that lie before them: in tensors with smaller names on any rank, and
+ * in the same tensor on the ranks before this one. */
+static void count_ties_before(ties_state_t *s, int tensors, const nps_comm_t *comm) {
+  int64_t n = (int64_t)tensors * s->models;
+  int64_t *total = nps_xcalloc((size_t)n, sizeof *total);
+  for (int64_t i = 0; i < n; i++) total[i] = s->ties[i];
+  nps_comm_sum_i64(comm, total, n);
+  nps_comm_exscan_i64(comm, s->ties, n);
+  for (int m = 0; m < s->models; m++) {
+    int64_t before = 0;
+    for (int64_t i = m; i < n; i += s->models) {
+      s->ties[i] += before;
+      before += total[i];
+    }
+  }
+  free(total);
+}
+
+static void ties_reduce(void *state, const nps_merge_tensor_t *tensor, int pass, const nps_comm_t *comm) {
+  ties_state_t *s = state;
+  if (pass == 2)
+    count_ties_before(s, tensor->tensor_count, comm);
+  else
+    for (int m = 0; m < s->models; m++) nps_select_reduce(s->select[m], pass, comm);
+}
+
+static void ties_piece(void *state, const nps_merge_tensor_t *tensor, int pass) {
+  ties_state_t *s = state;
+  if (!s || !s->whole_model || pass < 3) return;
+  for (int m = 0; m < s->models; m++) {
+    int64_t left = nps_select_ties(s->select[m]) - s->ties[(int64_t)tensor->order * s->models + m];
+    nps_select_set_ties(s->select[m], left > 0 ? left : 0);
+  }
+}
+
+static void ties_merge(void *state, const nps_merge_tensor_t *tensor, const nps_merge_chunk_t *chunk, double *out,
+                       int64_t *kept) {
+  ties_state_t *s = state;
+  if (s)
+    for (int m = 0; m < s->models; m++) kept[m] += nps_select_keep(s->select[m], chunk->tau[m], chunk->count);
+  else
+    keep_all(tensor, chunk, kept);
+  combine_consensus(tensor, chunk, NULL, out);
+}
+
+/* ---- dare: random entries, rescaled ---- */
+
+typedef struct {
+  int models;
+  nps_block_sums_t *all, *kept; /* [models] sums of magnitudes */
+  double *scale;                /* [models] */
+} dare_state_t;
+
+static bool dare_check(const nps_merge_tensor_t *tensor, const nps_merge_tensor_t *first, char why[160]) {
+  (void)first;
+  for (int m = 0; tensor->param[RESCALE][0] == RESCALE_EXPECTATION && m < tensor->models; m++)
+    if (tensor->param[DENSITY][m] == 0) {
+      snprintf(why, 160, "rescale: expectation divides by the density, which is 0");
+      return false;
+    }
+  return true;
+}
+
+/* L1 norms are needed only where entries are dropped and rescaled by them. */
+static int dare_passes(const nps_merge_tensor_t *tensors, int count) {
+  for (int i = 0; i < count; i++)
+    if (tensors[i].name && tensors[i].param[RESCALE][0] == RESCALE_L1) return all_dense(tensors, count) ? 0 : 1;
+  return 0;
+}
+
+static void *dare_new(int models) {
+  dare_state_t *s = nps_xcalloc(1, sizeof *s);
+  s->models = models;
+  s->all = nps_xcalloc((size_t)models, sizeof *s->all);
+  s->kept = nps_xcalloc((size_t)models, sizeof *s->kept);
+  s->scale = nps_xcalloc((size_t)models, sizeof *s->scale);
+  return s;
+}
+
+static void dare_free(void *state) {
+  dare_state_t *s = state;
+  for (int m = 0; m < s->models; m++) {
+    nps_block_sums_free(&s->all[m]);
+    nps_block_sums_free(&s->kept[m]);
+  }
+  free(s->all);
+  free(s->kept);
+  free(s->scale);
+  free(s);
+}
+
+static size_t dare_bytes(int models) { return (size_t)models * (sizeof(nps_block_sums_t) * 2 + sizeof(double)); }
+
+static void dare_start(void *state, const nps_merge_tensor_t *tensor) {
+  dare_state_t *s = state;
+  for (int m = 0; m < s->models; m++) {
+    nps_block_sums_start(&s->all[m], tensor->count);
+    nps_block_sums_start(&s->kept[m], tensor->count);
+  }
+}
+
+NPS_VECTOR_CLONES
+static int64_t drop(float *delta, const uint32_t *word, uint32_t limit, int64_t n) {
+  uint32_t kept = 0;
+  for (int64_t i = 0; i < n; i++) {
+    uint32_t stays = word[i] < limit;
+    delta[i] = stays ? delta[i] : 0.0f;
+    kept += stays;
+  }
+  return kept;
+}
+
+/* Keeps entry i of a tensor where word i of the stream (seed XOR hash of the tensor's name, model) is below
+ * density × 2^32. @return how many are kept */
+static int64_t drop_randomly(const nps_merge_tensor_t *tensor, int model, int64_t first, float *delta, int64_t n) {
+  uint32_t word[NPS_CHUNK];
+  const double density = tensor->param[DENSITY][model];
+  if (density >= 1) return n;
+  nps_rng_words(tensor->seed ^ nps_name_hash(tensor->name), (uint32_t)model, first, n, word);
+  return drop(delta, word, (uint32_t)(density * 4294967296.0), n);
+}
+
+static void dare_scan(void *state, const nps_merge_tensor_t *tensor, int pass, const nps_merge_chunk_t *chunk) {
+  (void)pass;
+  dare_state_t *s = state;
+  for (int m = 0; m < s->models; m++) {
+    nps_lanes_add_magnitudes(&s->all[m].lanes, chunk->tau[m], chunk->count);
+    drop_randomly(tensor, m, chunk->first, chunk->tau[m], chunk->count);
+    nps_lanes_add_magnitudes(&s->kept[m].lanes, chunk->tau[m], chunk->count);
+    nps_block_sums_advance(&s->all[m], chunk->first, chunk->count, chunk->piece_ends);
+    nps_block_sums_advance(&s->kept[m], chunk->first, chunk->count, chunk->piece_ends);
+  }
+}
+
+static void dare_reduce(void *state, const nps_merge_tensor_t *tensor, int pass, const nps_comm_t *comm) {
+  (void)tensor;
+  (void)pass;
+  dare_state_t *s = state;
+  for (int m = 0; m < s->models; m++) {
+    double all = nps_block_sums_total(&s->all[m], comm), kept = nps_block_sums_total(&s->kept[m], comm);
+    s->scale[m] = all < TINY_L1 || kept < TINY_L1 ? 1 : all / kept;
+  }
+}
+
+/* The factor of each model, [models]. */
+static void dare_scale(const dare_state_t *s, const nps_merge_tensor_t *tensor, double *scale) {
+  const int rescale = (int)tensor->param[RESCALE][0];
+  for (int m = 0; m < tensor->models; m++) {
+    double density = tensor->param[DENSITY][m];
+    scale[m] = rescale == RESCALE_EXPECTATION ? 1 / density : rescale == RESCALE_L1 && s ? s->scale[m] : 1;
+  }
+}
+
+static void dare_drop(const nps_merge_tensor_t *tensor, const nps_merge_chunk_t *chunk, int64_t *kept) {
+  for (int m = 0; m < tensor->models; m++)
+    kept[m] += drop_randomly(tensor, m, chunk->first, chunk->tau[m], chunk->count);
+}
+
+static void dare_linear_merge(void *state, const nps_merge_tensor_t *tensor, const nps_merge_chunk_t *chunk,
+                              double *out, int64_t *kept) {
+  double scale[tensor->models];
+  dare_scale(state, tensor, scale);
+  dare_drop(tensor, chunk, kept);
+  combine_sum(tensor, chunk, scale, out);
+}
+
+static void dare_ties_merge(void *state, const nps_merge_tensor_t *tensor, const nps_merge_chunk_t *chunk, double *out,
+                            int64_t *kept) {
+  double scale[tensor->models];
+  dare_scale(state, tensor, scale);
+  dare_drop(tensor, chunk, kept);
+  combine_consensus(tensor, chunk, scale, out);
+}
+
+/* ---- the table entries ---- */
+
+#define PARAM_WEIGHT {.name = "weight", .per_model = true, .required = true, .least = -1e30, .most = 1e30}
+#define PARAM_DENSITY {.name = "density", .per_model = true, .fallback = 1, .least = 0, .most = 1}
+#define PARAM_LAMBDA {.name = "lambda", .fallback = 1, .least = -1e30, .most = 1e30}
+#define PARAM_NORMALIZE(value)                                                                                         \
+  {.name = "normalize", .kind = NPS_PARAM_CHOICE, .fallback = value, .choices = nps_choices_bool}
+
+const nps_merge_method_t nps_method_task_arithmetic = {
+    .name = "task_arithmetic",
+    .summary = "base + lambda × weighted sum of the task vectors",
+    .base = NPS_BASE_TASK_VECTORS,
+    .min_models = 1,
+    .params = {[WEIGHT] = PARAM_WEIGHT, [LAMBDA] = PARAM_LAMBDA, [NORMALIZE] = PARAM_NORMALIZE(0)},
+    .param_count = 3,
+    .element_seconds = 0.6e-9,
+    .merge = task_arithmetic_merge,
+};
+
+const nps_merge_method_t nps_method_ties = {
+    .name = "ties",
+    .summary = "largest entries of the task vectors, sign elected by their sum, agreeing entries averaged",
+    .base = NPS_BASE_TASK_VECTORS,
+    .min_models = 1,
+    .params = {[WEIGHT] = PARAM_WEIGHT,
+               [DENSITY] = PARAM_DENSITY,
+               [LAMBDA] = PARAM_LAMBDA,
+               [NORMALIZE] = PARAM_NORMALIZE(1),
+               [SCOPE] = {.name = "scope", .kind = NPS_PARAM_CHOICE, .choices = scope_choices}},
+    .param_count = 5,
+    .element_seconds = 3e-9,
+    .check = ties_check,
+    .passes = ties_passes,
+    .whole_model = ties_whole_model,
+    .state_new = ties_new,
+    .state_free = ties_free,
+    .state_bytes = ties_bytes,
+    .start = ties_start,
+    .piece = ties_piece,
+    .scan = ties_scan,
+    .reduce = ties_reduce,
+    .merge = ties_merge,
+};
+
+#define DARE_METHOD                                                                                                    \
+  .base = NPS_BASE_TASK_VECTORS, .min_models = 1,                                                                      \
+  .params = {[WEIGHT] = PARAM_WEIGHT,                                                                                  \
+             [DENSITY] = PARAM_DENSITY,                                                                                \
+             [LAMBDA] = PARAM_LAMBDA,                                                                                  \
+             [NORMALIZE] = PARAM_NORMALIZE(0),                                                                         \
+             [RESCALE] = {.name = "rescale", .kind = NPS_PARAM_CHOICE, .fallback = RESCALE_L1,                         \
+                          .choices = rescale_choices}},                                                                \
+  .param_count = 5, .element_seconds = 3e-9, .check = dare_check, .passes = dare_passes, .state_new = dare_new, .state_free = dare_free,    \
+  .state_bytes = dare_bytes, .start = dare_start, .scan = dare_scan, .reduce = dare_reduce
+
+const nps_merge_method_t nps_method_dare_linear = {
+    .name = "dare_linear",
+    .summary = "random entries of the task vectors, rescaled, summed",
+    DARE_METHOD,
+    .merge = dare_linear_merge,
+};
+
+const nps_merge_method_t nps_method_dare_ties = {
+    .name = "dare_ties",
+    .summary = "random entries of the task vectors, rescaled, with the elected sign",
+    DARE_METHOD,
+    .merge = dare_ties_merge,
+};
