@@ -13,7 +13,7 @@ NPS_SEARCH_LIB([HDF5], [$nps_h5pkg], [-lhdf5 $nps_h5pcc], [[
 #ifndef H5_HAVE_PARALLEL
 #error this HDF5 is serial
 #endif]], [[return H5Pset_fapl_mpio(H5Pcreate(H5P_FILE_ACCESS), MPI_COMM_SELF, MPI_INFO_NULL);]])
-nps_h5advice="Debian: apt-get install libhdf5-openmpi-dev; or set HDF5_CFLAGS and HDF5_LIBS to a parallel HDF5 built with the MPI of $CC"
+nps_h5advice="Debian: apt-get install libhdf5-$nps_debian-dev; or set HDF5_CFLAGS and HDF5_LIBS to a parallel HDF5 built with the MPI of $CC"
 AS_IF([test $nps_found = yes], [AC_MSG_RESULT([$nps_where])], [
   NPS_SEARCH_LIB([HDF5], [$nps_h5pkg hdf5-serial], [-lhdf5], [[#include <hdf5.h>]], [[return H5open();]])
   AS_IF([test $nps_found = yes], [

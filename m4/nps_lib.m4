@@ -42,13 +42,16 @@ AC_DEFUN([NPS_STOP_IF_MISSING], [
 AS_IF([test -n "$nps_missing"], [AC_MSG_ERROR([cannot build $PACKAGE_NAME:$nps_missing
 (jobs/install-deps.sh installs everything on Debian; config.log has the compiler's words)])])])
 
+# NPS_HEADERS(PROLOGUE, TEXT): TEXT when PROLOGUE includes headers.
+m4_define([NPS_HEADERS], [m4_if(m4_index([$1], [#include]), [-1], [], [$2])])
+
 # NPS_LIB(VAR, NAME, DEBIAN PACKAGE, PKG-CONFIG NAMES, LIBRARY FLAGS, PROLOGUE, BODY): a library the build needs.
 AC_DEFUN([NPS_LIB], [
-AC_ARG_VAR([$1_CFLAGS], [compiler flags for $2])
+NPS_HEADERS([$6], [AC_ARG_VAR([$1_CFLAGS], [compiler flags for $2])])
 AC_ARG_VAR([$1_LIBS], [linker flags for $2])
 AC_MSG_CHECKING([for $2])
 NPS_SEARCH_LIB([$1], [$4], [$5], [$6], [$7])
 AS_IF([test $nps_found = yes], [AC_MSG_RESULT([$nps_where])], [
   AC_MSG_RESULT([no])
-  NPS_MISSING([$2 was not found. Debian: apt-get install $3; or set $1_LIBS (and $1_CFLAGS)])])
+  NPS_MISSING([$2 was not found. Debian: apt-get install $3; or set $1_LIBS[]NPS_HEADERS([$6], [ (and $1_CFLAGS)])])])
 ])

@@ -11,7 +11,8 @@ AS_IF([test -n "$MPICC"], [CC=$MPICC],
   Debian: apt-get install libopenmpi-dev openmpi-bin; elsewhere load an MPI module, or set MPICC=/path/to/mpicc])])])
 ])
 
-# NPS_CHECK_MPI: the compiler chosen must build MPI programs. Sets nps_mpi to openmpi, mpich or other.
+# NPS_CHECK_MPI: the compiler chosen must build MPI programs. Sets nps_mpi to openmpi, mpich or
+# other, nps_debian to the word that names of Debian's packages have.
 AC_DEFUN([NPS_CHECK_MPI], [
 AC_MSG_CHECKING([whether $CC builds MPI programs])
 AC_LINK_IFELSE([AC_LANG_PROGRAM([[#include <mpi.h>]], [[return MPI_Init(0, 0) + MPI_VERSION - 3;]])],
@@ -29,6 +30,7 @@ AC_PREPROC_IFELSE([AC_LANG_SOURCE([[
 #ifndef MPICH_VERSION
 #error not MPICH
 #endif]])], [nps_mpi=mpich], [nps_mpi=other])])
+AS_IF([test $nps_mpi = mpich], [nps_debian=mpich], [nps_debian=openmpi])
 AC_ARG_VAR([MPIRUN], [program that starts MPI programs, used by the tests (default: mpirun, mpiexec)])
 AC_CHECK_PROGS([MPIRUN], [mpirun mpiexec mpirun.openmpi mpirun.mpich], [mpirun])
 ])
