@@ -41,7 +41,8 @@ nps_err_t nps_h5_open(const char *path, nps_h5_t **out);
 /** Flush to the device and close. Collective over the ranks that created it. NULL is fine. */
 nps_err_t nps_h5_close(nps_h5_t *file);
 
-/** Close without flushing or recording problems, after an error. NULL is fine. */
+/** Close after an error, or what was read; records no problem. What was written is thrown away: the file is left behind
+ *  useless. Collective over the ranks that created it, which must have agreed on the error. NULL is fine. */
 void nps_h5_abandon(nps_h5_t *file);
 
 /** Create a group (and its missing parents). Collective as the file is. */
@@ -60,6 +61,11 @@ nps_err_t nps_h5_dataset_create(nps_h5_t *file, const char *group, const char *n
  *  parts of at most 1 GiB. Local. NPS_ERR_IO. */
 nps_err_t nps_h5_dataset_write(nps_h5_dataset_t *dataset, int64_t first, int64_t count, const void *data);
 
+/** Allocate the space of all datasets created so far on the device, the ranks sharing the work, so that a full disk is
+ *  found before any data is written. Where the file system cannot do that in advance, nothing is done. Collective as the
+ *  file is. NPS_ERR_IO. */
+nps_err_t nps_h5_reserve(nps_h5_t *file);
+
 /** Close a dataset; NULL is fine. Collective as the file is. */
 void nps_h5_dataset_close(nps_h5_dataset_t *dataset);
 
@@ -67,7 +73,8 @@ void nps_h5_dataset_close(nps_h5_dataset_t *dataset);
 nps_err_t nps_h5_put_bytes(nps_h5_t *file, const char *path, const void *data, size_t bytes); /* uint8 [bytes] */
 nps_err_t nps_h5_put_f64(nps_h5_t *file, const char *path, const double *data, int ndim, const int64_t *shape);
 nps_err_t nps_h5_put_i64(nps_h5_t *file, const char *path, const int64_t *data, int ndim, const int64_t *shape);
-nps_err_t nps_h5_put_texts(nps_h5_t *file, const char *path, const char *const *texts, int64_t count); /* UTF-8 [count] */
+nps_err_t nps_h5_put_texts(nps_h5_t *file, const char *path, const char *const *texts,
+                           int64_t count); /* UTF-8 [count] */
 
 /** Write an attribute of a group ("/": the root). Collective as the file is. */
 nps_err_t nps_h5_put_attr_text(nps_h5_t *file, const char *group, const char *name, const char *text);

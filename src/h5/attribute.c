@@ -22,6 +22,7 @@ nps_err_t nps_h5_put_attr_text(nps_h5_t *file, const char *group, const char *na
     H5Tclose(type);
     type = H5I_INVALID_HID;
   }
+  file->text_bytes += (int64_t)strlen(text);
   nps_err_t err = put_attribute(file, group, name, type, &text);
   if (type >= 0) H5Tclose(type);
   return err;

@@ -35,6 +35,11 @@ static hid_t create_raw(nps_h5_t *file, const char *group, const char *name, hid
   if (at >= 0) H5Gclose(at);
   if (space >= 0) H5Sclose(space);
   if (creation >= 0) H5Pclose(creation);
+  const haddr_t start = id >= 0 ? H5Dget_offset(id) : HADDR_UNDEF;
+  if (start != HADDR_UNDEF) {
+    const int64_t end = (int64_t)(start + H5Dget_storage_size(id));
+    if (end > file->end) file->end = end;
+  }
   return id;
 }
 
@@ -133,6 +138,12 @@ void nps_h5_dataset_close(nps_h5_dataset_t *d) {
   free(d);
 }
 
+static nps_err_t write_whole(nps_h5_dataset_t *d, const void *data) {
+  const haddr_t at = H5Dget_offset(d->id);
+  if (at != HADDR_UNDEF) NPS_TRY(nps_h5_allocate(d->file, (int64_t)at, d->count * (int64_t)d->size));
+  return nps_h5_dataset_write(d, 0, d->count, data);
+}
+
 /* The values are the same on every rank: rank 0 writes them. */
 static nps_err_t put(nps_h5_t *file, const char *path, nps_dtype_t dtype, int ndim, const int64_t *shape,
                      const void *data) {
@@ -140,8 +151,7 @@ static nps_err_t put(nps_h5_t *file, const char *path, nps_dtype_t dtype, int nd
   char *group = nps_h5_split(path, &name);
   nps_h5_dataset_t *d = NULL;
   nps_err_t err = nps_h5_dataset_create(file, group, name, dtype, ndim, shape, &d);
-  if (err == NPS_OK && (!file->comm || nps_comm_rank(file->comm) == 0))
-    err = nps_h5_dataset_write(d, 0, d->count, data);
+  if (err == NPS_OK && (!file->comm || nps_comm_rank(file->comm) == 0)) err = write_whole(d, data);
   err = nps_h5_agree(file, err);
   nps_h5_dataset_close(d);
   free(group);

@@ -1,3 +1,5 @@
+#define _GNU_SOURCE /* fallocate, SEEK_HOLE */
+
 #include "h5_internal.h"
 
 #include "nps/comm_mpi.h"
@@ -11,6 +13,9 @@
 
 /* Small metadata is gathered in blocks of this size instead of lying between the datasets. */
 #define META_BLOCK 65536
+
+/* Room for the metadata that closing writes. */
+#define META_ROOM ((int64_t)4 << 20)
 
 static herr_t keep_first(unsigned n, const H5E_error2_t *entry, void *ctx) {
   char **text = ctx;
@@ -72,6 +77,45 @@ nps_err_t nps_h5_agree(const nps_h5_t *file, nps_err_t err) {
   return file->comm ? nps_comm_agree(file->comm, err) : err;
 }
 
+/* Returns 0 or errno. File systems that cannot allocate in advance are left alone. */
+static int allocate(int fd, off_t offset, off_t bytes) {
+  int rc;
+  do rc = bytes > 0 ? fallocate(fd, 0, offset, bytes) : 0;
+  while (rc != 0 && errno == EINTR);
+  return rc != 0 && (errno == ENOSPC || errno == EDQUOT || errno == EFBIG) ? errno : 0;
+}
+
+static nps_err_t fail_allocate(const nps_h5_t *file, off_t bytes, int cause) {
+  char size[32];
+  return nps_fail(NPS_ERR_IO, "%s: %s cannot be allocated: %s", file->path, nps_format_bytes((double)bytes, size),
+                  strerror(cause));
+}
+
+nps_err_t nps_h5_allocate(const nps_h5_t *file, int64_t offset, int64_t bytes) {
+  int cause = allocate(file->fd, (off_t)offset, (off_t)bytes);
+  return cause ? fail_allocate(file, (off_t)bytes, cause) : NPS_OK;
+}
+
+nps_err_t nps_h5_reserve(nps_h5_t *file) {
+  const int64_t rank = file->comm ? nps_comm_rank(file->comm) : 0, size = file->comm ? nps_comm_size(file->comm) : 1;
+  const int64_t part = file->end / size + 1, first = part * rank;
+  int cause = allocate(file->fd, first, part < file->end - first ? part : file->end - first);
+  return nps_h5_agree(file, cause ? fail_allocate(file, file->end, cause) : NPS_OK);
+}
+
+/* Allocates what closing is going to write: a failure inside of H5Fclose() cannot be handled, see nps_h5_abandon().
+ * HDF5 cuts off what is too much. */
+static nps_err_t reserve_metadata(nps_h5_t *file) {
+  off_t hole = 0;
+  while (hole < file->end && (hole = lseek(file->fd, hole, SEEK_HOLE)) >= 0 && hole < file->end) {
+    off_t data = lseek(file->fd, hole, SEEK_DATA);
+    if (data < 0) data = file->end;
+    NPS_TRY(nps_h5_allocate(file, hole, data - hole));
+    hole = data;
+  }
+  return nps_h5_allocate(file, file->end, META_ROOM + file->text_bytes);
+}
+
 static nps_h5_t *new_file(const nps_comm_t *comm, const char *path) {
   H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
   nps_h5_t *file = nps_xcalloc(1, sizeof *file);
@@ -83,13 +127,20 @@ static nps_h5_t *new_file(const nps_comm_t *comm, const char *path) {
   return file;
 }
 
-void nps_h5_abandon(nps_h5_t *file) {
-  if (!file) return;
-  if (file->id >= 0) H5Fclose(file->id);
+static void release(nps_h5_t *file) {
   nps_h5_types_free(file);
   if (file->fd >= 0) close(file->fd);
   free(file->path);
   free(file);
+}
+
+/* HDF5 and MPI-IO crash or wait for ever when a file's last metadata cannot be written. Its content is worth nothing
+ * here: without it there is room on a full disk. */
+void nps_h5_abandon(nps_h5_t *file) {
+  if (!file) return;
+  if (file->fd >= 0 && ftruncate(file->fd, 0) != 0) errno = 0; /* then closing must do without */
+  if (file->id >= 0) H5Fclose(file->id);
+  release(file);
 }
 
 /* Opened here first: only the system's own call says why it fails, and every rank must see the same file. */
@@ -99,6 +150,7 @@ static nps_err_t open_descriptor(nps_h5_t *file) {
   if (rank == 0) {
     file->fd = open(file->path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
     if (file->fd < 0) err = nps_fail(NPS_ERR_IO, "%s: cannot be created: %s", file->path, strerror(errno));
+    if (err == NPS_OK) err = nps_h5_allocate(file, 0, META_ROOM);
   }
   NPS_TRY(nps_h5_agree(file, err));
   if (rank > 0) {
@@ -192,12 +244,18 @@ nps_err_t nps_h5_close(nps_h5_t *file) {
   if (!file) return NPS_OK;
   nps_err_t err = NPS_OK;
   const bool written = file->fd >= 0;
+  if (written && (!file->comm || nps_comm_rank(file->comm) == 0)) err = reserve_metadata(file);
+  err = nps_h5_agree(file, err);
+  if (err != NPS_OK) {
+    nps_h5_abandon(file);
+    return err;
+  }
   if (H5Fclose(file->id) < 0)
     err = written ? nps_h5_fail_write(file, "the file's metadata", NULL, 0, 0)
                   : nps_h5_fail(file, NPS_ERR_INPUT, "cannot be closed");
   file->id = H5I_INVALID_HID;
   if (err == NPS_OK && written) err = sync_descriptor(file);
   err = nps_h5_agree(file, err);
-  nps_h5_abandon(file);
+  release(file);
   return err;
 }

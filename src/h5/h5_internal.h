@@ -12,6 +12,8 @@ struct nps_h5 {
   const nps_comm_t *comm; /**< NULL: this process alone */
   hid_t id;
   int fd; /**< second descriptor, of files that are written: for fsync and to learn the system's cause of a failure */
+  int64_t end;                  /**< of the last dataset's bytes in the file */
+  int64_t text_bytes;           /**< of attributes */
   hid_t types[NPS_DTYPE_COUNT]; /**< H5I_INVALID_HID where HDF5 has none */
 };
 
@@ -41,6 +43,9 @@ nps_err_t nps_h5_fail(const nps_h5_t *file, nps_err_t code, const char *fmt, ...
  *  @param data    [bytes], or NULL: zeros behind the end of the file
  *  @param offset  in the file */
 nps_err_t nps_h5_fail_write(const nps_h5_t *file, const char *what, const void *data, size_t bytes, int64_t offset);
+
+/** Allocate bytes of the file on the device, where the file system can. NPS_ERR_IO. Local. */
+nps_err_t nps_h5_allocate(const nps_h5_t *file, int64_t offset, int64_t bytes);
 
 /** Agree on a code where the file belongs to several ranks. */
 nps_err_t nps_h5_agree(const nps_h5_t *file, nps_err_t err);

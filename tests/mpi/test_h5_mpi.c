@@ -83,6 +83,7 @@ START_TEST(ranks_write_their_shares) {
     ok = nps_h5_dataset_create(file, "/tensors", name, NPS_BF16, 2, shape, &d[k]) == NPS_OK && ok;
   }
   ck_assert(everywhere(ok));
+  ck_assert_int_eq(nps_h5_reserve(file), NPS_OK);
   ck_assert(everywhere(write_shares(d) == NPS_OK));
   for (int k = 0; k < DATASETS; k++) nps_h5_dataset_close(d[k]);
   ck_assert_int_eq(nps_h5_close(file), NPS_OK);
