@@ -1,11 +1,11 @@
 /** @file cli.h
  *  Command lines from tables: one table of operands and options gives parsing and --help (and whatever else lists
- *  options). Values go to fields of a plain struct, by offset. Everything here is local; every rank parses, rank 0
- *  speaks. */
+ *  options). Values go to fields of a plain struct, by offset. Every rank parses, rank 0 speaks. */
 #ifndef NPS_CLI_H
 #define NPS_CLI_H
 
 #include "nps/base.h"
+#include "nps/comm.h"
 
 typedef enum cli_kind {
   CLI_FLAG,    /**< field: bool */
@@ -52,21 +52,29 @@ typedef struct cli_program {
 
 typedef enum cli_request { CLI_RUN, CLI_SHOW_HELP, CLI_SHOW_VERSION } cli_request_t;
 
+/** Start MPI; notes are dropped on all ranks but 0, and a fatal error on one rank ends them all. Collective.
+ *  @return all ranks; given to cli_finish() */
+nps_comm_t *cli_start(int *argc, char ***argv);
+
+/** End MPI. Collective. */
+void cli_finish(nps_comm_t *comm);
+
 /** Parse a command line: `--opt value`, `--opt=value`, `-o value`, `-ovalue`, letters in one (`-qv`), `--`; options and
- *  operands in any order.
+ *  operands in any order. Local.
  *  @param[out] values  the struct of the table's offsets; fields not given keep their values
  *  @param[out] request  what is asked for; help and version win over everything after them
  *  @return NPS_ERR_CONFIG, all problems recorded */
 nps_err_t cli_parse(const cli_program_t *program, int argc, char *const argv[], void *values, cli_request_t *request);
 
-/** Write the help text as --help shows it. @return freed with free() */
+/** Write the help text as --help shows it. Local. @return freed with free() */
 char *cli_help(const cli_program_t *program);
 
-/** Write the versions as --version shows them: the program's, then MPI's and HDF5's. @return freed with free() */
+/** Write the versions as --version shows them: the program's, then MPI's and HDF5's. Local.
+ *  @return freed with free() */
 char *cli_version(const cli_program_t *program);
 
 /** Answer --help and --version on stdout; after a wrong command line print the recorded problems and a hint to --help
- *  on stderr. All problems are forgotten.
+ *  on stderr. All problems are forgotten. Local.
  *  @param err    what parsing gave
  *  @param speak  false on ranks that keep quiet
  *  @param[out] exit_code  set when the program is to end

@@ -1,0 +1,36 @@
+#include "cli.h"
+
+#ifdef HAVE_CONFIG_H
+#include "config.h"
+#endif
+
+#include "nps/comm_mpi.h"
+
+#include <string.h>
+
+static void abort_all(int exit_code) { MPI_Abort(MPI_COMM_WORLD, exit_code); }
+
+static void drop_note(void *ctx, const char *text) { (void)ctx, (void)text; }
+
+nps_comm_t *cli_start(int *argc, char ***argv) {
+  MPI_Init(argc, argv);
+  nps_fatal_set_handler(abort_all);
+  nps_comm_t *comm = nps_comm_from_mpi(MPI_COMM_WORLD);
+  if (nps_comm_rank(comm) != 0) nps_note_set_sink(drop_note, NULL);
+  return comm;
+}
+
+void cli_finish(nps_comm_t *comm) {
+  nps_comm_free(comm);
+  MPI_Finalize();
+}
+
+char *cli_version(const cli_program_t *program) {
+  char library[MPI_MAX_LIBRARY_VERSION_STRING];
+  int length = 0;
+  nps_text_t t = {0};
+  MPI_Get_library_version(library, &length);
+  library[strcspn(library, ",\n")] = '\0'; /* some libraries add their build's host and configure line */
+  nps_text_add(&t, "%s %s\n%s\n", program->name, PACKAGE_VERSION, library);
+  return t.text;
+}

@@ -1,0 +1,263 @@
+#include "nps/inspect.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+static int64_t tensor_bytes(const nps_tensor_info_t *info) {
+  return info->count * (int64_t)nps_dtype_size(info->dtype);
+}
+
+static void count_all(const nps_model_t *model, int64_t *parameters, int64_t *bytes) {
+  *parameters = *bytes = 0;
+  for (int t = 0; t < model->tensor_count; t++) {
+    *parameters += model->tensors[t].count;
+    *bytes += tensor_bytes(&model->tensors[t]);
+  }
+}
+
+static const char *form_name(nps_model_form_t form) {
+  switch (form) {
+  case NPS_FORM_FOLDER:
+    return "folder";
+  case NPS_FORM_SAFETENSORS:
+    return "safetensors";
+  case NPS_FORM_HDF5:
+    return "hdf5";
+  }
+  return "";
+}
+
+static double relative(const nps_inspect_tensor_t *found) {
+  if (found->base_norm > 0) return found->difference / found->base_norm;
+  return found->difference > 0 ? INFINITY : found->difference;
+}
+
+/* Whether the base has tensor t of the model, but in a shape or type that cannot be subtracted. */
+static bool not_comparable(const nps_inspect_tensor_t *found) { return found->base >= 0 && !found->compared; }
+
+/* Calls a function with the names of the tensors that only one side has. */
+static void each_only_in(const nps_model_t *model, const nps_model_t *other, void (*use)(void *ctx, const char *name),
+                         void *ctx) {
+  for (int t = 0; t < model->tensor_count; t++)
+    if (nps_model_find(other, model->tensors[t].name) < 0) use(ctx, model->tensors[t].name);
+}
+
+/* ---- JSON ---- */
+
+static json_t *json_number(double x) { return isfinite(x) ? json_real(x) : json_null(); }
+
+/* Paths may hold bytes that are not UTF-8. */
+static json_t *json_path(const char *path) {
+  json_t *string = json_string(path);
+  return string ? string : json_null();
+}
+
+static json_t *json_difference(const nps_inspect_tensor_t *found) {
+  if (!found->compared) return json_null();
+  json_t *difference = json_object();
+  json_object_set_new(difference, "norm", json_number(found->difference));
+  json_object_set_new(difference, "relative", json_number(relative(found)));
+  json_object_set_new(difference, "max", json_number(found->max));
+  json_object_set_new(difference, "changed", json_integer(found->changed));
+  return difference;
+}
+
+static json_t *json_tensor(const nps_inspect_t *inspect, int t) {
+  const nps_tensor_info_t *info = &inspect->model->tensors[t];
+  const nps_inspect_tensor_t *found = &inspect->tensors[t];
+  json_t *tensor = json_object(), *shape = json_array();
+  for (int i = 0; i < info->ndim; i++) json_array_append_new(shape, json_integer(info->shape[i]));
+  json_object_set_new(tensor, "name", json_string(info->name));
+  json_object_set_new(tensor, "dtype", json_string(nps_dtype_name(info->dtype)));
+  json_object_set_new(tensor, "shape", shape);
+  json_object_set_new(tensor, "bytes", json_integer(tensor_bytes(info)));
+  json_object_set_new(tensor, "norm", found->has_norm ? json_number(found->norm) : json_null());
+  if (inspect->base) json_object_set_new(tensor, "difference", json_difference(found));
+  return tensor;
+}
+
+static void append_name(void *array, const char *name) { json_array_append_new(array, json_string(name)); }
+
+static json_t *json_against(const nps_inspect_t *inspect) {
+  json_t *against = json_object(), *in_model = json_array(), *in_base = json_array(), *unlike = json_array();
+  each_only_in(inspect->model, inspect->base, append_name, in_model);
+  each_only_in(inspect->base, inspect->model, append_name, in_base);
+  for (int t = 0; t < inspect->model->tensor_count; t++)
+    if (not_comparable(&inspect->tensors[t])) append_name(unlike, inspect->model->tensors[t].name);
+  json_object_set_new(against, "path", json_path(inspect->base->path));
+  json_object_set_new(against, "difference", json_difference(&inspect->total));
+  json_object_set_new(against, "only_in_model", in_model);
+  json_object_set_new(against, "only_in_base", in_base);
+  json_object_set_new(against, "not_comparable", unlike);
+  return against;
+}
+
+json_t *nps_inspect_json(const nps_inspect_t *inspect) {
+  const nps_model_t *model = inspect->model;
+  int64_t parameters = 0, bytes = 0;
+  json_t *root = json_object(), *nonfinite = json_object(), *tensors = json_array(), *files = json_array();
+  count_all(model, &parameters, &bytes);
+  for (int t = 0; t < model->tensor_count; t++) {
+    int64_t count = inspect->tensors[t].nonfinite;
+    json_array_append_new(tensors, json_tensor(inspect, t));
+    if (count > 0) json_object_set_new(nonfinite, model->tensors[t].name, json_integer(count));
+  }
+  for (int i = 0; i < inspect->sidecar_count; i++) append_name(files, inspect->sidecars[i]);
+  json_object_set_new(root, "path", json_path(model->path));
+  json_object_set_new(root, "form", json_string(form_name(model->form)));
+  json_object_set_new(root, "parameters", json_integer(parameters));
+  json_object_set_new(root, "bytes", json_integer(bytes));
+  json_object_set_new(root, "norm", json_number(inspect->total.norm));
+  json_object_set_new(root, "nonfinite", nonfinite);
+  json_object_set_new(root, "files", files);
+  if (inspect->origin) json_object_set(root, "origin", inspect->origin);
+  if (inspect->base) json_object_set_new(root, "against", json_against(inspect));
+  json_object_set_new(root, "tensors", tensors);
+  return root;
+}
+
+/* ---- for people ---- */
+
+static void show_types(const nps_model_t *model, nps_report_t *report) {
+  nps_text_t t = {0};
+  for (int d = 0; d < NPS_DTYPE_COUNT; d++) {
+    int tensors = 0;
+    for (int i = 0; i < model->tensor_count; i++) tensors += model->tensors[i].dtype == (nps_dtype_t)d;
+    if (tensors) nps_text_add(&t, "%s%s (%d)", t.size ? ", " : "", nps_dtype_name((nps_dtype_t)d), tensors);
+  }
+  nps_report_line(report, "types       %s", t.text ? t.text : "-");
+  free(t.text);
+}
+
+static void show_text(const json_t *origin, const char *key, const char *label, nps_report_t *report) {
+  const char *text = json_string_value(json_object_get(origin, key));
+  if (text) nps_report_line(report, "%-11s %s", label, text);
+}
+
+static void show_origin(const json_t *origin, nps_report_t *report) {
+  const char *name = NULL;
+  json_t *model = NULL, *models = json_object_get(origin, "models");
+  show_text(origin, "created_by", "made by", report);
+  show_text(origin, "method", "method", report);
+  show_text(origin, "base", "base", report);
+  json_object_foreach(models, name, model)
+      nps_report_line(report, "merged      %s: %s", name, json_string_value(model));
+  show_text(origin, "recipe_sha256", "recipe", report);
+  json_t *inputs = json_object_get(origin, "inputs");
+  if (inputs)
+    nps_report_line(report, "provenance  %lld input files with hashes", (long long)json_integer_value(inputs));
+}
+
+static void show_files(const nps_inspect_t *inspect, nps_report_t *report) {
+  nps_text_t t = {0};
+  for (int i = 0; i < inspect->sidecar_count; i++) nps_text_add(&t, "%s%s", i ? ", " : "", inspect->sidecars[i]);
+  if (t.text) nps_report_line(report, "with        %s", t.text);
+  free(t.text);
+}
+
+static void show_head(const nps_inspect_t *inspect, nps_report_t *report) {
+  const nps_model_t *model = inspect->model;
+  int64_t parameters = 0, bytes = 0;
+  char size[32];
+  count_all(model, &parameters, &bytes);
+  nps_report_line(report, "model       %s", model->path);
+  nps_report_line(report, "form        %s, %d file%s", form_name(model->form), model->file_count,
+                  model->file_count == 1 ? "" : "s");
+  nps_report_line(report, "tensors     %d", model->tensor_count);
+  nps_report_line(report, "parameters  %" PRId64, parameters);
+  nps_report_line(report, "bytes       %" PRId64 " (%s)", bytes, nps_format_bytes((double)bytes, size));
+  show_types(model, report);
+  if (inspect->origin) show_origin(inspect->origin, report);
+  show_files(inspect, report);
+  if (inspect->base) nps_report_line(report, "against     %s", inspect->base->path);
+}
+
+enum { COLUMNS = 5, COLUMNS_AGAINST = 9 };
+
+static char *number_cell(bool known, double x) { return known ? nps_xstrf("%.6g", x) : nps_xstrdup("-"); }
+
+static char *percent_cell(double x) { return isfinite(x) ? nps_xstrf("%.3g %%", 100 * x) : nps_xstrdup("-"); }
+
+static void fill_row(const nps_inspect_t *inspect, int t, char **cells) {
+  const nps_tensor_info_t *info = &inspect->model->tensors[t];
+  const nps_inspect_tensor_t *found = &inspect->tensors[t];
+  char shape[192], size[32];
+  cells[0] = nps_xstrdup(info->name);
+  cells[1] = nps_xstrdup(nps_dtype_name(info->dtype));
+  cells[2] = nps_xstrdup(nps_shape_format(info->ndim, info->shape, shape));
+  cells[3] = nps_xstrdup(nps_format_bytes((double)tensor_bytes(info), size));
+  cells[4] = number_cell(found->has_norm, found->norm);
+  if (!inspect->base) return;
+  cells[5] = number_cell(found->compared, found->difference);
+  cells[6] = found->compared ? percent_cell(relative(found)) : nps_xstrdup("-");
+  cells[7] = number_cell(found->compared, found->max);
+  cells[8] = found->compared ? nps_xstrf("%" PRId64, found->changed) : nps_xstrdup("-");
+}
+
+static void show_table(const nps_inspect_t *inspect, nps_report_t *report) {
+  static const char *const header[] = {"tensor",     "type",     "shape",        "bytes",  "norm",
+                                       "difference", "relative", "max |change|", "changed"};
+  int columns = inspect->base ? COLUMNS_AGAINST : COLUMNS, rows = inspect->model->tensor_count + 1;
+  size_t count = (size_t)rows * (size_t)columns;
+  char **cells = nps_xcalloc(count, sizeof *cells);
+  for (int c = 0; c < columns; c++) cells[c] = nps_xstrdup(header[c]);
+  for (int t = 0; t + 1 < rows; t++) fill_row(inspect, t, cells + (t + 1) * columns);
+  nps_report_line(report, "%s", "");
+  nps_report_table(report, (const char *const *)cells, rows, columns);
+  nps_report_line(report, "%s", "");
+  for (size_t i = 0; i < count; i++) free(cells[i]);
+  free(cells);
+}
+
+static void show_only_in_model(void *report, const char *name) { nps_report_line(report, "only in model: %s", name); }
+
+static void show_only_in_base(void *report, const char *name) { nps_report_line(report, "only in base: %s", name); }
+
+static void show_unlike(const nps_inspect_t *inspect, int t, nps_report_t *report) {
+  const nps_tensor_info_t *info = &inspect->model->tensors[t];
+  const nps_tensor_info_t *other = &inspect->base->tensors[inspect->tensors[t].base];
+  char shape[192], base_shape[192];
+  nps_report_line(report, "not comparable: %s is %s %s, in base %s %s", info->name, nps_dtype_name(info->dtype),
+                  nps_shape_format(info->ndim, info->shape, shape), nps_dtype_name(other->dtype),
+                  nps_shape_format(other->ndim, other->shape, base_shape));
+}
+
+static void show_remarks(const nps_inspect_t *inspect, nps_report_t *report) {
+  for (int t = 0; t < inspect->model->tensor_count; t++) {
+    const nps_inspect_tensor_t *found = &inspect->tensors[t];
+    if (found->nonfinite)
+      nps_report_line(report, "not finite: %s has %" PRId64 " elements that are NaN or infinite",
+                      inspect->model->tensors[t].name, found->nonfinite);
+    if (inspect->base && not_comparable(found)) show_unlike(inspect, t, report);
+  }
+  if (!inspect->base) return;
+  each_only_in(inspect->model, inspect->base, show_only_in_model, report);
+  each_only_in(inspect->base, inspect->model, show_only_in_base, report);
+}
+
+static void show_summary(const nps_inspect_t *inspect, nps_report_t *report) {
+  const nps_inspect_tensor_t *total = &inspect->total;
+  int64_t parameters = 0, bytes = 0;
+  char size[32];
+  nps_text_t t = {0};
+  count_all(inspect->model, &parameters, &bytes);
+  nps_text_add(&t, "%d tensors, %" PRId64 " parameters, %s, norm %.6g", inspect->model->tensor_count, parameters,
+               nps_format_bytes((double)bytes, size), total->norm);
+  if (total->compared) {
+    char *share = percent_cell(relative(total));
+    nps_text_add(&t, "; difference %.6g (%s of the base), %" PRId64 " elements changed", total->difference, share,
+                 total->changed);
+    free(share);
+  }
+  nps_report_line(report, "%s", t.text);
+  free(t.text);
+}
+
+void nps_inspect_show(const nps_inspect_t *inspect, nps_report_t *report) {
+  show_head(inspect, report);
+  show_table(inspect, report);
+  show_remarks(inspect, report);
+  show_summary(inspect, report);
+}
