@@ -114,9 +114,10 @@ static void hash_bytes(file_t *f, int64_t index, const void *bytes, size_t n) {
 /* Continue the hashed prefix of a block up to `end` (counted from the block's start) from the file itself. Returns 0,
  * an errno, or -1 when the file ends before that. */
 static int hash_from_file(nps_digest_t *d, file_t *f, int64_t index, int64_t end) {
+  block_t *b = &f->blocks[index];
+  if (b->hashed >= end) return 0;
   if (f->fd < 0) f->fd = open(f->path, O_RDONLY | O_CLOEXEC);
   if (f->fd < 0) return errno;
-  block_t *b = &f->blocks[index];
   while (b->hashed < end) {
     int64_t left = end - b->hashed;
     size_t want = left < (int64_t)BUFFER_BYTES ? (size_t)left : BUFFER_BYTES;
