@@ -205,8 +205,7 @@ char *cli_help(const cli_program_t *program) {
     if (program->options[i].kind != CLI_LATER) add_option(&t, &program->options[i]);
   nps_text_add(&t, "\nExamples:\n%s", program->examples);
   nps_text_add(&t, "\nExit codes: 0 done; 1 failed while running; 2 the command line or the config is\n"
-                   "wrong; 3 an input file is missing, corrupt or does not fit the others; 4 stopped\n"
-                   "after saving a snapshot.\n");
+                   "wrong; 3 an input file is missing, corrupt or does not fit the others.\n");
   return t.text;
 }
 

@@ -276,7 +276,7 @@ START_TEST(test_notes) {
 }
 END_TEST
 
-static char log_path[64];
+static char log_path[512];
 
 static void log_things(void) {
   nps_report_t *report = open_report(false, false, log_path);
@@ -311,7 +311,8 @@ static void expect_text(FILE *log, const char *name, const char *key, const char
 }
 
 START_TEST(test_log) {
-  snprintf(log_path, sizeof log_path, "/tmp/nps_report_%d.jsonl", (int)getpid());
+  const char *tmp = getenv("TMPDIR");
+  snprintf(log_path, sizeof log_path, "%s/nps_report_%d.jsonl", tmp ? tmp : "/tmp", (int)getpid());
   time_t before = time(NULL);
   for (int i = 0; i < 2; i++) run_on_files(log_things);
   FILE *log = fopen(log_path, "r");
