@@ -17,8 +17,8 @@ LAYER = {
     "cli": 8,
 }  # fmt: skip
 
-# Headers that show MPI belong to the module, but only the owners of MPI calls include them.
-MODULE_OF_HEADER = {"comm_mpi": "comm"}
+# Headers whose name is not their module's.
+MODULE_OF_HEADER = {"comm_mpi": "comm", "inspect": "run"}
 
 OWNERS = {
     "mpi.h": {"comm", "h5", "dmat", "cli"},
