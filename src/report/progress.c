@@ -4,7 +4,8 @@
 #include <string.h>
 #include <sys/ioctl.h>
 
-enum { SHORTEST_BAR = 10, LONGEST_BAR = 40 };
+/* Columns kept for the figures, so that the bar keeps its length while they change. */
+enum { SHORTEST_BAR = 10, LONGEST_BAR = 40, FIGURES = 54 };
 
 #define BAR_INTERVAL 0.1
 #define LINE_INTERVAL 10.0
@@ -63,7 +64,8 @@ static void draw_bar(nps_report_t *r, double now) {
   nps_text_t figures = {0}, line = {0};
   add_figures(&figures, r, now);
   int room = terminal_width() - 1;
-  int bar = room - nps_report_characters(r->title) - 2 - 4 - (int)figures.size;
+  int beside = figures.size > FIGURES ? (int)figures.size : FIGURES;
+  int bar = room - nps_report_characters(r->title) - 2 - 4 - beside;
   nps_text_add(&line, "%s  ", r->title);
   if (bar >= SHORTEST_BAR) add_bar(&line, r, bar < LONGEST_BAR ? bar : LONGEST_BAR);
   nps_text_add(&line, "%s", figures.text);
