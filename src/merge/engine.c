@@ -46,6 +46,11 @@ static bool on_task_vectors(const engine_t *e) { return spec_of(e)->method->base
 
 static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 
+/* Buffers within the slab begin where vector loads like it. */
+#define ALIGNMENT ((size_t)64)
+
+static size_t aligned(size_t bytes) { return (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT; }
+
 static int64_t blocks_of(int64_t count) { return (count + NPS_BLOCK - 1) / NPS_BLOCK; }
 
 /* ---- reading ---- */
@@ -74,7 +79,7 @@ static nps_err_t load(engine_t *e, int t, int64_t first, int64_t count) {
   for (int i = 0; i < spec_of(e)->input_count; i++) {
     if (target->source[i] < 0) continue;
     e->raw[i] = at;
-    at += (size_t)count * nps_dtype_size(input_dtype(e, target, i));
+    at += aligned((size_t)count * nps_dtype_size(input_dtype(e, target, i)));
     NPS_TRY(nps_reader_read(e->reader[i], target->source[i], first, count, e->raw[i]));
     NPS_TRY(check_finite(e, target, i, first, count));
   }
@@ -404,7 +409,7 @@ static size_t slab_bytes(const engine_t *e) {
     int64_t bytes = width * min64(piece->count, e->plan->slab);
     if (bytes > most) most = bytes;
   }
-  return (size_t)most;
+  return (size_t)most + ALIGNMENT * (size_t)spec->input_count;
 }
 
 static void index_blocks(engine_t *e) {

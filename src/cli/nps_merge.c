@@ -1,0 +1,35 @@
+/* nps-merge: merges fine-tuned models by a config. */
+#include "nps_merge_options.h"
+
+#include "nps/run.h"
+
+static nps_err_t run(const nps_comm_t *comm, const cli_merge_options_t *o) {
+  const nps_run_options_t options = {
+      .config = o->config,
+      .out = o->out,
+      .overrides = o->overrides,
+      .override_count = o->override_count,
+      .check = o->check,
+      .plan = o->plan,
+      .ranks = o->ranks,
+      .ranks_per_node = o->ranks_per_node,
+      .force = o->force,
+      .log = o->log,
+      .quiet = o->quiet,
+      .verbose = o->verbose,
+  };
+  return nps_run(comm, &options);
+}
+
+int main(int argc, char **argv) {
+  cli_merge_options_t options;
+  cli_request_t request = CLI_RUN;
+  int exit_code = 0;
+  nps_comm_t *comm = cli_start(&argc, &argv);
+  nps_err_t err = cli_merge_options(argc, argv, &options, &request);
+  if (cli_go_on(&cli_merge_program, err, request, nps_comm_rank(comm) == 0, &exit_code))
+    exit_code = nps_err_exit_code(run(comm, &options));
+  cli_merge_options_free(&options);
+  cli_finish(comm);
+  return exit_code;
+}

@@ -1,0 +1,137 @@
+/* The plan and the summary, as tables and as events. */
+#include "run_internal.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* A table in the making. */
+typedef struct {
+  char **cells;
+  int count;
+} cells_t;
+
+static void add_cell(cells_t *cells, char *text) {
+  cells->cells = nps_xrealloc(cells->cells, (size_t)cells->count + 1, sizeof(char *));
+  cells->cells[cells->count++] = text;
+}
+
+static void show_cells(nps_report_t *report, cells_t *cells, int columns) {
+  nps_report_table(report, (const char *const *)cells->cells, cells->count / columns, columns);
+  for (int i = 0; i < cells->count; i++) free(cells->cells[i]);
+  free(cells->cells);
+}
+
+static void add_bytes(cells_t *cells, int64_t bytes) {
+  char text[32];
+  add_cell(cells, nps_xstrdup(nps_format_bytes((double)bytes, text)));
+}
+
+static int count_action(const nps_layout_t *layout, nps_action_t action) {
+  int count = 0;
+  for (int t = 0; t < layout->count; t++) count += layout->targets[t].action == action;
+  return count;
+}
+
+static int64_t sum64(const int64_t *x, int n) {
+  int64_t sum = 0;
+  for (int i = 0; i < n; i++) sum += x[i];
+  return sum;
+}
+
+/* Rows of the plan's table; more ranks than that are summed up. */
+#define MOST_ROWS 64
+
+static void add_rank_row(const nps_run_state_t *run, cells_t *cells, int rank) {
+  const nps_plan_t *plan = run->plan;
+  int64_t elements = 0;
+  for (int i = plan->first_piece[rank]; i < plan->first_piece[rank + 1]; i++) elements += plan->pieces[i].count;
+  add_cell(cells, nps_xstrf("%d", rank));
+  add_cell(cells, nps_xstrf("%d", plan->first_piece[rank + 1] - plan->first_piece[rank]));
+  add_cell(cells, nps_xstrf("%lld", (long long)elements));
+  add_bytes(cells, plan->read[rank]);
+  add_bytes(cells, plan->write[rank]);
+  add_bytes(cells, plan->memory[rank]);
+  add_cell(cells, nps_xstrf("%.1f s", plan->time[rank]));
+}
+
+static void show_rank_table(const nps_run_state_t *run) {
+  static const char *const header[] = {"rank", "tensors", "elements", "read", "write", "memory", "time"};
+  enum { COLUMNS = sizeof header / sizeof *header };
+  cells_t cells = {0};
+  for (int c = 0; c < COLUMNS; c++) add_cell(&cells, nps_xstrdup(header[c]));
+  int rows = run->plan->ranks < MOST_ROWS ? run->plan->ranks : MOST_ROWS;
+  for (int r = 0; r < rows; r++) add_rank_row(run, &cells, r);
+  show_cells(run->report, &cells, COLUMNS);
+  if (rows < run->plan->ranks) nps_report_line(run->report, "… and %d more ranks", run->plan->ranks - rows);
+}
+
+static void show_totals(const nps_run_state_t *run) {
+  const nps_plan_t *plan = run->plan;
+  char read[32], written[32], memory[32], limit[32];
+  int64_t most = 0;
+  double longest = 0;
+  int shared = 0;
+  for (int r = 0; r < plan->ranks; r++) {
+    if (plan->memory[r] > most) most = plan->memory[r];
+    if (plan->time[r] > longest) longest = plan->time[r];
+  }
+  for (int t = 0; t < run->layout->count; t++) shared += plan->owner_first[t] != plan->owner_last[t];
+  nps_report_line(run->report, "%s", "");
+  nps_report_line(run->report, "reads %s, writes %s (disk: as much again while an old output is replaced)",
+                  nps_format_bytes((double)sum64(plan->read, plan->ranks), read),
+                  nps_format_bytes((double)sum64(plan->write, plan->ranks), written));
+  nps_report_line(run->report, "memory: at most %s a rank, of %s; slabs of %lld elements, %d tensors shared among ranks",
+                  nps_format_bytes((double)most, memory), nps_format_bytes((double)plan->memory_limit, limit),
+                  (long long)plan->slab, shared);
+  nps_report_line(run->report, "time: about %.1f s with the inputs in the page cache", longest);
+  nps_report_event(run->report, "plan",
+                   json_pack("{s:i, s:I, s:I, s:I, s:f}", "ranks", plan->ranks, "read",
+                             (json_int_t)sum64(plan->read, plan->ranks), "write",
+                             (json_int_t)sum64(plan->write, plan->ranks), "memory", (json_int_t)most, "seconds", longest));
+}
+
+void nps_run_show_plan(const nps_run_state_t *run) {
+  const nps_layout_t *layout = run->layout;
+  const int copied = count_action(layout, NPS_ACTION_COPY), head = count_action(layout, NPS_ACTION_HEAD);
+  if (!run->report) return;
+  nps_report_line(run->report, "%s: %s", run->method->name, run->method->summary);
+  nps_report_line(run->report, "%d models%s, %d tensors merged, %d copied from the base, %d from a head, on %d ranks",
+                  run->model_count, run->base >= 0 ? " and the base" : "", layout->count - copied - head, copied, head,
+                  run->plan->ranks);
+  for (int t = 0; t < layout->count; t++)
+    if (layout->targets[t].action == NPS_ACTION_HEAD) nps_report_line(run->report, "  head: %s", layout->targets[t].name);
+  nps_report_line(run->report, "%s", "");
+  show_rank_table(run);
+  show_totals(run);
+}
+
+static json_t *model_event(const char *name, const nps_merge_result_t *result) {
+  json_t *norm = isnan(result->norm) ? json_null() : json_real(result->norm);
+  return json_pack("{s:s, s:o, s:f}", "name", name, "norm", norm, "kept", result->kept);
+}
+
+void nps_run_show_summary(const nps_run_state_t *run, const nps_merge_result_t *results, int64_t bytes) {
+  char size[32];
+  cells_t cells = {0};
+  json_t *models = json_array();
+  if (!run->report) return;
+  add_cell(&cells, nps_xstrdup("model"));
+  add_cell(&cells, nps_xstrdup("‖task vector‖"));
+  add_cell(&cells, nps_xstrdup("kept"));
+  for (int m = 0; m < run->model_count; m++) {
+    const nps_merge_result_t *r = &results[m];
+    add_cell(&cells, nps_xstrdup(run->models[m].name));
+    add_cell(&cells, isnan(r->norm) ? nps_xstrdup("–") : nps_xstrf("%.6g", r->norm));
+    add_cell(&cells, nps_xstrf("%.2f %%", 100 * r->kept));
+    json_array_append_new(models, model_event(run->models[m].name, r));
+  }
+  show_cells(run->report, &cells, 3);
+  const double seconds = nps_now() - run->started;
+  nps_report_line(run->report, "%s", "");
+  nps_report_line(run->report, "%s: %d tensors, %s, %s, in %.1f s", run->out, run->layout->count,
+                  nps_format_bytes((double)bytes, size), run->method->name, seconds);
+  nps_report_event(run->report, "done",
+                   json_pack("{s:s, s:s, s:I, s:f, s:i, s:o}", "output", run->out, "method", run->method->name, "bytes",
+                             (json_int_t)bytes, "seconds", seconds, "ranks", nps_comm_size(run->comm), "models", models));
+}

@@ -1,0 +1,175 @@
+/* The first phase: config and headers on rank 0, then the same recipe, catalogues and layout on every rank. */
+#include "run_internal.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static char *folder_of(const char *path) {
+  const char *slash = strrchr(path, '/');
+  return slash ? nps_xstrndup(path, slash == path ? 1 : (size_t)(slash - path)) : nps_xstrdup(".");
+}
+
+/* Finds the input with a path, or adds it from its headers. Problems are recorded; *index is -1 then. */
+static nps_err_t add_input(nps_run_state_t *run, const char *model, const char *name, int *index) {
+  char *folder = folder_of(run->recipe->file), *path = NULL;
+  nps_model_t *catalogue = NULL;
+  *index = -1;
+  nps_err_t err = nps_model_locate(model, folder, &path);
+  for (int i = 0; err == NPS_OK && i < run->input_count; i++)
+    if (strcmp(run->inputs[i]->path, path) == 0) *index = i;
+  if (err == NPS_OK && *index < 0) err = nps_model_open(path, name, &catalogue);
+  if (catalogue) {
+    run->inputs = nps_xrealloc(run->inputs, (size_t)run->input_count + 1, sizeof(nps_model_t *));
+    run->inputs[run->input_count] = catalogue;
+    *index = run->input_count++;
+  }
+  free(path);
+  free(folder);
+  return err;
+}
+
+/* Opens base and models: all problems of all of them are recorded. Fills input_of[models]. */
+static nps_err_t open_inputs(nps_run_state_t *run, int *input_of) {
+  const nps_recipe_t *recipe = run->recipe;
+  nps_err_t err = NPS_OK;
+  run->base = -1;
+  if (recipe->base_model) err = add_input(run, recipe->base_model, "base", &run->base);
+  for (int m = 0; m < recipe->model_count; m++) {
+    const nps_recipe_model_t *model = &recipe->models[m];
+    err = nps_err_worse(err, add_input(run, model->model, model->name, &input_of[m]));
+  }
+  return err;
+}
+
+static nps_err_t find_head(nps_run_state_t *run, const int *input_of) {
+  const nps_recipe_t *recipe = run->recipe;
+  run->head = -1;
+  if (!recipe->output_head) return NPS_OK;
+  const char **names = nps_xcalloc((size_t)recipe->model_count, sizeof *names);
+  for (int m = 0; m < recipe->model_count; m++) {
+    names[m] = recipe->models[m].name;
+    if (strcmp(names[m], recipe->output_head) == 0) run->head = input_of[m];
+  }
+  const char *nearest = nps_nearest(recipe->output_head, names, recipe->model_count);
+  free(names);
+  if (run->head >= 0) return NPS_OK;
+  return nps_fail(NPS_ERR_CONFIG, "%s: output.head '%s' is not the name of a listed model%s%s%s", recipe->file,
+                  recipe->output_head, nearest ? ", did you mean '" : "", nearest ? nearest : "", nearest ? "'?" : "");
+}
+
+/* Whether models[m] takes part as the method counts models; the base of a task-vector method does not. */
+static bool takes_part(const nps_run_state_t *run, int input) {
+  return run->method->base == NPS_BASE_LISTED || input != run->base;
+}
+
+/* Lists the models in the method's order. */
+static void choose_models(nps_run_state_t *run, const int *input_of) {
+  const nps_recipe_t *recipe = run->recipe;
+  const nps_settings_t *base_settings = NULL;
+  run->models = nps_xcalloc((size_t)recipe->model_count + 1, sizeof *run->models);
+  const bool base_first = run->method->base == NPS_BASE_FIRST && run->base >= 0;
+  run->model_count = base_first;
+  for (int m = 0; m < recipe->model_count; m++) {
+    const nps_recipe_model_t *model = &recipe->models[m];
+    if (!takes_part(run, input_of[m])) {
+      base_settings = &model->parameters;
+      if (run->method->base == NPS_BASE_TASK_VECTORS)
+        nps_note("model '%s' is the base model and has no task vector: it is left out", model->name);
+      continue;
+    }
+    run->models[run->model_count++] = (nps_merge_model_t){input_of[m], model->name, &model->parameters};
+  }
+  if (base_first) run->models[0] = (nps_merge_model_t){run->base, "base", base_settings};
+}
+
+/* Makes every rank know rank 0's recipe, inputs and choices. Collective. */
+static nps_err_t broadcast(nps_run_state_t *run, int **input_of) {
+  const bool root = nps_comm_rank(run->comm) == 0;
+  int numbers[4] = {run->input_count, run->base, run->head, root ? run->recipe->model_count : 0};
+  char *text = root ? nps_recipe_emit(run->recipe) : NULL;
+  nps_err_t err = NPS_OK;
+  nps_comm_bcast_text(run->comm, &text);
+  nps_comm_bcast(run->comm, numbers, sizeof numbers);
+  if (!root) {
+    err = nps_recipe_parse(text, run->options->config, NULL, 0, &run->recipe);
+    run->input_count = numbers[0];
+    run->base = numbers[1];
+    run->head = numbers[2];
+    run->inputs = nps_xcalloc((size_t)run->input_count, sizeof *run->inputs);
+    *input_of = nps_xcalloc((size_t)numbers[3], sizeof **input_of);
+  }
+  run->recipe_text = text;
+  nps_comm_bcast(run->comm, *input_of, (size_t)numbers[3] * sizeof **input_of);
+  for (int i = 0; i < run->input_count; i++) {
+    char *packed = root ? nps_model_pack(run->inputs[i]) : NULL;
+    nps_comm_bcast_text(run->comm, &packed);
+    if (!root && err == NPS_OK) err = nps_model_unpack(packed, &run->inputs[i]);
+    free(packed);
+  }
+  return nps_comm_agree(run->comm, err);
+}
+
+static nps_err_t load_config(nps_run_state_t *run) {
+  const nps_run_options_t *o = run->options;
+  NPS_TRY(nps_recipe_load(o->config, o->overrides, o->override_count, &run->recipe));
+  const nps_recipe_t *recipe = run->recipe;
+  char *where = nps_xstrf("%s:%d: ", recipe->file, recipe->method_line);
+  nps_err_t err = nps_merge_method_find(recipe->merge_method, where, &run->method);
+  free(where);
+  const char *out = o->out ? o->out : recipe->output_path;
+  if (!out && !o->check && !o->plan)
+    err = nps_fail(NPS_ERR_CONFIG, "no output: give OUT on the command line, or output.path in %s", recipe->file);
+  return err;
+}
+
+/* Rank 0's part before anything is broadcast. */
+static nps_err_t look_at_files(nps_run_state_t *run, int **input_of) {
+  NPS_TRY(load_config(run));
+  *input_of = nps_xcalloc((size_t)run->recipe->model_count, sizeof **input_of);
+  nps_err_t err = open_inputs(run, *input_of);
+  return nps_err_worse(err, find_head(run, *input_of));
+}
+
+/* A base that the method does not merge only tells which tensors there are: its merged ones are not read. */
+static void leave_base_unread(nps_run_state_t *run) {
+  for (int m = 0; m < run->model_count; m++)
+    if (run->models[m].input == run->base) return;
+  if (run->base < 0 || run->method->base == NPS_BASE_TASK_VECTORS) return;
+  for (int t = 0; t < run->layout->count; t++)
+    if (run->layout->targets[t].action == NPS_ACTION_MERGE)
+      run->layout->source[(size_t)t * (size_t)run->layout->inputs + (size_t)run->base] = -1;
+}
+
+/* The same on every rank: what is merged, with which parameters. */
+static nps_err_t build(nps_run_state_t *run, const int *input_of) {
+  const nps_recipe_t *recipe = run->recipe;
+  if (!run->method) NPS_TRY(nps_merge_method_find(recipe->merge_method, "", &run->method));
+  choose_models(run, input_of);
+  NPS_TRY(nps_layout_match((const nps_model_t *const *)run->inputs, run->input_count, run->base, run->head,
+                           recipe->has_out_dtype ? &recipe->out_dtype : NULL, &run->layout));
+  leave_base_unread(run);
+  nps_merge_spec_t spec = {
+      .method = run->method,
+      .inputs = (const nps_model_t *const *)run->inputs,
+      .input_count = run->input_count,
+      .base = run->base,
+      .models = run->models,
+      .model_count = run->model_count,
+      .settings = &recipe->parameters,
+      .config_file = recipe->file,
+      .seed = recipe->seed,
+      .layout = run->layout,
+  };
+  return nps_merge_new(&spec, &run->merge);
+}
+
+nps_err_t nps_run_validate(nps_run_state_t *run) {
+  int *input_of = NULL;
+  nps_err_t err = nps_comm_rank(run->comm) == 0 ? look_at_files(run, &input_of) : NPS_OK;
+  err = nps_comm_agree(run->comm, err);
+  if (err == NPS_OK) err = broadcast(run, &input_of);
+  if (err == NPS_OK) err = nps_comm_agree(run->comm, build(run, input_of));
+  if (err == NPS_OK) run->out = run->options->out ? run->options->out : run->recipe->output_path;
+  free(input_of);
+  return err;
+}
