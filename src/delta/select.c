@@ -37,37 +37,56 @@ size_t nps_select_bytes(void) { return sizeof(nps_select_t); }
 
 void nps_select_start(nps_select_t *select, int64_t keep) { *select = (nps_select_t){.keep = keep}; }
 
-static void count_high(nps_select_t *select, const float *x, int64_t n) {
-  int64_t *even = select->histogram[0], *odd = select->histogram[1];
-  int64_t i = 0;
-  for (; i + 2 <= n; i += 2) {
-    even[magnitude_bits(x[i]) >> LOW_BITS]++;
-    odd[magnitude_bits(x[i + 1]) >> LOW_BITS]++;
+NPS_VECTOR_CLONES
+static void find_bins(const float *x, int64_t n, uint16_t *bin) {
+  for (int64_t i = 0; i < n; i++) {
+    uint32_t bits;
+    memcpy(&bits, &x[i], sizeof bits);
+    bin[i] = (uint16_t)((bits & MAGNITUDE) >> LOW_BITS);
   }
-  if (i < n) even[magnitude_bits(x[i]) >> LOW_BITS]++;
 }
 
-/* Gathers the lower bits of the few entries in the bin without branches, then counts them. */
+static void count_high(nps_select_t *select, const float *x, int64_t n) {
+  uint16_t bin[NPS_CHUNK];
+  int64_t *even = select->histogram[0], *odd = select->histogram[1];
+  int64_t i = 0;
+  find_bins(x, n, bin);
+  for (; i + 2 <= n; i += 2) {
+    even[bin[i]]++;
+    odd[bin[i + 1]]++;
+  }
+  if (i < n) even[bin[i]]++;
+}
+
+NPS_VECTOR_CLONES
+static void mark_bin(const float *x, int64_t n, uint32_t high, uint8_t *mark) {
+  for (int64_t i = 0; i < n; i++) {
+    uint32_t bits;
+    memcpy(&bits, &x[i], sizeof bits);
+    mark[i] = (bits & MAGNITUDE) >> LOW_BITS == high;
+  }
+}
+
+/* Few entries lie in the bin: marks are looked at eight at a time. */
 static void count_low(nps_select_t *select, const float *x, int64_t n) {
-  uint16_t low[NPS_CHUNK];
-  const uint32_t high = select->high;
-  for (int64_t at = 0; at < n; at += NPS_CHUNK) {
-    int64_t end = n - at < NPS_CHUNK ? n : at + NPS_CHUNK;
-    int found = 0;
-    for (int64_t i = at; i < end; i++) {
-      uint32_t bits = magnitude_bits(x[i]);
-      low[found] = (uint16_t)(bits & LOW_MASK);
-      found += bits >> LOW_BITS == high;
-    }
-    for (int i = 0; i < found; i++) select->histogram[0][low[i]]++;
+  uint8_t mark[NPS_CHUNK] = {0};
+  mark_bin(x, n, select->high, mark);
+  for (int64_t at = 0; at < n; at += 8) {
+    uint64_t eight;
+    memcpy(&eight, mark + at, sizeof eight);
+    for (; eight; eight &= eight - 1)
+      select->histogram[0][magnitude_bits(x[at + __builtin_ctzll(eight) / 8]) & LOW_MASK]++;
   }
 }
 
 void nps_select_count(nps_select_t *select, int pass, const float *x, int64_t n) {
-  if (pass == 0)
-    count_high(select, x, n);
-  else
-    count_low(select, x, n);
+  for (int64_t at = 0; at < n; at += NPS_CHUNK) {
+    int64_t count = n - at < NPS_CHUNK ? n - at : NPS_CHUNK;
+    if (pass == 0)
+      count_high(select, x + at, count);
+    else
+      count_low(select, x + at, count);
+  }
 }
 
 /* Finds the bin that holds the k-th largest.
