@@ -9,8 +9,8 @@
 #include "nps/base.h"
 #include "nps/tensor.h"
 
-/** The value of a parameter in mergekit's forms: a number, a boolean, a text, a list of numbers over the layers, or a
- *  list of {filter, value}. Opaque. */
+/** The value of a parameter in mergekit's forms: a number, a boolean, a text, a list of numbers (or of booleans) over the
+ *  layers, or a list of {filter, value}. Numbers are finite, lists are not empty. A quoted number is a text. Opaque. */
 typedef struct nps_value nps_value_t;
 
 /** A parameter as written. */
@@ -31,8 +31,8 @@ typedef struct nps_settings {
 const nps_setting_t *nps_settings_find(const nps_settings_t *settings, const char *name);
 
 /** Evaluate a value as a number for one tensor; booleans give 0 and 1.
- *  Lists of numbers are interpolated linearly: position t·(length − 1). The first {filter, value} whose filter is part
- *  of the tensor's name, or "*", decides.
+ *  Lists of numbers are interpolated linearly: position t·(length − 1); lists of booleans give the entry at the position
+ *  rounded down. The first {filter, value} whose filter is part of the tensor's name, or "*", decides.
  *  @param tensor  the tensor's name; NULL matches only "*"
  *  @param t       position within the layers, 0 to 1
  *  @param[out] out  the number
@@ -48,7 +48,7 @@ bool nps_value_is_numeric(const nps_value_t *value);
 /** Whether every leaf of a value is a boolean (true, false). */
 bool nps_value_is_boolean(const nps_value_t *value);
 
-/** Whether a value does not vary over layers or tensors. */
+/** Whether a value does not vary over layers or tensors: a scalar, a list of one, or a first filter "*" with such. */
 bool nps_value_is_plain(const nps_value_t *value);
 
 /** One entry of `models`. */
@@ -57,7 +57,7 @@ typedef struct nps_recipe_model {
   char *name;                /**< explicit or derived, unique; owned */
   bool is_base;              /**< the same model as base_model */
   nps_settings_t parameters; /**< of this model */
-  int line;
+  int line;                  /**< of its entry; 0 for --set */
 } nps_recipe_model_t;
 
 /** A config, checked as far as it can be without looking at other files. All pointers are owned by the recipe. */

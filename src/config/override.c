@@ -91,6 +91,26 @@ static nps_err_t step(cursor_t *c) {
                         nps_node_describe(node, found));
 }
 
+/* Bytes of the UTF-8 sequence at s, 0 when it is none. */
+static size_t utf8_length(const unsigned char *s) {
+  static const uint32_t least[] = {0, 0, 0x80, 0x800, 0x10000};
+  size_t n = s[0] < 0x80 ? 1 : (s[0] & 0xE0) == 0xC0 ? 2 : (s[0] & 0xF0) == 0xE0 ? 3 : (s[0] & 0xF8) == 0xF0 ? 4 : 0;
+  uint32_t code = s[0] & (0x7Fu >> n);
+  if (n < 2) return n;
+  for (size_t i = 1; i < n; i++) {
+    if ((s[i] & 0xC0) != 0x80) return 0;
+    code = code << 6 | (s[i] & 0x3Fu);
+  }
+  return code >= least[n] && code <= 0x10FFFF && (code < 0xD800 || code > 0xDFFF) ? n : 0;
+}
+
+static bool is_utf8(const char *text) {
+  const unsigned char *s = (const unsigned char *)text;
+  size_t n = 1;
+  for (; *s && n; s += n) n = utf8_length(s);
+  return n > 0;
+}
+
 static nps_err_t check_path(const char *path, nps_place_t place) {
   int components = 1;
   bool empty = *path == '\0' || *path == '.';
@@ -100,6 +120,7 @@ static nps_err_t check_path(const char *path, nps_place_t place) {
     if (c[1] == '.' || c[1] == '\0') empty = true;
   }
   if (empty) return nps_place_fail(place, "expected key.path=value, found an empty key");
+  if (!is_utf8(path)) return nps_place_fail(place, "expected key.path=value in UTF-8");
   if (components > MAX_COMPONENTS) return nps_place_fail(place, "more than %d keys in a path", MAX_COMPONENTS);
   return NPS_OK;
 }

@@ -90,7 +90,8 @@ static void read_tokenizer_source(void *target, const nps_node_t *value, const c
   (void)target;
   char found[96];
   if (value->kind == NPS_NODE_SCALAR && strcmp(value->text, "base") == 0) return;
-  nps_place_fail(value->place, "%s: %s is not built yet, expected 'base'", what, nps_node_describe(value, found));
+  nps_place_fail(value->place, "%s: expected base, as others are not built yet, found %s", what,
+                 nps_node_describe(value, found));
 }
 
 static void read_path(void *target, const nps_node_t *value, const char *what) {
@@ -133,6 +134,7 @@ static const nps_key_t top_keys[] = {{"merge_method", NPS_KEY_READ, read_method,
                                      {"tokenizer", NPS_KEY_NOT_BUILT, NULL, NULL},
                                      {"chat_template", NPS_KEY_NOT_BUILT, NULL, NULL},
                                      {"pad_to_multiple_of", NPS_KEY_NOT_BUILT, NULL, NULL},
+                                     {"unsafe_truncate_embeddings", NPS_KEY_NOT_BUILT, NULL, NULL},
                                      {"name", NPS_KEY_NO_EFFECT, NULL, NULL},
                                      {"int8_mask", NPS_KEY_NO_EFFECT, NULL, NULL},
                                      {"allow_crimes", NPS_KEY_NO_EFFECT, NULL, NULL},
@@ -145,6 +147,9 @@ static const nps_key_t top_keys[] = {{"merge_method", NPS_KEY_READ, read_method,
                                      {"copy_tokenizer", NPS_KEY_NO_EFFECT, NULL, NULL},
                                      {"clone_tensors", NPS_KEY_NO_EFFECT, NULL, NULL},
                                      {"trust_remote_code", NPS_KEY_NO_EFFECT, NULL, NULL},
+                                     {"gpu_rich", NPS_KEY_NO_EFFECT, NULL, NULL},
+                                     {"quiet", NPS_KEY_NO_EFFECT, NULL, NULL},
+                                     {"verbosity", NPS_KEY_NO_EFFECT, NULL, NULL},
                                      {"lazy_unpickle", NPS_KEY_NO_EFFECT, NULL, NULL},
                                      {"write_model_card", NPS_KEY_NO_EFFECT, NULL, NULL},
                                      {"safe_serialization", NPS_KEY_NO_EFFECT, NULL, NULL},

@@ -436,7 +436,7 @@ START_TEST(what_is_not_built_is_refused) {
                   "c.yaml:4: models.0.model: 'a+lora': adapters are not built yet\n"
                   "c.yaml:5: models.1.model.lora: adapters are not built yet");
   expect_problems("merge_method: ties\nmodels: [{model: a}]\ntokenizer_source: union\n",
-                  "c.yaml:3: tokenizer_source: the text 'union' is not built yet, expected 'base'");
+                  "c.yaml:3: tokenizer_source: expected base, as others are not built yet, found the text 'union'");
 }
 END_TEST
 
@@ -603,6 +603,11 @@ START_TEST(overrides_that_do_not_fit_are_refused) {
       {"seed.", "1", "--set seed.: expected key.path=value, found an empty key"},
       {"output..path", "1", "--set output..path: expected key.path=value, found an empty key"},
       {"seed", "x", "--set seed: seed: expected an integer from 0 to 18446744073709551615, found the text 'x'"},
+      {"parameters.\xB6", "1", "--set parameters.\xB6: expected key.path=value in UTF-8"},
+      {"parameters.\xC0\x80", "1", "--set parameters.\xC0\x80: expected key.path=value in UTF-8"},
+      {"parameters.\xED\xA0\x80", "1", "--set parameters.\xED\xA0\x80: expected key.path=value in UTF-8"},
+      {"parameters.\xE6\x97\xA5", "",
+       "--set parameters.\xE6\x97\xA5: parameters.\xE6\x97\xA5: expected a value, found nothing"},
       {"sed", "1", "--set sed: unknown key 'sed', did you mean 'seed'?"},
       {"sed.x", "1", "--set sed.x: unknown key 'sed', did you mean 'seed'?"},
       {"models.5.name", "x",
