@@ -1,0 +1,86 @@
+#include "model_internal.h"
+
+#include "nps/h5.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define FORMAT_VERSION 1
+
+static nps_err_t check_format(nps_h5_t *file, const char *path) {
+  char *format = NULL;
+  int64_t version = 0;
+  bool found = false;
+  nps_err_t err;
+  NPS_GOTO(nps_h5_get_attr_text(file, "/", "format", &format));
+  NPS_GOTO(nps_h5_get_attr_i64(file, "/", "format_version", &version, &found));
+  if (!format)
+    err = nps_fail(NPS_ERR_INPUT, "%s: is no merged model: it has no attribute 'format'", path);
+  else if (strcmp(format, "nps-archive") == 0)
+    err = nps_fail(NPS_ERR_CONFIG, "%s: reading compressed archives is not built yet", path);
+  else if (strcmp(format, "nps-merged") != 0)
+    err = nps_fail(NPS_ERR_INPUT, "%s: is no merged model: expected format 'nps-merged', found '%s'", path, format);
+  else if (!found)
+    err = nps_fail(NPS_ERR_INPUT, "%s: has no attribute 'format_version'", path);
+  else if (version != FORMAT_VERSION)
+    err =
+        nps_fail(NPS_ERR_INPUT, "%s: expected format_version %d, found %lld", path, FORMAT_VERSION, (long long)version);
+done:
+  free(format);
+  return err;
+}
+
+/* A dataset must be a plain piece of the file, for it is read without HDF5. */
+static void add_dataset(nps_model_t *model, nps_checks_t *checks, const char *name, const nps_h5_info_t *info) {
+  nps_tensor_info_t tensor = {.dtype = info->dtype, .ndim = info->ndim};
+  const int64_t size = info->known_type ? (int64_t)nps_dtype_size(info->dtype) : 1;
+  memcpy(tensor.shape, info->shape, sizeof tensor.shape);
+  if (!info->is_dataset)
+    nps_checks_fail(checks, "/tensors/%s: expected a dataset, found a group", name);
+  else if (!info->known_type)
+    nps_checks_fail(checks, "tensor %s: unknown type", name);
+  else if (!info->contiguous)
+    nps_checks_fail(checks, "tensor %s: expected a contiguous dataset, found one in chunks or filtered", name);
+  else if (!nps_shape_count(info->ndim, info->shape, &tensor.count) || tensor.count > INT64_MAX / size)
+    nps_checks_fail(checks, "tensor %s: its shape is too large", name);
+  else if (tensor.count > 0 &&
+           (info->offset < 0 || info->bytes != tensor.count * size || info->bytes > model->files[0].size ||
+            info->offset > model->files[0].size - info->bytes))
+    nps_checks_fail(checks, "tensor %s: its %lld bytes at offset %lld are outside of the file's %lld", name,
+                    (long long)(tensor.count * size), (long long)info->offset, (long long)model->files[0].size);
+  else {
+    tensor.name = nps_xstrdup(name);
+    tensor.offset = tensor.count > 0 ? info->offset : 0;
+    nps_model_add_tensor(model, &tensor);
+  }
+}
+
+static nps_err_t read_tensors(nps_model_t *model, nps_h5_t *file) {
+  nps_checks_t checks = {model->path, 0};
+  char **names = NULL;
+  int count = 0;
+  NPS_TRY(nps_h5_list(file, "/tensors", &names, &count));
+  nps_err_t err = NPS_OK;
+  for (int i = 0; i < count && err == NPS_OK; i++) {
+    nps_h5_info_t info;
+    err = nps_h5_describe(file, "/tensors", names[i], &info);
+    if (err == NPS_OK) add_dataset(model, &checks, names[i], &info);
+  }
+  nps_h5_free_names(names, count);
+  return nps_err_worse(err, nps_checks_end(&checks));
+}
+
+nps_err_t nps_hdf5_read(nps_model_t *model) {
+  nps_h5_t *file = NULL;
+  char *where = nps_xstrf("%s: attribute config_json", model->path);
+  nps_err_t err;
+  NPS_GOTO(nps_h5_open(model->path, &file));
+  NPS_GOTO(check_format(file, model->path));
+  NPS_GOTO(nps_h5_get_attr_text(file, "/", "config_json", &model->config_json));
+  if (model->config_json) NPS_GOTO(nps_config_check(model->config_json, where));
+  err = read_tensors(model, file);
+done:
+  nps_h5_abandon(file);
+  free(where);
+  return err;
+}

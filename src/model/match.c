@@ -1,0 +1,220 @@
+#include "model_internal.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct {
+  const nps_model_t *const *inputs;
+  int n;
+  int base;      /* or -1 */
+  int reference; /* the base, else the first input */
+  int head;      /* or -1 */
+  const nps_dtype_t *dtype;
+  nps_layout_t *layout;
+  nps_checks_t *checks; /* [n] */
+  bool **used;          /* [n][tensors of the input] */
+} match_t;
+
+static bool is_quantised_name(const char *name) {
+  const char *dot = strrchr(name, '.');
+  const char *last = dot ? dot + 1 : name;
+  return strstr(name, ".weight") || strncmp(last, "weight", 6) == 0 || strncmp(last, "qweight", 7) == 0;
+}
+
+static bool has_quantisation(const nps_model_t *model) {
+  json_error_t error;
+  json_t *root = model->config_json ? json_loads(model->config_json, 0, &error) : NULL;
+  const bool found = json_is_object(json_object_get(root, "quantization_config"));
+  json_decref(root);
+  return found;
+}
+
+/* One message for a quantised model, whose every tensor would be reported otherwise. */
+static nps_err_t refuse_quantised(const nps_model_t *model) {
+  if (!has_quantisation(model)) return NPS_OK;
+  for (int i = 0; i < model->tensor_count; i++) {
+    const nps_tensor_info_t *t = &model->tensors[i];
+    if (nps_dtype_kind(t->dtype) == NPS_KIND_FLOAT || !is_quantised_name(t->name)) continue;
+    return nps_fail(NPS_ERR_INPUT,
+                    "%s: %s: is quantised (quantization_config in its config, tensor %s is %s); "
+                    "dequantise it first",
+                    model->name, model->path, t->name, nps_dtype_name(t->dtype));
+  }
+  return NPS_OK;
+}
+
+static int compare_places(const void *a, const void *b) {
+  const nps_tensor_info_t *x = *(const nps_tensor_info_t *const *)a, *y = *(const nps_tensor_info_t *const *)b;
+  if (x->file != y->file) return x->file < y->file ? -1 : 1;
+  if (x->offset != y->offset) return x->offset < y->offset ? -1 : 1;
+  return strcmp(x->name, y->name);
+}
+
+/* The tensors in the order they are stored in. */
+static const nps_tensor_info_t **in_file_order(const nps_model_t *model) {
+  const nps_tensor_info_t **order = nps_xcalloc((size_t)model->tensor_count, sizeof *order);
+  for (int i = 0; i < model->tensor_count; i++) order[i] = &model->tensors[i];
+  qsort(order, (size_t)model->tensor_count, sizeof *order, compare_places);
+  return order;
+}
+
+/* Finds a tensor in all inputs. Returns whether it is merged. */
+static bool find_sources(match_t *m, const nps_tensor_info_t *t, int *source) {
+  bool everywhere = true;
+  for (int k = 0; k < m->n; k++) {
+    source[k] = nps_model_find(m->inputs[k], t->name);
+    if (source[k] >= 0) continue;
+    everywhere = false;
+    if (m->base >= 0)
+      nps_checks_fail(&m->checks[k], "lacks tensor %s of the base %s", t->name, m->inputs[m->base]->name);
+  }
+  return everywhere;
+}
+
+static bool check_kind(match_t *m, int k, const nps_tensor_info_t *t) {
+  if (nps_dtype_kind(t->dtype) != NPS_KIND_OPAQUE) return true;
+  nps_checks_fail(&m->checks[k], "tensor %s has type %s, which cannot be merged", t->name, nps_dtype_name(t->dtype));
+  return false;
+}
+
+/* Compares input k's tensor with the reference's. */
+static void check_pair(match_t *m, int k, const nps_tensor_info_t *t, const nps_tensor_info_t *other) {
+  const nps_dtype_kind_t kind = nps_dtype_kind(t->dtype), other_kind = nps_dtype_kind(other->dtype);
+  const char *name = m->inputs[m->reference]->name;
+  char a[192], b[192];
+  if (other->ndim != t->ndim || memcmp(other->shape, t->shape, (size_t)t->ndim * sizeof *t->shape) != 0)
+    nps_checks_fail(&m->checks[k], "tensor %s has shape %s, expected %s as in %s", t->name,
+                    nps_shape_format(other->ndim, other->shape, a), nps_shape_format(t->ndim, t->shape, b), name);
+  if (!check_kind(m, k, other) || kind == NPS_KIND_OPAQUE) return;
+  if (kind != other_kind || (kind == NPS_KIND_EXACT && t->dtype != other->dtype))
+    nps_checks_fail(&m->checks[k], "tensor %s has type %s, in %s %s", t->name, nps_dtype_name(other->dtype), name,
+                    nps_dtype_name(t->dtype));
+}
+
+static void add_target(match_t *m, const nps_tensor_info_t *t, nps_action_t action) {
+  nps_dtype_t dtype = action == NPS_ACTION_MERGE && m->dtype ? *m->dtype : t->dtype;
+  m->layout->targets[m->layout->count++] = (nps_target_t){
+      .name = t->name, .action = action, .dtype = dtype, .ndim = t->ndim, .shape = t->shape, .count = t->count};
+}
+
+static void match_common(match_t *m) {
+  const nps_model_t *reference = m->inputs[m->reference];
+  const nps_tensor_info_t **order = in_file_order(reference);
+  for (int i = 0; i < reference->tensor_count; i++) {
+    const nps_tensor_info_t *t = order[i];
+    int *source = m->layout->source + (size_t)m->layout->count * (size_t)m->n;
+    if (!find_sources(m, t, source)) {
+      if (m->base >= 0) /* reported; no extra tensor of the inputs that have it */
+        for (int k = 0; k < m->n; k++)
+          if (source[k] >= 0) m->used[k][source[k]] = true;
+      continue;
+    }
+    check_kind(m, m->reference, t);
+    for (int k = 0; k < m->n; k++) {
+      m->used[k][source[k]] = true;
+      if (k != m->reference) check_pair(m, k, t, &m->inputs[k]->tensors[source[k]]);
+    }
+    add_target(m, t, nps_dtype_kind(t->dtype) == NPS_KIND_EXACT ? NPS_ACTION_COPY : NPS_ACTION_MERGE);
+  }
+  free(order);
+}
+
+static void add_head(match_t *m) {
+  const nps_model_t *model = m->inputs[m->head];
+  const nps_tensor_info_t **order = in_file_order(model);
+  for (int i = 0; i < model->tensor_count; i++) {
+    const ptrdiff_t index = order[i] - model->tensors;
+    if (m->used[m->head][index]) continue;
+    int *source = m->layout->source + (size_t)m->layout->count * (size_t)m->n;
+    for (int k = 0; k < m->n; k++) source[k] = -1;
+    source[m->head] = (int)index;
+    if (check_kind(m, m->head, order[i])) add_target(m, order[i], NPS_ACTION_HEAD);
+  }
+  free(order);
+}
+
+static void note_extras(const match_t *m, int k) {
+  nps_text_t names = {NULL, 0, 0};
+  int count = 0;
+  for (int i = 0; i < m->inputs[k]->tensor_count; i++) {
+    if (m->used[k][i]) continue;
+    if (count++ < 3) nps_text_add(&names, "%s%s", names.size ? ", " : "", m->inputs[k]->tensors[i].name);
+  }
+  if (count)
+    nps_note("%s: %d tensor%s that %s not merged: %s%s", m->inputs[k]->name, count, count > 1 ? "s" : "",
+             m->base >= 0 ? (count > 1 ? "the base lacks are" : "the base lacks is")
+                          : (count > 1 ? "not all models have are" : "not all models have is"),
+             names.text, count > 3 ? ", …" : "");
+  free(names.text);
+}
+
+static void set_layers(match_t *m) {
+  nps_layout_t *layout = m->layout;
+  const char **names = nps_xcalloc((size_t)layout->count, sizeof *names);
+  double *t = nps_xcalloc((size_t)layout->count, sizeof *t);
+  for (int i = 0; i < layout->count; i++) names[i] = layout->targets[i].name;
+  nps_layer_positions(names, layout->count, m->inputs[m->reference]->config_json, t);
+  for (int i = 0; i < layout->count; i++) {
+    layout->targets[i].layer = t[i];
+    layout->targets[i].source = layout->source + (size_t)i * (size_t)m->n;
+  }
+  free(t);
+  free(names);
+}
+
+static nps_err_t end_checks(match_t *m) {
+  nps_err_t err = NPS_OK;
+  int merged = 0;
+  for (int k = 0; k < m->n; k++) err = nps_err_worse(err, nps_checks_end(&m->checks[k]));
+  for (int i = 0; i < m->layout->count; i++) merged += m->layout->targets[i].action != NPS_ACTION_HEAD;
+  if (err == NPS_OK && merged == 0) err = nps_fail(NPS_ERR_INPUT, "no tensor is common to all models");
+  return err;
+}
+
+static nps_err_t match_all(match_t *m) {
+  nps_err_t err = NPS_OK;
+  for (int k = 0; k < m->n; k++) err = nps_err_worse(err, refuse_quantised(m->inputs[k]));
+  if (err != NPS_OK) return err;
+  match_common(m);
+  if (m->head >= 0) add_head(m);
+  NPS_TRY(end_checks(m));
+  for (int k = 0; k < m->n; k++)
+    if (k != m->head) note_extras(m, k);
+  set_layers(m);
+  return NPS_OK;
+}
+
+nps_err_t nps_layout_match(const nps_model_t *const *inputs, int n, int base, int head, const nps_dtype_t *dtype,
+                           nps_layout_t **out) {
+  match_t m = {.inputs = inputs, .n = n, .base = base, .reference = base >= 0 ? base : 0, .head = head, .dtype = dtype};
+  if (head < 0 && base >= 0 && n == 2) m.head = 1 - base;
+  size_t room = (size_t)inputs[m.reference]->tensor_count;
+  if (m.head >= 0) room += (size_t)inputs[m.head]->tensor_count;
+  m.layout = nps_xcalloc(1, sizeof *m.layout);
+  m.layout->inputs = n;
+  m.layout->targets = nps_xcalloc(room, sizeof *m.layout->targets);
+  m.layout->source = nps_xcalloc(room * (size_t)n + (size_t)n, sizeof *m.layout->source);
+  m.checks = nps_xcalloc((size_t)n, sizeof *m.checks);
+  m.used = nps_xcalloc((size_t)n, sizeof *m.used);
+  for (int k = 0; k < n; k++) {
+    m.checks[k].where = inputs[k]->name;
+    m.used[k] = nps_xcalloc((size_t)inputs[k]->tensor_count, sizeof(bool));
+  }
+  nps_err_t err = match_all(&m);
+  for (int k = 0; k < n; k++) free(m.used[k]);
+  free(m.used);
+  free(m.checks);
+  *out = NULL;
+  if (err == NPS_OK)
+    *out = m.layout;
+  else
+    nps_layout_free(m.layout);
+  return err;
+}
+
+void nps_layout_free(nps_layout_t *layout) {
+  if (!layout) return;
+  free(layout->targets);
+  free(layout->source);
+  free(layout);
+}

@@ -1,0 +1,97 @@
+#include "model_internal.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* Numbers end in a space; texts are "LENGTH BYTES", as paths need not be UTF-8; -1 stands for NULL. */
+
+static void put_number(nps_text_t *out, int64_t value) { nps_text_add(out, "%lld ", (long long)value); }
+
+static void put_text(nps_text_t *out, const char *text) {
+  put_number(out, text ? (int64_t)strlen(text) : -1);
+  if (text) nps_text_add_bytes(out, text, strlen(text));
+}
+
+char *nps_model_pack(const nps_model_t *model) {
+  nps_text_t out = {NULL, 0, 0};
+  put_text(&out, model->name);
+  put_text(&out, model->path);
+  put_text(&out, model->config_json);
+  put_number(&out, (int64_t)model->form);
+  put_number(&out, model->file_count);
+  put_number(&out, model->tensor_count);
+  for (int i = 0; i < model->file_count; i++) {
+    put_text(&out, model->files[i].path);
+    put_number(&out, model->files[i].size);
+  }
+  for (int i = 0; i < model->tensor_count; i++) {
+    const nps_tensor_info_t *t = &model->tensors[i];
+    put_text(&out, t->name);
+    put_number(&out, (int64_t)t->dtype);
+    put_number(&out, t->ndim);
+    for (int d = 0; d < t->ndim; d++) put_number(&out, t->shape[d]);
+    put_number(&out, t->file);
+    put_number(&out, t->offset);
+  }
+  return out.text;
+}
+
+/* Reading position; NULL once something did not fit. */
+typedef struct {
+  const char *at, *end;
+} cursor_t;
+
+static int64_t get_number(cursor_t *c, int64_t least, int64_t most) {
+  char *after = NULL;
+  if (!c->at) return least;
+  const long long value = strtoll(c->at, &after, 10);
+  const bool good = after > c->at && after < c->end && *after == ' ' && value >= least && value <= most;
+  c->at = good ? after + 1 : NULL;
+  return good ? value : least;
+}
+
+static char *get_text(cursor_t *c) {
+  const int64_t length = get_number(c, -1, c->at ? c->end - c->at : 0);
+  if (!c->at || length < 0) return NULL;
+  if (length > c->end - c->at) {
+    c->at = NULL;
+    return NULL;
+  }
+  char *text = nps_xstrndup(c->at, (size_t)length);
+  c->at += length;
+  return text;
+}
+
+static void get_tensor(cursor_t *c, nps_model_t *model) {
+  nps_tensor_info_t t = {.name = get_text(c)};
+  t.dtype = (nps_dtype_t)get_number(c, 0, NPS_DTYPE_COUNT - 1);
+  t.ndim = (int)get_number(c, 0, NPS_MAX_DIMS);
+  for (int d = 0; d < t.ndim; d++) t.shape[d] = get_number(c, 0, INT64_MAX);
+  t.file = (int)get_number(c, 0, model->file_count - 1);
+  t.offset = get_number(c, 0, INT64_MAX);
+  if (!t.name || !nps_shape_count(t.ndim, t.shape, &t.count)) c->at = NULL;
+  nps_model_add_tensor(model, &t);
+}
+
+nps_err_t nps_model_unpack(const char *text, nps_model_t **out) {
+  cursor_t c = {text, text + strlen(text)};
+  nps_model_t *model = nps_xcalloc(1, sizeof *model);
+  model->name = get_text(&c);
+  model->path = get_text(&c);
+  model->config_json = get_text(&c);
+  model->form = (nps_model_form_t)get_number(&c, 0, NPS_FORM_HDF5);
+  const int files = (int)get_number(&c, 1, INT32_MAX), tensors = (int)get_number(&c, 1, INT32_MAX);
+  for (int i = 0; c.at && i < files; i++) {
+    model->files = nps_xrealloc(model->files, (size_t)i + 1, sizeof *model->files);
+    model->files[model->file_count].path = get_text(&c);
+    model->files[model->file_count++].size = get_number(&c, 0, INT64_MAX);
+  }
+  for (int i = 0; c.at && i < tensors; i++) get_tensor(&c, model);
+  *out = NULL;
+  if (!c.at) {
+    nps_model_free(model);
+    return nps_fail(NPS_ERR_RUNTIME, "a packed catalogue is damaged");
+  }
+  *out = model;
+  return NPS_OK;
+}
