@@ -183,9 +183,9 @@ typedef struct nps_writer nps_writer_t;
 /** Whether a path names a merged HDF5 file (else a folder). Local. */
 bool nps_output_is_hdf5(const char *path);
 
-/** Check the target before any work. Local, for rank 0: an existing output without `force` (NPS_ERR_CONFIG), something
- *  there that is not an output of the same form (never replaced), a folder that does not exist or cannot be written, not
- *  enough free space for `bytes` (NPS_ERR_IO). */
+/** Check the target before any work. Local, for rank 0: an existing output without `force`, something there that is not
+ *  an output of the same form (never replaced), a folder that does not exist (NPS_ERR_CONFIG); a folder that cannot be
+ *  written to, not enough free space for `bytes` (NPS_ERR_IO). Puts back a folder that a killed run had moved away. */
 nps_err_t nps_output_check(const nps_output_t *output, int64_t bytes);
 
 /** Start writing to `.NAME.partial` beside the target; a stale one is removed with a note. Collective.
