@@ -2,7 +2,6 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
 
 /* Columns kept for the figures, so that the bar keeps its length while they change. */
 enum { SHORTEST_BAR = 10, LONGEST_BAR = 40, FIGURES = 54 };
@@ -20,12 +19,6 @@ static const char *format_seconds(double seconds, char out[32]) {
   else
     snprintf(out, 32, "%lld h %02lld min", (long long)(seconds / 60 + 0.5) / 60, (long long)(seconds / 60 + 0.5) % 60);
   return out;
-}
-
-static int terminal_width(void) {
-  struct winsize size = {0};
-  if (ioctl(fileno(stderr), TIOCGWINSZ, &size) != 0 || size.ws_col == 0) return 80;
-  return size.ws_col;
 }
 
 static double fraction(const nps_report_t *r) { return r->total > 0 ? (double)r->done / (double)r->total : 1; }
@@ -63,7 +56,7 @@ static size_t prefix_bytes(const char *text, int characters) {
 static void draw_bar(nps_report_t *r, double now) {
   nps_text_t figures = {0}, line = {0};
   add_figures(&figures, r, now);
-  int room = terminal_width() - 1;
+  int room = nps_report_terminal_width(r->terminal) - 1;
   int beside = figures.size > FIGURES ? (int)figures.size : FIGURES;
   int bar = room - nps_report_characters(r->title) - 2 - 4 - beside;
   nps_text_add(&line, "%s  ", r->title);
@@ -109,7 +102,7 @@ void nps_report_phase(nps_report_t *r, const char *title, int64_t total) {
   json_object_set_new(fields, "title", nps_report_json_text(title));
   json_object_set_new(fields, "total", json_integer(total));
   nps_report_event(r, "phase", fields);
-  if (r->err_redraws && !r->quiet) draw_bar(r, r->started);
+  if (r->terminal >= 0 && !r->quiet) draw_bar(r, r->started);
 }
 
 void nps_report_progress(nps_report_t *r, int64_t done) {
@@ -117,9 +110,9 @@ void nps_report_progress(nps_report_t *r, int64_t done) {
   r->done = done < r->total ? done : r->total;
   if (r->quiet) return;
   double now = nps_now();
-  if (now - r->shown < (r->err_redraws ? BAR_INTERVAL : LINE_INTERVAL)) return;
+  if (now - r->shown < (r->terminal >= 0 ? BAR_INTERVAL : LINE_INTERVAL)) return;
   r->shown = now;
-  if (r->err_redraws)
+  if (r->terminal >= 0)
     draw_bar(r, now);
   else
     print_line(r, now);
@@ -129,7 +122,7 @@ void nps_report_phase_end(nps_report_t *r) {
   if (!r || !r->title) return;
   double seconds = nps_now() - r->started;
   nps_report_clear_bar(r);
-  if (!r->quiet && (!r->err_redraws || r->verbose)) print_total(r, seconds);
+  if (!r->quiet && (r->terminal < 0 || r->verbose)) print_total(r, seconds);
   json_t *fields = json_object();
   json_object_set_new(fields, "title", nps_report_json_text(r->title));
   json_object_set_new(fields, "done", json_integer(r->done));

@@ -6,16 +6,6 @@
 #include <time.h>
 #include <unistd.h>
 
-bool nps_report_terminal(FILE *stream) {
-  const char *term = getenv("TERM");
-  return isatty(fileno(stream)) && term && *term && strcmp(term, "dumb") != 0;
-}
-
-bool nps_report_colour(FILE *stream) {
-  const char *no_color = getenv("NO_COLOR");
-  return nps_report_terminal(stream) && !(no_color && *no_color);
-}
-
 json_t *nps_report_json_text(const char *text) {
   json_t *string = json_string(text);
   if (string) return string;
@@ -51,7 +41,7 @@ nps_err_t nps_report_open(const nps_report_options_t *options, nps_report_t **ou
   report->verbose = options->verbose;
   report->out_colour = nps_report_colour(stdout);
   report->err_colour = nps_report_colour(stderr);
-  report->err_redraws = nps_report_terminal(stderr);
+  report->terminal = nps_report_terminal(stderr);
   nps_note_set_sink(show_note, report);
   *out = report;
   return NPS_OK;
@@ -62,6 +52,7 @@ void nps_report_close(nps_report_t *report) {
   nps_report_phase_end(report);
   nps_note_set_sink(NULL, NULL);
   if (report->log) fclose(report->log);
+  if (report->terminal >= 0) close(report->terminal);
   free(report->program);
   free(report->log_path);
   free(report);

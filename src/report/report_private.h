@@ -12,10 +12,10 @@ struct nps_report {
   char *log_path;
   FILE *log; /* NULL: none */
   bool quiet, verbose;
-  bool out_colour;  /* stdout shows colours */
-  bool err_colour;  /* stderr shows colours */
-  bool err_redraws; /* stderr is a terminal where a line can be drawn again */
-  char *title;      /* of the running phase, else NULL */
+  bool out_colour; /* stdout shows colours */
+  bool err_colour; /* stderr shows colours */
+  int terminal;    /* where stderr ends, when lines can be drawn again there, else -1 */
+  char *title;     /* of the running phase, else NULL */
   int64_t total;
   int64_t done;
   double started; /* of the phase, nps_now() */
@@ -23,8 +23,14 @@ struct nps_report {
   bool bar_shown;
 };
 
-/** Whether a stream is a terminal that understands escape sequences / that may show colours. */
-bool nps_report_terminal(FILE *stream);
+/** Find the terminal on which a stream is shown, also behind Open MPI's mpirun.
+ *  @return a descriptor to be closed, or -1 when it is none, or one that knows no escape sequences */
+int nps_report_terminal(FILE *stream);
+
+/** Give a terminal's width, characters; 80 when it is not known. */
+int nps_report_terminal_width(int terminal);
+
+/** Whether a stream may show colours. */
 bool nps_report_colour(FILE *stream);
 
 /** Take the bar off the terminal, before something else is printed. */

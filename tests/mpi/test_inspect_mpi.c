@@ -1,5 +1,6 @@
 /* Norms, differences and counts of models written here byte by byte; expected values come from plain loops. */
 #include "nps/comm_mpi.h"
+#include "nps/h5.h"
 #include "nps/inspect.h"
 
 #include <check.h>
@@ -243,6 +244,56 @@ START_TEST(test_truncated) {
 }
 END_TEST
 
+/* ---- what a merged file says of itself ---- */
+
+static bool write_merged(const char *path, const char *recipe) {
+  nps_h5_t *file = NULL;
+  const char *const inputs[] = {"base.safetensors", "a.safetensors", "b.safetensors"};
+  return nps_h5_create_serial(path, &file) == NPS_OK && nps_h5_make_group(file, "/tensors") == NPS_OK &&
+         nps_h5_make_group(file, "/tokenizer") == NPS_OK &&
+         nps_h5_put_bytes(file, "/tokenizer/vocab.txt", "a\nb\n", 4) == NPS_OK &&
+         nps_h5_put_attr_text(file, "/", "format", "nps-merged") == NPS_OK &&
+         nps_h5_put_attr_i64(file, "/", "format_version", 1) == NPS_OK &&
+         nps_h5_put_attr_text(file, "/", "created_by", "nps-merge 9.9") == NPS_OK &&
+         nps_h5_put_attr_text(file, "/", "recipe", recipe) == NPS_OK &&
+         nps_h5_make_group(file, "/provenance") == NPS_OK &&
+         nps_h5_put_texts(file, "/provenance/path", inputs, 3) == NPS_OK && nps_h5_close(file) == NPS_OK;
+}
+
+static bool has_text(const json_t *object, const char *key, const char *text) {
+  const char *found_text = json_string_value(json_object_get(object, key));
+  return text ? found_text && strcmp(found_text, text) == 0 : found_text == NULL;
+}
+
+/* Whether the origin read from a merged file with this recipe is as expected; readable: the method is known. */
+static bool origin_is_right(const char *recipe, bool readable) {
+  char *path = path_of("merged.h5");
+  nps_model_t merged = {.name = path, .path = path, .form = NPS_FORM_HDF5};
+  nps_inspect_t *i = nps_xcalloc(1, sizeof *i);
+  i->model = &merged;
+  bool good = write_merged(path, recipe) && nps_inspect_read_origin(i) == NPS_OK && i->origin &&
+              has_text(i->origin, "created_by", "nps-merge 9.9") && has_text(i->origin, "recipe", recipe) &&
+              has_text(i->origin, "method", readable ? "linear" : NULL) &&
+              json_integer_value(json_object_get(i->origin, "inputs")) == 3 && i->sidecar_count == 1 &&
+              strcmp(i->sidecars[0], "vocab.txt") == 0;
+  if (good && readable) good = has_text(json_object_get(i->origin, "models"), "second", "models/b");
+  good = good && nps_problem_count() == 0;
+  nps_problem_clear();
+  nps_inspect_free(i);
+  unlink(path);
+  free(path);
+  return good;
+}
+
+START_TEST(test_origin) {
+  const char *recipe = "merge_method: linear\nmodels:\n- {model: models/a, name: first}\n"
+                       "- {model: models/b, name: second}\n";
+  bool root = nps_comm_rank(comm) == 0;
+  ck_assert(everywhere(!root || origin_is_right(recipe, true)));
+  ck_assert(everywhere(!root || origin_is_right("from: a later version\n", false)));
+}
+END_TEST
+
 int main(int argc, char **argv) {
   MPI_Init(&argc, &argv);
   comm = nps_comm_from_mpi(MPI_COMM_WORLD);
@@ -261,6 +312,7 @@ int main(int argc, char **argv) {
   tcase_add_test(tc, test_one_side_only);
   tcase_add_test(tc, test_json);
   tcase_add_test(tc, test_truncated);
+  tcase_add_test(tc, test_origin);
   suite_add_tcase(suite, tc);
   SRunner *runner = srunner_create(suite);
   srunner_set_fork_status(runner, CK_NOFORK);

@@ -200,6 +200,35 @@ START_TEST(test_dumb_terminal) {
 }
 END_TEST
 
+/* Stands for mpirun: its process has a pseudo-terminal as stdout and a pipe as stderr, and it passes stderr on. */
+static void half_done_under_launcher(void) {
+  int master = -1, slave = -1, ends[2];
+  char text[4096];
+  if (openpty(&master, &slave, NULL, NULL, NULL) != 0 || pipe(ends) != 0) _exit(8);
+  pid_t process = fork();
+  if (process == 0) {
+    setenv("OMPI_COMM_WORLD_RANK", "0", 1);
+    dup2(slave, STDOUT_FILENO);
+    dup2(ends[1], STDERR_FILENO);
+    run_child(half_done);
+  }
+  close(ends[1]);
+  read_all(ends[0], text, sizeof text);
+  fputs(text, stderr);
+  waitpid(process, NULL, 0);
+}
+
+START_TEST(test_behind_launcher) {
+  set_terminal("xterm", NULL);
+  run_on_terminal(half_done_under_launcher, 120);
+  ck_assert_ptr_nonnull(
+      strstr(out_text, "\rmerging  [\033[32m####################--------------------\033[0m]   50 %  "));
+  run_on_files(half_done_under_launcher);
+  expect_plain(err_text);
+  ck_assert(strncmp(err_text, "nps-merge: merging: 500 MiB in 0.", 33) == 0);
+}
+END_TEST
+
 static const char *const cells[] = {"model", "norm", "kept", "frañçais", "1.5", "10 %", "c", "120.25", "-"};
 
 static void everything_quiet(void) {
@@ -406,6 +435,7 @@ int main(void) {
   tcase_add_test(tc, test_note_clears_bar);
   tcase_add_test(tc, test_plain_lines);
   tcase_add_test(tc, test_dumb_terminal);
+  tcase_add_test(tc, test_behind_launcher);
   tcase_add_test(tc, test_quiet);
   tcase_add_test(tc, test_table);
   tcase_add_test(tc, test_problems);
