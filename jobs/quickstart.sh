@@ -34,8 +34,9 @@ timeout -k 10 600 "${MPIRUN:-mpirun}" -np $ranks "$build/nps-merge" "$@"
 echo
 echo "nps-inspect $merged --against $models/base"
 "$build/nps-inspect" "$merged" --against "$models/base" >"$build/inspect.log"
-head -n 12 "$build/inspect.log"
-lines=$(wc -l <"$build/inspect.log")
-test "$lines" -le 12 || echo "… ($((lines - 12)) more lines in $build/inspect.log)"
+# The first rows of its table, and the line of totals.
+awk '/^tensor /{rows = 12} rows-- > 0' "$build/inspect.log"
+echo "… (all tensors: $build/inspect.log)"
+tail -n 1 "$build/inspect.log"
 echo
 echo "The merged model is $merged"
