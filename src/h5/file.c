@@ -36,7 +36,7 @@ nps_err_t nps_h5_fail(const nps_h5_t *file, nps_err_t code, const char *fmt, ...
   char *what = nps_xvstrf(fmt, args);
   va_end(args);
   char *cause = stack_text();
-  const bool lock = strstr(cause, "lock") != NULL;
+  const bool lock = strstr(cause, "unable to lock") != NULL;
   nps_fail(code, "%s: %s: %s%s", file->path, what, cause,
            lock ? "; where the file system has no locks set HDF5_USE_FILE_LOCKING=FALSE" : "");
   free(cause);
@@ -134,12 +134,21 @@ static void release(nps_h5_t *file) {
   free(file);
 }
 
+/* A file that HDF5 could not close crashes it when MPI ends: end here, with what went wrong before. */
+static void fail_abandon(const nps_h5_t *file) {
+  if (file->comm && nps_comm_rank(file->comm) > 0) nps_comm_barrier(file->comm); /* until rank 0 ends all */
+  nps_fatal("%s", nps_problem_count() ? nps_problem_text(0) : "an output file cannot be closed");
+}
+
 /* HDF5 and MPI-IO crash or wait for ever when a file's last metadata cannot be written. Its content is worth nothing
  * here: without it there is room on a full disk. */
 void nps_h5_abandon(nps_h5_t *file) {
   if (!file) return;
-  if (file->fd >= 0 && ftruncate(file->fd, 0) != 0) errno = 0; /* then closing must do without */
-  if (file->id >= 0) H5Fclose(file->id);
+  const bool written = file->fd >= 0;
+  if (written && ftruncate(file->fd, 0) != 0) errno = 0; /* then closing must do without */
+  int64_t broken = file->id >= 0 && H5Fclose(file->id) < 0 && written;
+  if (file->comm) nps_comm_sum_i64(file->comm, &broken, 1);
+  if (broken) fail_abandon(file);
   release(file);
 }
 

@@ -61,10 +61,11 @@ static nps_err_t read_tensors(nps_model_t *model, nps_h5_t *file) {
   int count = 0;
   NPS_TRY(nps_h5_list(file, "/tensors", &names, &count));
   nps_err_t err = NPS_OK;
-  for (int i = 0; i < count && err == NPS_OK; i++) {
+  for (int i = 0; i < count; i++) {
     nps_h5_info_t info;
-    err = nps_h5_describe(file, "/tensors", names[i], &info);
-    if (err == NPS_OK) add_dataset(model, &checks, names[i], &info);
+    nps_err_t one = nps_h5_describe(file, "/tensors", names[i], &info);
+    if (one == NPS_OK) add_dataset(model, &checks, names[i], &info);
+    err = nps_err_worse(err, one);
   }
   nps_h5_free_names(names, count);
   return nps_err_worse(err, nps_checks_end(&checks));

@@ -71,11 +71,20 @@ static nps_err_t refuse_folder(const char *folder, const contents_t *found) {
                   folder);
 }
 
+/* Whether a name is NAME-0000I-of-0000N.safetensors with several parts. */
+static bool is_shard(const char *name) {
+  const char *of = strstr(name, "-of-");
+  return of && strtol(of + 4, NULL, 10) > 1;
+}
+
 static nps_err_t open_listed(nps_model_t *model) {
   contents_t found = {NULL, 0, 0};
   nps_err_t err = list_folder(model->path, &found);
   if (err == NPS_OK && found.safetensors == 1 && strcmp(found.first, "adapter_model.safetensors") == 0)
     err = nps_fail(NPS_ERR_INPUT, "%s: is a PEFT adapter, not a model", model->path);
+  else if (err == NPS_OK && found.safetensors == 1 && is_shard(found.first))
+    err = nps_fail(NPS_ERR_INPUT, "%s: has one part of several, %s, and no model.safetensors.index.json", model->path,
+                   found.first);
   else if (err == NPS_OK && found.safetensors == 1) {
     char *path = nps_path_join(model->path, found.first);
     err = open_file(model, path);

@@ -3,9 +3,11 @@
 
 #include <check.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 static nps_comm_t *comm;
@@ -134,6 +136,28 @@ START_TEST(an_unusable_target_fails_everywhere) {
 }
 END_TEST
 
+/* A limit on the file's size stands for a full disk. */
+START_TEST(a_full_disk_fails_everywhere) {
+  const int64_t shape[1] = {6000000};
+  struct rlimit old, small;
+  nps_h5_t *file = NULL;
+  nps_h5_dataset_t *d = NULL;
+  ck_assert_int_eq(nps_h5_create(comm, path, &file), NPS_OK);
+  ck_assert(everywhere(nps_h5_dataset_create(file, "/", "a", NPS_U8, 1, shape, &d) == NPS_OK));
+  getrlimit(RLIMIT_FSIZE, &old);
+  small = (struct rlimit){5000000, old.rlim_max};
+  signal(SIGXFSZ, SIG_IGN);
+  setrlimit(RLIMIT_FSIZE, &small);
+  const nps_err_t err = nps_h5_reserve(file);
+  setrlimit(RLIMIT_FSIZE, &old);
+  nps_h5_dataset_close(d);
+  nps_h5_abandon(file);
+  ck_assert(everywhere(err == NPS_ERR_IO));
+  ck_assert(everywhere(nps_problem_count() == (rank == 0 ? 1 : 0)));
+  ck_assert(everywhere(rank > 0 || strstr(nps_problem_text(0), "cannot be allocated: File too large")));
+}
+END_TEST
+
 START_TEST(abandoning_leaves_no_problem) {
   const int64_t shape[1] = {1000};
   nps_h5_t *file = NULL;
@@ -157,6 +181,7 @@ int main(int argc, char **argv) {
   tcase_add_test(tc, ranks_write_their_shares);
   tcase_add_test(tc, small_things_are_written_once);
   tcase_add_test(tc, an_unusable_target_fails_everywhere);
+  tcase_add_test(tc, a_full_disk_fails_everywhere);
   tcase_add_test(tc, abandoning_leaves_no_problem);
   suite_add_tcase(s, tc);
   SRunner *sr = srunner_create(s);

@@ -2,10 +2,12 @@
 
 #include <check.h>
 #include <fcntl.h>
-#include <mpi.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -236,6 +238,44 @@ START_TEST(a_truncated_file_is_an_error) {
 }
 END_TEST
 
+START_TEST(a_locked_file_names_the_way_out) {
+  nps_h5_t *file = NULL;
+  ck_assert_int_eq(nps_h5_create_serial(path, &file), NPS_OK);
+  ck_assert_int_eq(nps_h5_close(file), NPS_OK);
+  int fd = open(path, O_RDWR);
+  ck_assert_int_eq(flock(fd, LOCK_EX), 0);
+  ck_assert_int_eq(nps_h5_open(path, &file), NPS_ERR_INPUT);
+  check_problem("set HDF5_USE_FILE_LOCKING=FALSE");
+  close(fd);
+}
+END_TEST
+
+/* A limit on the file's size stands for a full disk: the system's cause is told, and nothing crashes. */
+START_TEST(a_failing_write_tells_the_cause) {
+  const int64_t shape[2] = {1000, 1000};
+  char *data = calloc(1000, 1000);
+  struct rlimit old, small;
+  nps_h5_t *file = NULL;
+  nps_h5_dataset_t *d = NULL;
+  ck_assert_int_eq(nps_h5_create_serial(path, &file), NPS_OK);
+  ck_assert_int_eq(nps_h5_dataset_create(file, "/", "a", NPS_U8, 2, shape, &d), NPS_OK);
+  ck_assert_int_eq(getrlimit(RLIMIT_FSIZE, &old), 0);
+  small = (struct rlimit){500000, old.rlim_max};
+  signal(SIGXFSZ, SIG_IGN);
+  ck_assert_int_eq(setrlimit(RLIMIT_FSIZE, &small), 0);
+  nps_err_t reserved = nps_h5_reserve(file), written = nps_h5_dataset_write(d, 0, 1000000, data);
+  ck_assert_int_eq(setrlimit(RLIMIT_FSIZE, &old), 0);
+  ck_assert_int_eq(reserved, NPS_ERR_IO);
+  ck_assert_int_eq(written, NPS_ERR_IO);
+  ck_assert_int_eq(nps_problem_count(), 2);
+  ck_assert_ptr_nonnull(strstr(nps_problem_text(0), "cannot be allocated: File too large"));
+  ck_assert_ptr_nonnull(strstr(nps_problem_text(1), "file.h5: dataset a cannot be written: File too large"));
+  nps_h5_dataset_close(d);
+  nps_h5_abandon(file);
+  free(data);
+}
+END_TEST
+
 START_TEST(two_runs_give_the_same_bytes) {
   const int64_t shape[2] = {10, 10};
   char *image[2];
@@ -263,8 +303,7 @@ START_TEST(two_runs_give_the_same_bytes) {
 }
 END_TEST
 
-int main(int argc, char **argv) {
-  MPI_Init(&argc, &argv);
+int main(void) {
   Suite *s = suite_create("h5");
   TCase *tc = tcase_create("h5");
   tcase_add_checked_fixture(tc, set_up, tear_down);
@@ -275,6 +314,8 @@ int main(int argc, char **argv) {
   tcase_add_test(tc, wrong_names_types_and_ranges_are_refused);
   tcase_add_test(tc, files_that_cannot_be_used_say_why);
   tcase_add_test(tc, a_truncated_file_is_an_error);
+  tcase_add_test(tc, a_locked_file_names_the_way_out);
+  tcase_add_test(tc, a_failing_write_tells_the_cause);
   tcase_add_test(tc, two_runs_give_the_same_bytes);
   suite_add_tcase(s, tc);
   SRunner *sr = srunner_create(s);
@@ -283,6 +324,5 @@ int main(int argc, char **argv) {
   srunner_run_all(sr, CK_SILENT);
   int failed = srunner_ntests_failed(sr);
   srunner_free(sr);
-  MPI_Finalize();
   return failed == 0 ? 0 : 1;
 }

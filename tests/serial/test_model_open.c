@@ -2,8 +2,6 @@
 
 #include "nps/h5.h"
 
-#include <mpi.h>
-
 #define GOOD                                                                                                           \
   "{\"__metadata__\":{\"format\":\"pt\"},"                                                                             \
   "\"b.weight\":{\"dtype\":\"BF16\",\"shape\":[2,3],\"data_offsets\":[4,16]},"                                         \
@@ -173,6 +171,38 @@ START_TEST(hdf5_files_are_read) {
 }
 END_TEST
 
+/* Datasets as another program might leave them. */
+START_TEST(unusable_datasets_are_refused) {
+  const int64_t shape[1] = {3};
+  nps_h5_t *file = NULL;
+  nps_model_t *m = NULL;
+  ck_assert_int_eq(nps_h5_create_serial(in_folder("m.h5"), &file), NPS_OK);
+  nps_h5_put_attr_text(file, "/", "format", "nps-merged");
+  nps_h5_put_attr_i64(file, "/", "format_version", 1);
+  nps_h5_put_attr_text(file, "/", "config_json", "{}");
+  nps_h5_make_group(file, "/tensors/group");
+  const char *const words[1] = {"word"};
+  nps_h5_put_texts(file, "/tensors/words", words, 1);
+  nps_h5_put_i64(file, "/tensors/good", (const int64_t[]){1, 2, 3}, 1, shape);
+  ck_assert_int_eq(nps_h5_close(file), NPS_OK);
+  ck_assert_int_eq(nps_model_open(in_folder("m.h5"), "m", &m), NPS_ERR_INPUT);
+  ck_assert_int_eq(nps_problem_count(), 2);
+  check_problem(0, "m.h5: /tensors/group: expected a dataset, found a group");
+  check_problem(1, "m.h5: tensor words: unknown type");
+}
+END_TEST
+
+START_TEST(archives_are_not_built_yet) {
+  nps_h5_t *file = NULL;
+  nps_model_t *m = NULL;
+  ck_assert_int_eq(nps_h5_create_serial(in_folder("m.h5"), &file), NPS_OK);
+  nps_h5_put_attr_text(file, "/", "format", "nps-archive");
+  ck_assert_int_eq(nps_h5_close(file), NPS_OK);
+  ck_assert_int_eq(nps_model_open(in_folder("m.h5"), "m", &m), NPS_ERR_CONFIG);
+  check_problem(0, "m.h5: reading compressed archives is not built yet");
+}
+END_TEST
+
 static const struct {
   const char *format;
   int64_t version;
@@ -220,8 +250,7 @@ START_TEST(mutated_headers_never_crash) {
 }
 END_TEST
 
-int main(int argc, char **argv) {
-  MPI_Init(&argc, &argv);
+int main(void) {
   Suite *s = suite_create("model_open");
   TCase *tc = tcase_create("model_open");
   tcase_set_timeout(tc, 60);
@@ -232,6 +261,8 @@ int main(int argc, char **argv) {
   tcase_add_test(tc, absurd_lengths_are_refused);
   tcase_add_test(tc, all_problems_are_listed_up_to_a_limit);
   tcase_add_test(tc, hdf5_files_are_read);
+  tcase_add_test(tc, unusable_datasets_are_refused);
+  tcase_add_test(tc, archives_are_not_built_yet);
   tcase_add_loop_test(tc, foreign_hdf5_files_are_refused, 0, (int)(sizeof bad_formats / sizeof *bad_formats));
   tcase_add_test(tc, mutated_headers_never_crash);
   suite_add_tcase(s, tc);
@@ -241,6 +272,5 @@ int main(int argc, char **argv) {
   srunner_run_all(sr, CK_SILENT);
   int failed = srunner_ntests_failed(sr);
   srunner_free(sr);
-  MPI_Finalize();
   return failed == 0 ? 0 : 1;
 }
