@@ -117,6 +117,7 @@ static nps_err_t reserve_metadata(nps_h5_t *file) {
 }
 
 static nps_h5_t *new_file(const nps_comm_t *comm, const char *path) {
+  H5dont_atexit(); /* see fail_abandon(): leaving at once must stay possible */
   H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
   nps_h5_t *file = nps_xcalloc(1, sizeof *file);
   file->path = nps_xstrdup(path);
