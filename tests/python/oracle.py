@@ -1,0 +1,148 @@
+"""Naive merges in NumPy, float64, to compare the program with. One function a method, tensor by tensor, no cleverness.
+
+Arithmetic: task vectors are float32 differences; everything after is float64, models in the config's order, × λ, any
+division last. Values go in and come out as arrays of one tensor; theta is the list of models.
+"""
+
+import numpy as np
+
+
+def task_vector(theta, base):
+    return theta.astype(np.float32) - base.astype(np.float32)
+
+
+# ---- linear, slerp, passthrough ----------------------------------------------------------------------------------------
+
+
+def linear(theta, weights, normalize=True):
+    total = np.zeros(theta[0].shape)
+    for x, w in zip(theta, weights):
+        total = total + w * x.astype(np.float64)
+    return total / sum(weights) if normalize else total
+
+
+def slerp(a, b, t):
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    length_a, length_b = np.sqrt((a * a).sum()), np.sqrt((b * b).sum())
+    cosine = (a * b).sum() / ((length_a if length_a > 1e-8 else 1) * (length_b if length_b > 1e-8 else 1))
+    if abs(cosine) > 0.9995:
+        return (1 - t) * a + t * b
+    angle = np.arccos(cosine)
+    return np.sin((1 - t) * angle) / np.sin(angle) * a + np.sin(t * angle) / np.sin(angle) * b
+
+
+# ---- the task-arithmetic family ----------------------------------------------------------------------------------------
+
+
+def combine(base, delta, weights, lam, normalize):
+    total = np.zeros(base.shape)
+    for d, w in zip(delta, weights):
+        total = total + w * d.astype(np.float64)
+    divisor = sum(weights) if normalize and abs(sum(weights)) >= 1e-8 else 1
+    return base.astype(np.float64) + lam * total / divisor
+
+
+def consensus(base, delta, weights, lam, normalize):
+    """The elected sign is + where Σ w δ ≥ 0; entries of that sign stay, zeros never do."""
+    weighted = [w * d.astype(np.float64) for d, w in zip(delta, weights)]
+    sign = np.where(sum(weighted) >= 0, 1.0, -1.0)
+    total, divisor = np.zeros(base.shape), np.zeros(base.shape)
+    for x, w in zip(weighted, weights):
+        stays = np.sign(x) == sign
+        total = total + np.where(stays, x, 0)
+        divisor = divisor + np.where(stays, w, 0)
+    if not normalize:
+        return base.astype(np.float64) + lam * total
+    return base.astype(np.float64) + lam * total / np.where(divisor == 0, 1, divisor)
+
+
+def task_arithmetic(base, theta, weights, lam=1.0, normalize=False):
+    return combine(base, [task_vector(x, base) for x in theta], weights, lam, normalize)
+
+
+def largest(magnitude, count):
+    """Mask of the `count` largest of a flat array; of equals the earlier."""
+    mask = np.zeros(magnitude.size, bool)
+    mask[np.argsort(-magnitude, kind="stable")[:count]] = True
+    return mask
+
+
+def ties_masks(base, theta, densities, scope):
+    """base, theta: dicts of all tensors. {name: [mask of each model]}."""
+    names = sorted(base, key=lambda name: name.encode())
+    masks = {name: [] for name in names}
+    for model, density in zip(theta, densities):
+        flat = {name: np.abs(task_vector(model[name], base[name]).reshape(-1)) for name in names}
+        if scope == "model":
+            whole = np.concatenate([flat[name] for name in names])
+            mask = largest(whole, max(1, int(np.floor(density * whole.size))))
+            parts = np.split(mask, np.cumsum([flat[name].size for name in names])[:-1])
+        else:
+            parts = [largest(flat[name], max(1, int(np.floor(density * flat[name].size)))) for name in names]
+        for name, part in zip(names, parts):
+            masks[name].append(part.reshape(base[name].shape))
+    return masks
+
+
+def ties(base, theta, masks, weights, lam=1.0, normalize=True):
+    delta = [np.where(m, task_vector(x, base), np.float32(0)) for x, m in zip(theta, masks)]
+    return consensus(base, delta, weights, lam, normalize)
+
+
+# ---- dare: masks from the documented generator -------------------------------------------------------------------------
+
+
+def philox4x32(counter, key):
+    """Philox4x32-10 (Salmon et al., SC 2011) of arrays of counters [n][4] under one key [2], after the paper."""
+    c = [np.array(part, np.uint64) for part in np.asarray(counter, np.uint64).reshape(-1, 4).T]
+    k = [int(key[0]), int(key[1])]
+    low = np.uint64(0xFFFFFFFF)
+    for _ in range(10):
+        product_0, product_1 = np.uint64(0xD2511F53) * c[0], np.uint64(0xCD9E8D57) * c[2]
+        c = [
+            (product_1 >> np.uint64(32)) ^ c[1] ^ np.uint64(k[0]),
+            product_1 & low,
+            (product_0 >> np.uint64(32)) ^ c[3] ^ np.uint64(k[1]),
+            product_0 & low,
+        ]
+        k = [(k[0] + 0x9E3779B9) & 0xFFFFFFFF, (k[1] + 0xBB67AE85) & 0xFFFFFFFF]
+    return np.stack(c, 1)
+
+
+def random_words(key, lane, count):
+    """Words 0 … count − 1 of a stream: word i is word i mod 4 of block ⌊i/4⌋."""
+    blocks = np.arange((count + 3) // 4, dtype=np.uint64)
+    counter = np.stack(
+        [blocks & np.uint64(0xFFFFFFFF), blocks >> np.uint64(32), np.full_like(blocks, lane), np.zeros_like(blocks)], 1
+    )
+    return philox4x32(counter, (key & 0xFFFFFFFF, key >> 32)).reshape(-1)[:count]
+
+
+def fnv1a(name):
+    h = 0xCBF29CE484222325
+    for byte in name.encode():
+        h = ((h ^ byte) * 0x100000001B3) % 2**64
+    return h
+
+
+def dare_mask(name, shape, density, seed, model):
+    """Entry i stays where word i of stream (seed XOR FNV-1a of the tensor's name, model) is below density × 2^32."""
+    if density >= 1:
+        return np.ones(shape, bool)
+    words = random_words(seed ^ fnv1a(name), model, int(np.prod(shape, dtype=np.int64)))
+    return (words < np.uint64(density * 4294967296.0)).reshape(shape)
+
+
+def dare(name, base, theta, weights, densities, seed, rescale=True, elect=False, lam=1.0, normalize=False):
+    delta = []
+    for i, (x, density) in enumerate(zip(theta, densities)):
+        tau = task_vector(x, base)
+        kept = np.where(dare_mask(name, base.shape, density, seed, i), tau, np.float32(0))
+        factor = 1.0
+        if rescale == "expectation":
+            factor = 1 / density
+        elif rescale:
+            all_l1, kept_l1 = np.abs(tau, dtype=np.float64).sum(), np.abs(kept, dtype=np.float64).sum()
+            factor = all_l1 / kept_l1 if all_l1 >= 1e-7 and kept_l1 >= 1e-7 else 1.0
+        delta.append(factor * kept.astype(np.float64))
+    return (consensus if elect else combine)(base, delta, weights, lam, normalize)
