@@ -19,7 +19,10 @@ import tempfile
 import time
 from pathlib import Path
 
-import make_checkpoints
+try:
+    import make_checkpoints
+except ModuleNotFoundError as error:
+    sys.exit(f"bench.py: {error}: run it by `make bench`, or with the Python that `tests/venv.sh --path` names")
 
 METHODS = ("linear", "task_arithmetic", "ties", "dare_ties")
 MERGEKIT_OPTIONS = "--no-copy-tokenizer --no-write-model-card --quiet --async-write --out-shard-size 400M".split()
