@@ -1,0 +1,111 @@
+"""Any number of ranks gives the same bytes, for every method, both output forms, and slabs of any size."""
+
+import re
+
+import numpy as np
+import pytest
+import tools
+
+RANKS = [1, 2, 3, 4, 8]
+
+METHODS = {
+    "linear": ({}, {"weight": 0.7}),
+    "task_arithmetic": ({"lambda": 0.3}, {"weight": 0.7}),
+    "ties": ({"density": 0.3}, {"weight": 0.7}),
+    "ties, model": ({"density": 0.3, "scope": "model"}, {"weight": 0.7}),
+    "ties, all kept": ({"density": 1}, {"weight": 0.7}),
+    "dare_linear": ({"density": 0.4}, {"weight": 0.7}),
+    "dare_ties": ({"density": 0.4, "rescale": "expectation"}, {"weight": 0.7}),
+    "dare_ties, L1": ({"density": 0.4, "rescale": True}, {"weight": 0.7}),
+    "slerp": ({"t": 0.4}, None),
+    "passthrough": ({}, {"scale": 0.9}),
+}
+
+
+def config_of(family, case, **more):
+    parameters, each = METHODS[case]
+    method = case.split(",")[0]
+    names = tools.TASKS[family][:1] if method in ("slerp", "passthrough") else None
+    return tools.recipe(family, method, parameters, each, names=names, seed=7, **more)
+
+
+@pytest.mark.parametrize("out", ["out.h5", "out"])
+@pytest.mark.parametrize("case", METHODS)
+def test_ranks_give_the_same_bytes(case, out, tmp_path):
+    """A file and a folder of several shards; the vision family has small tensors, 8 ranks share some of them."""
+    first = None
+    config = config_of("digits-vit", case, output={"shard_size": "500KB"})
+    for ranks in RANKS:
+        folder = tmp_path / str(ranks)
+        folder.mkdir()
+        tools.merge(config, folder / out, ranks=ranks)
+        tensors = tools.read_model(folder / out)
+        first = first or tensors
+        assert tools.same_tensors(first, tensors), f"{ranks} ranks differ from {RANKS[0]}"
+    if out == "out":
+        assert len(list((tmp_path / "8/out").glob("model-*.safetensors"))) > 2
+
+
+@pytest.fixture(scope="module")
+def big(tmp_path_factory):
+    """Three models with a tensor of many blocks, one of odd size, more than that of small ones, and equal magnitudes."""
+    folder = tmp_path_factory.mktemp("big")
+    random = np.random.default_rng(11)
+    shapes = {"b.wide": (1100, 1000), "a.odd": (65536 * 3 + 17,), "c.block": (65536,), "d.tiny": (3,), "e.scalar": ()}
+    base = {n: random.standard_normal(s).astype(np.float32) for n, s in shapes.items()}
+    for model in ("base", "x", "y", "z"):
+        tensors = {}
+        for name, value in base.items():
+            step = random.integers(-3, 4, value.shape).astype(np.float32) / 64
+            tensors[name] = ("BF16", tools.bf16_bits(value if model == "base" else value + step))
+        tools.write_folder(folder / model, tensors)
+    return folder
+
+
+def least_memory(config, tmp_path):
+    """What the program says it needs at least, where it is given nearly nothing."""
+    result = tools.merge({**config, "resources": {"memory_per_rank": "1MiB"}}, tmp_path / "no.h5", code=2)
+    found = re.search(r"needs at least ([0-9.]+) MiB a rank", result.err)
+    assert found, result
+    return float(found.group(1)) + 0.1
+
+
+@pytest.mark.parametrize("case", METHODS)
+def test_slabs_give_the_same_bytes(case, big, tmp_path):
+    """With the least memory a piece is read in many slabs, and again for each pass over it."""
+    parameters, each = METHODS[case]
+    method = case.split(",")[0]
+    models = [{"model": str(big / m), **({"parameters": each} if each else {})} for m in ("x", "y", "z")]
+    if method in ("slerp", "passthrough"):
+        models = models[:1]
+    config = {"merge_method": method, "base_model": str(big / "base"), "models": models, "parameters": parameters}
+    least = least_memory(config, tmp_path)
+    first = None
+    for ranks, memory in [(1, "auto"), (1, f"{least}MiB"), (3, f"{least}MiB"), (8, f"{least}MiB"), (2, "200MiB")]:
+        out = tmp_path / f"{ranks}-{memory}.h5"
+        tools.merge({**config, "resources": {"memory_per_rank": memory}}, out, ranks=ranks)
+        tensors = tools.read_model(out)
+        first = first or tensors
+        assert tools.same_tensors(first, tensors), f"{ranks} ranks with {memory} differ"
+
+
+def test_slab_size_is_as_small_as_it_can_be(big, tmp_path):
+    """The case above is about slabs only while the least memory leads to slabs of one block."""
+    models = [{"model": str(big / m), "parameters": {"weight": 1, "density": 0.5}} for m in ("x", "y", "z")]
+    config = {"merge_method": "ties", "base_model": str(big / "base"), "models": models}
+    least = least_memory(config, tmp_path)
+    result = tools.merge({**config, "resources": {"memory_per_rank": f"{least}MiB"}}, tmp_path / "out.h5", "--plan")
+    assert "slabs of 65536 elements" in result.out, result
+
+
+def test_more_ranks_than_tensors(tmp_path):
+    """Ranks without any part of the model take part in everything else."""
+    tools.write_folder(tmp_path / "base", {"w": ("F32", np.arange(10, dtype=np.float32))})
+    tools.write_folder(tmp_path / "tuned", {"w": ("F32", np.arange(10, dtype=np.float32) * 2)})
+    for method, parameters in (("ties", {"weight": 1, "density": 0.5}), ("linear", {"weight": 1}),
+                               ("dare_ties", {"weight": 1, "density": 0.5}), ("slerp", {"t": 0.5})):  # fmt: skip
+        config = {"merge_method": method, "base_model": "base", "models": [{"model": "tuned"}], "parameters": parameters}
+        for out in ("8.h5", "8"):
+            tools.merge(config, tmp_path / "1.h5", "--force")
+            tools.merge(config, tmp_path / out, "--force", ranks=8)
+            assert tools.same_tensors(tools.read_model(tmp_path / "1.h5"), tools.read_model(tmp_path / out))
