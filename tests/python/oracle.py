@@ -8,7 +8,7 @@ import numpy as np
 
 
 def task_vector(theta, base):
-    return theta.astype(np.float32) - base.astype(np.float32)
+    return (theta.astype(np.float64) - base.astype(np.float64)).astype(np.float32)
 
 
 # ---- linear, slerp, passthrough ----------------------------------------------------------------------------------------
