@@ -89,21 +89,19 @@ void nps_select_count(nps_select_t *select, int pass, const float *x, int64_t n)
   }
 }
 
-/* Finds the bin that holds the k-th largest.
- * @return the bin, or ABOVE_ALL for k = 0; *rest: how many of the bin's entries belong to the k largest */
+/* Finds the bin that holds the k-th largest; with fewer than k entries, the lowest that has any.
+ * @return the bin, or ABOVE_ALL when nothing is kept; *rest: how many of the bin's entries belong to the k largest */
 static uint32_t find_bin(const int64_t *histogram, int64_t k, int64_t *rest) {
-  *rest = 0;
-  if (k <= 0) return ABOVE_ALL;
+  uint32_t found = ABOVE_ALL;
   int64_t above = 0;
-  for (uint32_t bin = BINS; bin-- > 0;) {
-    if (above + histogram[bin] >= k) {
-      *rest = k - above;
-      return bin;
-    }
+  *rest = 0;
+  for (uint32_t bin = BINS; bin-- > 0 && above < k;) {
+    if (histogram[bin] == 0) continue;
+    found = bin;
+    *rest = k - above < histogram[bin] ? k - above : histogram[bin];
     above += histogram[bin];
   }
-  *rest = histogram[0]; /* fewer than k entries: all are kept */
-  return 0;
+  return found;
 }
 
 void nps_select_reduce(nps_select_t *select, int pass, const nps_comm_t *comm) {
