@@ -12,12 +12,13 @@
 /** Most entries looked at in one go: working arrays of this length stay in the first cache. Divides NPS_BLOCK. */
 #define NPS_CHUNK 2048
 
-/** Form τ = fl32(θ − θ0) from stored values. Local.
- *  @param base_dtype, base    [n] stored values of θ0
- *  @param tuned_dtype, tuned  [n] stored values of θ; n at most NPS_CHUNK
- *  @param[out] tau  [n] */
-void nps_delta_form(nps_dtype_t base_dtype, const void *base, nps_dtype_t tuned_dtype, const void *tuned, int64_t n,
-                    float *tau);
+/** Form τ_i = fl32(θ_i − θ0) of several models from stored values. Local.
+ *  @param base_dtype, base  [n] stored values of θ0; n at most NPS_CHUNK
+ *  @param models   number of models
+ *  @param dtype    [models] types of θ_i; @param tuned  [models][n] stored values of θ_i
+ *  @param[out] tau  [models][n] */
+void nps_delta_form(nps_dtype_t base_dtype, const void *base, int models, const nps_dtype_t *dtype,
+                    const void *const *tuned, int64_t n, float *const *tau);
 
 /** Exact selection of the k entries of largest magnitude among entries spread over ranks, without sorting: two radix
  *  histograms of the float32 bit patterns (upper 16 of the 31 bits, then the lower 15 within the bin that holds the k-th

@@ -1,28 +1,50 @@
 #include "nps/delta.h"
 
-static bool fits_single(nps_dtype_t dtype) { return dtype != NPS_F64; }
-
+/* The three common types are widened and subtracted in one go. */
 NPS_VECTOR_CLONES
-static void subtract_single(const float *x, const float *base, int64_t n, float *tau) {
-  for (int64_t i = 0; i < n; i++) tau[i] = x[i] - base[i];
+static void subtract(nps_dtype_t dtype, const void *tuned, const float *base, int64_t n, float *tau) {
+  const uint16_t *half = tuned;
+  const float *single = tuned;
+  switch (dtype) {
+  case NPS_BF16:
+    for (int64_t i = 0; i < n; i++) {
+      union {
+        uint32_t bits;
+        float value;
+      } x = {.bits = (uint32_t)half[i] << 16};
+      tau[i] = x.value - base[i];
+    }
+    break;
+  case NPS_F32:
+    for (int64_t i = 0; i < n; i++) tau[i] = single[i] - base[i];
+    break;
+  default:
+    nps_tensor_widen_f32(dtype, tuned, n, tau);
+    for (int64_t i = 0; i < n; i++) tau[i] -= base[i];
+  }
 }
 
 NPS_VECTOR_CLONES
-static void subtract_double(const double *x, const double *base, int64_t n, float *tau) {
-  for (int64_t i = 0; i < n; i++) tau[i] = (float)(x[i] - base[i]);
+static void subtract_wide(const double *tuned, const double *base, int64_t n, float *tau) {
+  for (int64_t i = 0; i < n; i++) tau[i] = (float)(tuned[i] - base[i]);
 }
 
-void nps_delta_form(nps_dtype_t base_dtype, const void *base, nps_dtype_t tuned_dtype, const void *tuned, int64_t n,
-                    float *tau) {
-  if (fits_single(base_dtype) && fits_single(tuned_dtype)) {
-    float x[NPS_CHUNK], y[NPS_CHUNK];
-    nps_tensor_widen_f32(tuned_dtype, tuned, n, x);
-    nps_tensor_widen_f32(base_dtype, base, n, y);
-    subtract_single(x, y, n, tau);
-  } else {
-    double x[NPS_CHUNK], y[NPS_CHUNK];
-    nps_tensor_widen(tuned_dtype, tuned, n, x);
-    nps_tensor_widen(base_dtype, base, n, y);
-    subtract_double(x, y, n, tau);
+static void form_wide(nps_dtype_t base_dtype, const void *base, nps_dtype_t dtype, const void *tuned, int64_t n,
+                      float *tau) {
+  double x[NPS_CHUNK], y[NPS_CHUNK];
+  nps_tensor_widen(dtype, tuned, n, x);
+  nps_tensor_widen(base_dtype, base, n, y);
+  subtract_wide(x, y, n, tau);
+}
+
+void nps_delta_form(nps_dtype_t base_dtype, const void *base, int models, const nps_dtype_t *dtype,
+                    const void *const *tuned, int64_t n, float *const *tau) {
+  float single[NPS_CHUNK];
+  if (base_dtype != NPS_F64) nps_tensor_widen_f32(base_dtype, base, n, single);
+  for (int m = 0; m < models; m++) {
+    if (base_dtype == NPS_F64 || dtype[m] == NPS_F64)
+      form_wide(base_dtype, base, dtype[m], tuned[m], n, tau[m]);
+    else
+      subtract(dtype[m], tuned[m], single, n, tau[m]);
   }
 }

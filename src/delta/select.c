@@ -69,8 +69,9 @@ static void mark_bin(const float *x, int64_t n, uint32_t high, uint8_t *mark) {
 
 /* Few entries lie in the bin: marks are looked at eight at a time. */
 static void count_low(nps_select_t *select, const float *x, int64_t n) {
-  uint8_t mark[NPS_CHUNK] = {0};
+  uint8_t mark[NPS_CHUNK + 8];
   mark_bin(x, n, select->high, mark);
+  memset(mark + n, 0, 8);
   for (int64_t at = 0; at < n; at += 8) {
     uint64_t eight;
     memcpy(&eight, mark + at, sizeof eight);
@@ -160,17 +161,22 @@ static int64_t keep_from(float *x, int64_t n, uint32_t least) {
   return kept;
 }
 
+/* Drops the latest entries at the threshold. */
+static void drop_ties(float *x, int64_t n, uint32_t threshold, int64_t surplus) {
+  for (int64_t i = n; surplus > 0; i--)
+    if (magnitude_bits(x[i - 1]) == threshold) x[i - 1] = 0, surplus--;
+}
+
 int64_t nps_select_keep(nps_select_t *select, float *x, int64_t n) {
   const uint32_t threshold = select->threshold;
   if (threshold == ABOVE_ALL) {
     memset(x, 0, (size_t)n * sizeof *x);
     return 0;
   }
+  if (select->ties_left == 0) return keep_from(x, n, threshold + 1);
   int64_t ties = count_equal(x, n, threshold);
   int64_t surplus = ties > select->ties_left ? ties - select->ties_left : 0;
   select->ties_left -= ties - surplus;
-  int64_t dropped = surplus;
-  for (int64_t i = n; surplus > 0; i--) /* the latest ones at the threshold go */
-    if (magnitude_bits(x[i - 1]) == threshold) x[i - 1] = 0, surplus--;
-  return threshold > 0 ? keep_from(x, n, threshold) : n - dropped;
+  if (surplus > 0) drop_ties(x, n, threshold, surplus);
+  return threshold > 0 ? keep_from(x, n, threshold) : n - surplus;
 }

@@ -91,20 +91,24 @@ static nps_err_t load(engine_t *e, int t, int64_t first, int64_t count) {
 
 /* ---- chunks ---- */
 
+static const char *raw_at(const engine_t *e, const nps_target_t *target, int input, int64_t at) {
+  return e->raw[input] + (size_t)at * nps_dtype_size(input_dtype(e, target, input));
+}
+
 /* Fills tau or theta with entries at offset `at` of the loaded slab. */
 static void fill_chunk(engine_t *e, const nps_target_t *target, int64_t at, int64_t n) {
   const nps_merge_spec_t *spec = spec_of(e);
+  const void *tuned[spec->model_count];
+  nps_dtype_t dtype[spec->model_count];
   for (int m = 0; m < spec->model_count; m++) {
-    int input = spec->models[m].input;
-    nps_dtype_t dtype = input_dtype(e, target, input);
-    const char *raw = e->raw[input] + (size_t)at * nps_dtype_size(dtype);
-    if (e->theta) {
-      nps_tensor_widen(dtype, raw, n, e->theta[m]);
-    } else {
-      nps_dtype_t base = input_dtype(e, target, spec->base);
-      nps_delta_form(base, e->raw[spec->base] + (size_t)at * nps_dtype_size(base), dtype, raw, n, e->tau[m]);
-    }
+    dtype[m] = input_dtype(e, target, spec->models[m].input);
+    tuned[m] = raw_at(e, target, spec->models[m].input, at);
   }
+  if (e->tau)
+    nps_delta_form(input_dtype(e, target, spec->base), raw_at(e, target, spec->base, at), spec->model_count, dtype, tuned,
+                   n, e->tau);
+  else
+    for (int m = 0; m < spec->model_count; m++) nps_tensor_widen(dtype[m], tuned[m], n, e->theta[m]);
 }
 
 static void add_norms(engine_t *e, const nps_merge_chunk_t *chunk) {
@@ -131,8 +135,7 @@ static void merge_chunk(engine_t *e, const nps_target_t *target, const nps_merge
   if (e->tau) add_norms(e, chunk);
   spec->method->merge(e->state, tensor, chunk, out, e->kept);
   if (e->tau) {
-    nps_dtype_t dtype = input_dtype(e, target, spec->base);
-    nps_tensor_widen(dtype, e->raw[spec->base] + (size_t)at * nps_dtype_size(dtype), chunk->count, base);
+    nps_tensor_widen(input_dtype(e, target, spec->base), raw_at(e, target, spec->base, at), chunk->count, base);
     add_base(base, chunk->count, out);
   }
   nps_tensor_narrow(out, chunk->count, target->dtype, e->out + (size_t)at * nps_dtype_size(target->dtype));

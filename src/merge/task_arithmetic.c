@@ -7,6 +7,7 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 enum { WEIGHT, LAMBDA, NORMALIZE, DENSITY, FIFTH };
 enum { SCOPE = FIFTH, RESCALE = FIFTH };
@@ -22,16 +23,19 @@ static const char *const rescale_choices[] = {"false", "true", "expectation", NU
 
 /* ---- combining the models of a chunk ---- */
 
+/* Elements combined at a time: their sums stay in the first cache while model after model is added. */
+enum { GROUP = 512 };
+
 NPS_VECTOR_CLONES
-static void add_weighted(const float *delta, double scale, double weight, int64_t n, double *sum) {
-  for (int64_t i = 0; i < n; i++) sum[i] += weight * (scale * (double)delta[i]);
+static void add_weighted(const float *delta, double weight, double scale, int n, double *restrict sum) {
+  for (int i = 0; i < n; i++) sum[i] += weight * (scale * (double)delta[i]);
 }
 
 /* Adds the entries that have the elected sign (+ where elected >= 0), and their weights to the divisor. */
 NPS_VECTOR_CLONES
-static void add_agreeing(const float *delta, double scale, double weight, const double *elected, int64_t n, double *sum,
-                         double *divisor) {
-  for (int64_t i = 0; i < n; i++) {
+static void add_agreeing(const float *delta, double weight, double scale, const double *restrict elected, int n,
+                         double *restrict sum, double *restrict divisor) {
+  for (int i = 0; i < n; i++) {
     double value = weight * (scale * (double)delta[i]);
     double towards = elected[i] >= 0 ? value : -value;
     sum[i] += towards > 0 ? value : 0.0;
@@ -40,49 +44,63 @@ static void add_agreeing(const float *delta, double scale, double weight, const 
 }
 
 NPS_VECTOR_CLONES
-static void finish_each(double *sum, double lambda, const double *divisor, int64_t n) {
-  for (int64_t i = 0; i < n; i++) sum[i] = lambda * sum[i] / (divisor[i] == 0 ? 1.0 : divisor[i]);
+static void divide_each(double *restrict sum, double lambda, const double *restrict divisor, int n) {
+  for (int i = 0; i < n; i++) sum[i] = lambda * sum[i] / (divisor[i] == 0 ? 1.0 : divisor[i]);
 }
 
 NPS_VECTOR_CLONES
-static void finish_all(double *sum, double lambda, double divisor, int64_t n) {
-  for (int64_t i = 0; i < n; i++) sum[i] = lambda * sum[i] / divisor;
+static void divide_all(double *sum, double lambda, double divisor, int n) {
+  for (int i = 0; i < n; i++) sum[i] = lambda * sum[i] / divisor;
 }
 
-NPS_VECTOR_CLONES
-static void clear(double *x, int64_t n) {
-  for (int64_t i = 0; i < n; i++) x[i] = 0;
+/* out = λ Σ w_i s_i δ_i / divisor */
+static void sum_models(float *const *delta, const double *weight, const double *scale, int models, double lambda,
+                       double divisor, int n, double *out) {
+  memset(out, 0, (size_t)n * sizeof *out);
+  for (int m = 0; m < models; m++) add_weighted(delta[m], weight[m], scale[m], n, out);
+  if (lambda != 1 || divisor != 1) divide_all(out, lambda, divisor, n);
 }
 
-/* Σ w_i δ_i, scaled. scale [models] may be NULL: 1. */
+/* out = λ Σ w_i s_i δ_i over the entries that have the elected sign, divided by the sum of their weights where `normalize`
+ * and that sum is not 0. */
+static void sum_agreeing(float *const *delta, const double *weight, const double *scale, int models, double lambda,
+                         bool normalize, int64_t first, int n, double *out) {
+  double elected[GROUP] = {0}, divisor[GROUP] = {0};
+  memset(out, 0, (size_t)n * sizeof *out);
+  for (int m = 0; m < models; m++) add_weighted(delta[m] + first, weight[m], scale[m], n, elected);
+  for (int m = 0; m < models; m++)
+    add_agreeing(delta[m] + first, weight[m], scale[m], elected, n, out, divisor);
+  if (normalize)
+    divide_each(out, lambda, divisor, n);
+  else if (lambda != 1)
+    divide_all(out, lambda, 1, n);
+}
+
+/* scale [models] may be NULL: 1. */
+static const double *scale_or_one(const double *scale, int models, double *one) {
+  for (int m = 0; m < models; m++) one[m] = 1;
+  return scale ? scale : one;
+}
+
 static void combine_sum(const nps_merge_tensor_t *tensor, const nps_merge_chunk_t *chunk, const double *scale,
                         double *out) {
-  double divisor = 0;
-  clear(out, chunk->count);
-  for (int m = 0; m < tensor->models; m++) {
-    add_weighted(chunk->tau[m], scale ? scale[m] : 1, tensor->param[WEIGHT][m], chunk->count, out);
-    divisor += tensor->param[WEIGHT][m];
-  }
+  const double *weight = tensor->param[WEIGHT];
+  double one[tensor->models], divisor = 0;
+  for (int m = 0; m < tensor->models; m++) divisor += weight[m];
   if (tensor->param[NORMALIZE][0] == 0 || fabs(divisor) < TINY_WEIGHT) divisor = 1;
-  finish_all(out, tensor->param[LAMBDA][0], divisor, chunk->count);
+  sum_models(chunk->tau, weight, scale_or_one(scale, tensor->models, one), tensor->models, tensor->param[LAMBDA][0],
+             divisor, (int)chunk->count, out);
 }
 
-/* Sum of the entries that agree with the elected sign. */
 static void combine_consensus(const nps_merge_tensor_t *tensor, const nps_merge_chunk_t *chunk, const double *scale,
                               double *out) {
-  double elected[NPS_CHUNK], divisor[NPS_CHUNK];
-  const double *weight = tensor->param[WEIGHT];
-  clear(elected, chunk->count);
-  clear(divisor, chunk->count);
-  clear(out, chunk->count);
-  for (int m = 0; m < tensor->models; m++)
-    add_weighted(chunk->tau[m], scale ? scale[m] : 1, weight[m], chunk->count, elected);
-  for (int m = 0; m < tensor->models; m++)
-    add_agreeing(chunk->tau[m], scale ? scale[m] : 1, weight[m], elected, chunk->count, out, divisor);
-  if (tensor->param[NORMALIZE][0] == 0)
-    finish_all(out, tensor->param[LAMBDA][0], 1, chunk->count);
-  else
-    finish_each(out, tensor->param[LAMBDA][0], divisor, chunk->count);
+  double one[tensor->models];
+  scale = scale_or_one(scale, tensor->models, one);
+  for (int64_t at = 0; at < chunk->count; at += GROUP) {
+    int n = chunk->count - at < GROUP ? (int)(chunk->count - at) : GROUP;
+    sum_agreeing(chunk->tau, tensor->param[WEIGHT], scale, tensor->models, tensor->param[LAMBDA][0],
+                 tensor->param[NORMALIZE][0] != 0, at, n, out + at);
+  }
 }
 
 static void keep_all(const nps_merge_tensor_t *tensor, const nps_merge_chunk_t *chunk, int64_t *kept) {

@@ -6,6 +6,10 @@
 /* Elements read at a time where nothing has to be held: a few MiB an input. */
 #define STREAM_SLAB ((int64_t)1 << 20)
 
+/* Bytes of inputs and output held at a time where statistics come first: larger pieces are read again from the page cache,
+ * which takes less time than touching fresh memory. */
+#define HELD_BYTES ((int64_t)256 << 20)
+
 /* A cut this near to a tensor's border, as part of a rank's share, moves there: fewer tensors are shared. */
 #define SNAP 0.01
 
@@ -100,12 +104,13 @@ static int64_t slab_bytes(const planner_t *p, const nps_piece_t *piece, int64_t 
   return piece_width(p, piece) * min64(slab, piece->count);
 }
 
-/* The largest slab that is of use: whole pieces where the method wants to hold them. */
-static int64_t wanted_slab(const planner_t *p) {
+/* The largest slab that is of use: whole pieces, within bounds, where the method wants to hold them. */
+static int64_t wanted_slab(const planner_t *p, int64_t widest) {
   int64_t largest = NPS_BLOCK;
   for (int i = 0; i < p->plan->piece_count; i++) largest = max64(largest, p->plan->pieces[i].count);
   largest = (largest + NPS_BLOCK - 1) / NPS_BLOCK * NPS_BLOCK;
-  return p->demand->whole_pieces ? largest : min64(largest, STREAM_SLAB);
+  int64_t most = p->demand->whole_pieces ? HELD_BYTES / widest / NPS_BLOCK * NPS_BLOCK : STREAM_SLAB;
+  return min64(largest, max64(most, NPS_BLOCK));
 }
 
 static nps_err_t choose_slab(planner_t *p) {
@@ -120,7 +125,7 @@ static nps_err_t choose_slab(planner_t *p) {
                     nps_format_bytes((double)plan->memory_limit, have), nps_format_bytes((double)least, want));
   }
   int64_t fits = (plan->memory_limit - needed) / widest / NPS_BLOCK * NPS_BLOCK;
-  plan->slab = min64(wanted_slab(p), fits);
+  plan->slab = min64(wanted_slab(p, widest), fits);
   return NPS_OK;
 }
 

@@ -9,7 +9,8 @@
 #define WEYL_1 0xBB67AE85u
 #define ROUNDS 10
 
-/* Blocks computed side by side. Their 32-bit words lie in 64-bit lanes, as the products need. */
+/* Blocks computed side by side. Their 32-bit words are the lower halves of 64-bit lanes, as the products need; what the
+ * upper halves hold does not matter. */
 #define WIDTH 32
 
 NPS_VECTOR_CLONES
@@ -27,9 +28,9 @@ static void philox_group(uint64_t key, uint32_t lane, uint64_t first_block, uint
     for (int i = 0; i < WIDTH; i++) {
       uint64_t p = MULTIPLIER_0 * (uint32_t)a[i], q = MULTIPLIER_1 * (uint32_t)c[i];
       a[i] = (q >> 32) ^ b[i] ^ key_0;
-      b[i] = (uint32_t)q;
+      b[i] = q;
       c[i] = (p >> 32) ^ d[i] ^ key_1;
-      d[i] = (uint32_t)p;
+      d[i] = p;
     }
     key_0 += WEYL_0;
     key_1 += WEYL_1;

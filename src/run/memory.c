@@ -75,6 +75,20 @@ int64_t nps_run_memory_per_rank(int ranks_here) {
   return (int64_t)((double)least * (1 - RESERVE)) / ranks_here;
 }
 
+/* What libraries take later than at the time of planning: HDF5's and MPI-IO's buffers. */
+#define LATER_MEMORY ((int64_t)3 << 20)
+
+/* Private memory of this process now, with MPI up: what any merge needs besides its own buffers. */
+static int64_t process_memory(void) {
+  char line[256];
+  long long kib = 0, part;
+  FILE *f = fopen("/proc/self/status", "re");
+  while (f && fgets(line, sizeof line, f))
+    if (sscanf(line, "RssAnon: %lld kB", &part) == 1 || sscanf(line, "RssShmem: %lld kB", &part) == 1) kib += part;
+  if (f) fclose(f);
+  return kib << 10;
+}
+
 /* Rates of a current server core with data in the page cache; docs/performance.md tells how they were measured. */
 static nps_costs_t machine_costs(int ranks_per_node) {
   return (nps_costs_t){
@@ -84,7 +98,7 @@ static nps_costs_t machine_costs(int ranks_per_node) {
       .start_time = 0.5,
       .cores_per_node = (int)sysconf(_SC_NPROCESSORS_ONLN),
       .ranks_per_node = ranks_per_node,
-      .fixed_memory = (int64_t)48 << 20,
+      .fixed_memory = process_memory() + LATER_MEMORY,
   };
 }
 
