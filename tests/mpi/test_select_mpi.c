@@ -1,0 +1,154 @@
+#include "nps/comm_mpi.h"
+#include "nps/delta.h"
+
+#include <check.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { N = 9001, MOST_RANKS = 64 };
+
+static nps_comm_t *comm;
+static int rank, size;
+static nps_select_t *selection;
+
+/* A failing assertion on one rank alone would leave the others waiting. */
+static bool everywhere(bool ok) {
+  int64_t bad = ok ? 0 : 1;
+  nps_comm_sum_i64(comm, &bad, 1);
+  return bad == 0;
+}
+
+static uint64_t next_random(uint64_t *state) {
+  *state = *state * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
+  return *state >> 33;
+}
+
+/* Different ones, many ties, zeros of both signs with a few others, all equal, all in one bin of the upper bits. */
+enum { DIFFERENT, TIES, ZEROS, EQUAL, ONE_BIN, KINDS };
+
+static float entry(int kind, uint64_t *s) {
+  const float sign = next_random(s) % 2 ? 1.0f : -1.0f;
+  const uint64_t x = next_random(s);
+  if (kind == DIFFERENT) return sign * (float)x * 1e-12f;
+  if (kind == TIES) return sign * (float)(x % 5) * 0.25f;
+  if (kind == ZEROS) return x % 100 == 0 ? sign * 0x1p-149f * (float)(x % 9) : sign * 0.0f;
+  if (kind == EQUAL) return sign * 3.0f;
+  return sign * (1 + (float)(x % 1000) * 0x1p-23f);
+}
+
+/* ---- cuts over the ranks ---- */
+
+enum { EVEN, ALL_ON_FIRST, ALL_ON_LAST, RANDOM, EVERY_SECOND_EMPTY, CUTS };
+
+static int compare_cuts(const void *a, const void *b) {
+  return *(const int64_t *)a < *(const int64_t *)b ? -1 : *(const int64_t *)a > *(const int64_t *)b;
+}
+
+/* Rank r gets entries cut[r] to cut[r + 1]. */
+static void cut_line(int how, uint64_t seed, int64_t *cut) {
+  cut[0] = 0;
+  for (int r = 1; r < size; r++) {
+    if (how == EVEN) cut[r] = (int64_t)N * r / size;
+    if (how == ALL_ON_FIRST) cut[r] = N;
+    if (how == ALL_ON_LAST) cut[r] = 0;
+    if (how == RANDOM) cut[r] = (int64_t)(next_random(&seed) % (N + 1));
+    if (how == EVERY_SECOND_EMPTY) cut[r] = (int64_t)N * (r / 2 * 2) / size;
+  }
+  cut[size] = N;
+  qsort(cut, (size_t)size + 1, sizeof *cut, compare_cuts);
+}
+
+/* ---- the naive selection ---- */
+
+typedef struct {
+  float magnitude;
+  int64_t index;
+} entry_t;
+
+static int by_magnitude_then_index(const void *a, const void *b) {
+  const entry_t *x = a, *y = b;
+  if (x->magnitude != y->magnitude) return x->magnitude > y->magnitude ? -1 : 1;
+  return x->index < y->index ? -1 : 1;
+}
+
+static void keep_slowly(float *x, int64_t n, int64_t k) {
+  entry_t *entries = nps_xcalloc((size_t)n, sizeof *entries);
+  for (int64_t i = 0; i < n; i++) entries[i] = (entry_t){fabsf(x[i]), i};
+  qsort(entries, (size_t)n, sizeof *entries, by_magnitude_then_index);
+  for (int64_t i = k; i < n; i++) x[entries[i].index] = 0;
+  free(entries);
+}
+
+/* ---- the tests ---- */
+
+static bool selects_as_one_rank_does(int kind, int how, int64_t k, uint64_t seed) {
+  static float found[N], expected[N];
+  int64_t cut[MOST_RANKS + 1];
+  cut_line(how, seed, cut);
+  for (int i = 0; i < N; i++) found[i] = expected[i] = entry(kind, &seed);
+  keep_slowly(expected, N, k);
+  float *mine = found + cut[rank];
+  const int64_t n = cut[rank + 1] - cut[rank];
+  nps_select_start(selection, k);
+  for (int pass = 0; pass < 2; pass++) {
+    nps_select_count(selection, pass, mine, n);
+    nps_select_reduce(selection, pass, comm);
+  }
+  int64_t kept = 0;
+  for (int64_t at = 0; at < n; at += NPS_CHUNK)
+    kept += nps_select_keep(selection, mine + at, n - at < NPS_CHUNK ? n - at : NPS_CHUNK);
+  nps_comm_sum_i64(comm, &kept, 1);
+  return kept == k && memcmp(mine, expected + cut[rank], (size_t)n * sizeof *mine) == 0;
+}
+
+START_TEST(ranks_keep_what_one_rank_keeps) {
+  const int64_t keeps[] = {0, 1, 2, N / 10, N / 2, N - 1, N};
+  for (int how = 0; how < CUTS; how++)
+    for (int k = 0; k < 7; k++) {
+      bool same = selects_as_one_rank_does(_i, how, keeps[k], 31 + (uint64_t)k);
+      ck_assert_msg(everywhere(same), "kind %d, cut %d, %lld kept", _i, how, (long long)keeps[k]);
+    }
+}
+END_TEST
+
+START_TEST(ties_go_to_the_first_ranks) {
+  float x[4] = {2, 1, -2, 2};
+  nps_select_start(selection, 4);
+  for (int pass = 0; pass < 2; pass++) {
+    nps_select_count(selection, pass, x, 4);
+    nps_select_reduce(selection, pass, comm);
+  }
+  const int64_t ties = nps_select_ties(selection), own = nps_select_count_ties(selection, x, 4);
+  const int64_t kept = nps_select_keep(selection, x, 4);
+  /* One rank keeps all; the first of several its three 2s, the second its first. */
+  const bool alone = size == 1;
+  bool ok = ties == (alone ? 1 : 4) && own == (alone ? 1 : 3) && kept == (alone ? 4 : rank == 0 ? 3 : rank == 1);
+  ok = ok && x[0] == (rank < 2 ? 2 : 0) && x[1] == (alone ? 1 : 0) && x[2] == (rank == 0 ? -2 : 0) &&
+       x[3] == (rank == 0 ? 2 : 0);
+  ck_assert(everywhere(ok));
+}
+END_TEST
+
+int main(int argc, char **argv) {
+  MPI_Init(&argc, &argv);
+  comm = nps_comm_from_mpi(MPI_COMM_WORLD);
+  rank = nps_comm_rank(comm);
+  size = nps_comm_size(comm);
+  selection = nps_select_new();
+  Suite *suite = suite_create("select");
+  TCase *cases = tcase_create("select");
+  tcase_add_loop_test(cases, ranks_keep_what_one_rank_keeps, 0, KINDS);
+  tcase_add_test(cases, ties_go_to_the_first_ranks);
+  suite_add_tcase(suite, cases);
+  SRunner *runner = srunner_create(suite);
+  srunner_set_fork_status(runner, CK_NOFORK);
+  if (rank == 0) srunner_set_tap(runner, "-");
+  srunner_run_all(runner, CK_SILENT);
+  int failed = srunner_ntests_failed(runner);
+  srunner_free(runner);
+  nps_select_free(selection);
+  nps_comm_free(comm);
+  MPI_Finalize();
+  return failed == 0 ? 0 : 1;
+}
