@@ -120,9 +120,10 @@ static nps_err_t choose_slab(planner_t *p) {
   for (int i = 0; i < plan->piece_count; i++) widest = max64(widest, piece_width(p, &plan->pieces[i]));
   int64_t least = needed + widest * NPS_BLOCK;
   if (plan->memory_limit < least) {
-    char have[32], want[32];
-    return nps_fail(NPS_ERR_CONFIG, "resources.memory_per_rank is %s, but this merge needs at least %s a rank",
-                    nps_format_bytes((double)plan->memory_limit, have), nps_format_bytes((double)least, want));
+    char have[32];
+    /* Rounded up, so that what is asked for is enough. */
+    return nps_fail(NPS_ERR_CONFIG, "resources.memory_per_rank is %s, but this merge needs at least %lld MiB a rank",
+                    nps_format_bytes((double)plan->memory_limit, have), (long long)((least + ((1 << 20) - 1)) >> 20));
   }
   int64_t fits = (plan->memory_limit - needed) / widest / NPS_BLOCK * NPS_BLOCK;
   plan->slab = min64(wanted_slab(p, widest), fits);
