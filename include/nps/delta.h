@@ -10,7 +10,7 @@
 #include "nps/tensor.h"
 
 /** Most entries looked at in one go: working arrays of this length stay in the first cache. Divides NPS_BLOCK. */
-#define NPS_CHUNK 2048
+#define NPS_CHUNK 1024
 
 /** Form τ_i = fl32(θ_i − θ0) of several models from stored values. Local.
  *  @param base_dtype, base  [n] stored values of θ0; n at most NPS_CHUNK

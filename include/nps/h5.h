@@ -28,6 +28,9 @@ typedef struct nps_h5_info {
   int64_t bytes;   /**< stored bytes */
 } nps_h5_info_t;
 
+/** Give the HDF5 library's version, "1.10.8". Local. The string is static. */
+const char *nps_h5_version(void);
+
 /** Create a file with parallel access, replacing what is there; collective metadata; no modification times. Collective.
  *  @return NPS_ERR_IO on every rank alike */
 nps_err_t nps_h5_create(const nps_comm_t *comm, const char *path, nps_h5_t **out);

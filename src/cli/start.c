@@ -5,7 +5,9 @@
 #endif
 
 #include "nps/comm_mpi.h"
+#include "nps/h5.h"
 
+#include <signal.h>
 #include <string.h>
 
 static void abort_all(int exit_code) { MPI_Abort(MPI_COMM_WORLD, exit_code); }
@@ -14,6 +16,7 @@ static void drop_note(void *ctx, const char *text) { (void)ctx, (void)text; }
 
 nps_comm_t *cli_start(int *argc, char ***argv) {
   MPI_Init(argc, argv);
+  signal(SIGXFSZ, SIG_IGN); /* a file-size limit is a failing write like a full disk, not the end */
   nps_fatal_set_handler(abort_all);
   nps_comm_t *comm = nps_comm_from_mpi(MPI_COMM_WORLD);
   if (nps_comm_rank(comm) != 0) nps_note_set_sink(drop_note, NULL);
@@ -31,6 +34,6 @@ char *cli_version(const cli_program_t *program) {
   nps_text_t t = {0};
   MPI_Get_library_version(library, &length);
   library[strcspn(library, ",\n")] = '\0'; /* some libraries add their build's host and configure line */
-  nps_text_add(&t, "%s %s\n%s\n", program->name, PACKAGE_VERSION, library);
+  nps_text_add(&t, "%s %s\n%s\nHDF5 %s\n", program->name, PACKAGE_VERSION, library, nps_h5_version());
   return t.text;
 }

@@ -10,13 +10,12 @@ nps_err_t nps_file_read(const char *path, size_t limit, char **data, size_t *siz
   nps_err_t err = NPS_OK;
   char *buffer = NULL;
   struct stat st;
+  /* Asked before it is opened: opening a pipe waits for its other end. */
+  if (stat(path, &st) == 0 && !S_ISREG(st.st_mode))
+    return nps_fail(NPS_ERR_INPUT, "%s: expected a regular file", path);
   FILE *f = fopen(path, "rbe");
   if (!f || fstat(fileno(f), &st) != 0) {
     err = nps_fail(NPS_ERR_INPUT, "%s: cannot be read: %s", path, strerror(errno));
-    goto done;
-  }
-  if (!S_ISREG(st.st_mode)) {
-    err = nps_fail(NPS_ERR_INPUT, "%s: expected a regular file", path);
     goto done;
   }
   if ((uint64_t)st.st_size > limit) {

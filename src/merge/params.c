@@ -78,10 +78,11 @@ static nps_err_t check_choice(const nps_merge_t *merge, const nps_param_t *param
 static nps_err_t check_value(const nps_merge_t *merge, const nps_param_t *param, const nps_setting_t *setting) {
   char where[256];
   if (param->kind == NPS_PARAM_CHOICE) return check_choice(merge, param, setting);
-  if (nps_value_is_numeric(setting->value)) return NPS_OK;
+  const bool boolean = nps_value_is_boolean(setting->value);
+  if (nps_value_is_numeric(setting->value) && !boolean) return NPS_OK;
   const char *text = nps_value_text(setting->value);
-  return nps_fail(NPS_ERR_CONFIG, "%sparameter '%s' must be a number, found '%s'", where_of(merge, setting, where),
-                  setting->name, text ? text : "a text");
+  return nps_fail(NPS_ERR_CONFIG, "%sparameter '%s' must be a number, found %s%s%s", where_of(merge, setting, where),
+                  setting->name, text ? "'" : "", boolean ? "a boolean" : text ? text : "a text", text ? "'" : "");
 }
 
 static nps_err_t check_values(const nps_merge_t *merge, const nps_settings_t *settings) {

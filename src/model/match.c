@@ -66,7 +66,7 @@ static bool find_sources(match_t *m, const nps_tensor_info_t *t, int *source) {
     if (source[k] >= 0) continue;
     everywhere = false;
     if (m->base >= 0)
-      nps_checks_fail(&m->checks[k], "lacks tensor %s of the base %s", t->name, m->inputs[m->base]->name);
+      nps_checks_fail(&m->checks[k], "lacks tensor %s of the base", t->name);
   }
   return everywhere;
 }
@@ -133,19 +133,37 @@ static void add_head(match_t *m) {
   free(order);
 }
 
-static void note_extras(const match_t *m, int k) {
+/* The extra tensors of an input, the first three by name; empty where there are none. */
+static char *list_extras(const match_t *m, int k) {
   nps_text_t names = {NULL, 0, 0};
   int count = 0;
-  for (int i = 0; i < m->inputs[k]->tensor_count; i++) {
-    if (m->used[k][i]) continue;
-    if (count++ < 3) nps_text_add(&names, "%s%s", names.size ? ", " : "", m->inputs[k]->tensors[i].name);
+  for (int i = 0; i < m->inputs[k]->tensor_count; i++)
+    if (!m->used[k][i] && count++ < 3)
+      nps_text_add(&names, "%s%s", names.size ? ", " : "", m->inputs[k]->tensors[i].name);
+  if (count > 3) nps_text_add(&names, " and %d more", count - 3);
+  return names.text;
+}
+
+/* One note for all inputs that have the same extra tensors. */
+static void note_extras(const match_t *m) {
+  char **extras = nps_xcalloc((size_t)m->n, sizeof *extras);
+  for (int k = 0; k < m->n; k++) extras[k] = k == m->head ? NULL : list_extras(m, k);
+  for (int k = 0; k < m->n; k++) {
+    if (!extras[k]) continue;
+    nps_text_t models = {NULL, 0, 0};
+    nps_text_add(&models, "%s", m->inputs[k]->name);
+    for (int other = k + 1; other < m->n; other++) {
+      if (!extras[other] || strcmp(extras[other], extras[k]) != 0) continue;
+      nps_text_add(&models, ", %s", m->inputs[other]->name);
+      free(extras[other]);
+      extras[other] = NULL;
+    }
+    nps_note("not merged, as %s: %s (of %s)", m->base >= 0 ? "the base lacks them" : "not all models have them", extras[k],
+             models.text);
+    free(models.text);
+    free(extras[k]);
   }
-  if (count)
-    nps_note("%s: %d tensor%s that %s not merged: %s%s", m->inputs[k]->name, count, count > 1 ? "s" : "",
-             m->base >= 0 ? (count > 1 ? "the base lacks are" : "the base lacks is")
-                          : (count > 1 ? "not all models have are" : "not all models have is"),
-             names.text, count > 3 ? ", …" : "");
-  free(names.text);
+  free(extras);
 }
 
 static void set_layers(match_t *m) {
@@ -178,8 +196,7 @@ static nps_err_t match_all(match_t *m) {
   match_common(m);
   if (m->head >= 0) add_head(m);
   NPS_TRY(end_checks(m));
-  for (int k = 0; k < m->n; k++)
-    if (k != m->head) note_extras(m, k);
+  note_extras(m);
   set_layers(m);
   return NPS_OK;
 }

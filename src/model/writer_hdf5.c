@@ -18,7 +18,7 @@ static nps_err_t create_datasets(const nps_writer_t *w, state_t *s) {
     const nps_target_t *t = &w->layout->targets[i];
     NPS_TRY(nps_h5_dataset_create(s->file, "/tensors", t->name, t->dtype, t->ndim, t->shape, &s->datasets[i]));
   }
-  return NPS_OK;
+  return nps_h5_reserve(s->file);
 }
 
 static nps_err_t hdf5_open(nps_writer_t *w) {

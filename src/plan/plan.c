@@ -4,7 +4,7 @@
 #include <string.h>
 
 /* Elements read at a time where nothing has to be held: a few MiB an input. */
-#define STREAM_SLAB ((int64_t)1 << 20)
+#define STREAM_SLAB ((int64_t)1 << 19)
 
 /* Bytes of inputs and output held at a time where statistics come first: larger pieces are read again from the page cache,
  * which takes less time than touching fresh memory. */

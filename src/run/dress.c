@@ -37,6 +37,20 @@ static void set_type(json_t *config, const char *type) {
   if (has_old || !has_new) json_object_set_new(config, "torch_dtype", json_string(type));
 }
 
+/* Numbers as people write them (1e-05), with all 17 digits only where fewer would change one. */
+static char *write_json(const json_t *value) {
+  char *text = json_dumps(value, JSON_INDENT(2) | JSON_REAL_PRECISION(15));
+  json_t *again = json_loads(text, 0, NULL);
+  if (!json_equal(value, again)) {
+    free(text);
+    text = json_dumps(value, JSON_INDENT(2));
+  }
+  json_decref(again);
+  char *line = nps_xstrf("%s\n", text);
+  free(text);
+  return line;
+}
+
 static nps_err_t make_config(nps_run_state_t *run) {
   const char *text = run->inputs[run->base >= 0 ? run->base : run->models[0].input]->config_json;
   const int head = head_input(run);
@@ -46,7 +60,7 @@ static nps_err_t make_config(nps_run_state_t *run) {
   NPS_TRY(nps_json_parse(text, strlen(text), "config.json", &config));
   if (head >= 0) take_head_keys(config, run->inputs[head]->config_json);
   if (run->recipe->has_out_dtype) set_type(config, torch_name(run->recipe->out_dtype));
-  run->config_json = json_dumps(config, JSON_INDENT(2));
+  run->config_json = write_json(config);
   json_decref(config);
   return NPS_OK;
 }

@@ -115,10 +115,11 @@ static int most_ranks_on_a_host(const nps_comm_t *comm) {
 nps_err_t nps_run_plan(nps_run_state_t *run, int ranks) {
   const nps_run_options_t *o = run->options;
   int per_node = o->ranks_per_node ? o->ranks_per_node : o->ranks ? o->ranks : most_ranks_on_a_host(run->comm);
-  double least = -(double)nps_run_memory_per_rank(per_node);
-  nps_comm_max_f64(run->comm, &least, 1); /* the smallest of all hosts */
-  int64_t limit = run->recipe->memory_per_rank ? run->recipe->memory_per_rank : (int64_t)-least;
   nps_costs_t costs = machine_costs(per_node);
+  double most[2] = {-(double)nps_run_memory_per_rank(per_node), (double)costs.fixed_memory};
+  nps_comm_max_f64(run->comm, most, 2); /* the worst of all hosts, so that all ranks plan alike */
+  costs.fixed_memory = (int64_t)most[1];
+  int64_t limit = run->recipe->memory_per_rank ? run->recipe->memory_per_rank : (int64_t)-most[0];
   costs.compute_time = run->method->element_seconds;
   nps_demand_t demand = nps_merge_demand(run->merge);
   nps_err_t err = nps_plan_make(run->layout, (const nps_model_t *const *)run->inputs, ranks, &demand, &costs, limit,

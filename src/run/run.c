@@ -47,6 +47,7 @@ static nps_err_t merge_and_write(nps_run_state_t *run, nps_merge_result_t *resul
   NPS_GOTO(nps_writer_open(run->comm, &output, run->layout, &writer));
   nps_report_phase(run->report, "merging", nps_merge_work(run->merge));
   err = nps_merge_run(run->merge, run->comm, run->plan, digest, writer, show_progress, run->report, results);
+  if (err == NPS_OK) nps_report_progress(run->report, nps_merge_work(run->merge));
   nps_report_phase_end(run->report);
   if (err != NPS_OK) goto done;
   NPS_GOTO(nps_digest_finish(run->comm, digest));

@@ -78,7 +78,7 @@ static void show_totals(const nps_run_state_t *run) {
   }
   for (int t = 0; t < run->layout->count; t++) shared += plan->owner_first[t] != plan->owner_last[t];
   nps_report_line(run->report, "%s", "");
-  nps_report_line(run->report, "reads %s, writes %s (disk: as much again while an old output is replaced)",
+  nps_report_line(run->report, "reads %s, writes %s",
                   nps_format_bytes((double)sum64(plan->read, plan->ranks), read),
                   nps_format_bytes((double)sum64(plan->write, plan->ranks), written));
   nps_report_line(run->report, "memory: at most %s a rank, of %s; slabs of %lld elements, %d tensors shared among ranks",

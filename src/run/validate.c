@@ -4,9 +4,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* NULL for the current folder. */
 static char *folder_of(const char *path) {
   const char *slash = strrchr(path, '/');
-  return slash ? nps_xstrndup(path, slash == path ? 1 : (size_t)(slash - path)) : nps_xstrdup(".");
+  return slash ? nps_xstrndup(path, slash == path ? 1 : (size_t)(slash - path)) : NULL;
 }
 
 /* Finds the input with a path, or adds it from its headers. Problems are recorded; *index is -1 then. */
@@ -65,21 +66,23 @@ static bool takes_part(const nps_run_state_t *run, int input) {
 /* Lists the models in the method's order. */
 static void choose_models(nps_run_state_t *run, const int *input_of) {
   const nps_recipe_t *recipe = run->recipe;
-  const nps_settings_t *base_settings = NULL;
+  const nps_recipe_model_t *listed_base = NULL;
   run->models = nps_xcalloc((size_t)recipe->model_count + 1, sizeof *run->models);
   const bool base_first = run->method->base == NPS_BASE_FIRST && run->base >= 0;
   run->model_count = base_first;
   for (int m = 0; m < recipe->model_count; m++) {
     const nps_recipe_model_t *model = &recipe->models[m];
     if (!takes_part(run, input_of[m])) {
-      base_settings = &model->parameters;
+      listed_base = model;
       if (run->method->base == NPS_BASE_TASK_VECTORS)
         nps_note("model '%s' is the base model and has no task vector: it is left out", model->name);
       continue;
     }
     run->models[run->model_count++] = (nps_merge_model_t){input_of[m], model->name, &model->parameters};
   }
-  if (base_first) run->models[0] = (nps_merge_model_t){run->base, "base", base_settings};
+  if (base_first)
+    run->models[0] = (nps_merge_model_t){run->base, listed_base ? listed_base->name : "base",
+                                         listed_base ? &listed_base->parameters : NULL};
 }
 
 /* Makes every rank know rank 0's recipe, inputs and choices. Collective. */
@@ -109,24 +112,24 @@ static nps_err_t broadcast(nps_run_state_t *run, int **input_of) {
   return nps_comm_agree(run->comm, err);
 }
 
-static nps_err_t load_config(nps_run_state_t *run) {
-  const nps_run_options_t *o = run->options;
-  NPS_TRY(nps_recipe_load(o->config, o->overrides, o->override_count, &run->recipe));
+static nps_err_t find_method(nps_run_state_t *run) {
   const nps_recipe_t *recipe = run->recipe;
-  char *where = nps_xstrf("%s:%d: ", recipe->file, recipe->method_line);
+  char *where = recipe->method_line > 0 ? nps_xstrf("%s:%d: ", recipe->file, recipe->method_line)
+                                        : nps_xstrdup("--set merge_method: ");
   nps_err_t err = nps_merge_method_find(recipe->merge_method, where, &run->method);
   free(where);
-  const char *out = o->out ? o->out : recipe->output_path;
-  if (!out && !o->check && !o->plan)
-    err = nps_fail(NPS_ERR_CONFIG, "no output: give OUT on the command line, or output.path in %s", recipe->file);
   return err;
 }
 
-/* Rank 0's part before anything is broadcast. */
+/* Rank 0's part before anything is broadcast: all problems of config and headers. */
 static nps_err_t look_at_files(nps_run_state_t *run, int **input_of) {
-  NPS_TRY(load_config(run));
+  const nps_run_options_t *o = run->options;
+  NPS_TRY(nps_recipe_load(o->config, o->overrides, o->override_count, &run->recipe));
+  nps_err_t err = find_method(run);
+  if (!o->out && !run->recipe->output_path && !o->check && !o->plan)
+    err = nps_fail(NPS_ERR_CONFIG, "no output: give OUT on the command line, or output.path in %s", run->recipe->file);
   *input_of = nps_xcalloc((size_t)run->recipe->model_count, sizeof **input_of);
-  nps_err_t err = open_inputs(run, *input_of);
+  err = nps_err_worse(err, open_inputs(run, *input_of));
   return nps_err_worse(err, find_head(run, *input_of));
 }
 
