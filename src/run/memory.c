@@ -78,15 +78,18 @@ int64_t nps_run_memory_per_rank(int ranks_here) {
 /* What libraries take later than at the time of planning: HDF5's and MPI-IO's buffers. */
 #define LATER_MEMORY ((int64_t)3 << 20)
 
-/* Private memory of this process now, with MPI up: what any merge needs besides its own buffers. */
-static int64_t process_memory(void) {
+/* What the libraries take is told in steps of this size, as it differs a little from run to run. */
+#define MEMORY_STEP ((int64_t)4 << 20)
+
+/* Private memory that any merge needs besides its own buffers: what this process has now, with MPI up, and a little. */
+static int64_t fixed_memory(void) {
   char line[256];
   long long kib = 0, part;
   FILE *f = fopen("/proc/self/status", "re");
   while (f && fgets(line, sizeof line, f))
     if (sscanf(line, "RssAnon: %lld kB", &part) == 1 || sscanf(line, "RssShmem: %lld kB", &part) == 1) kib += part;
   if (f) fclose(f);
-  return kib << 10;
+  return ((kib << 10) + LATER_MEMORY + MEMORY_STEP - 1) / MEMORY_STEP * MEMORY_STEP;
 }
 
 /* Rates of a current server core with data in the page cache; docs/performance.md tells how they were measured. */
@@ -98,7 +101,7 @@ static nps_costs_t machine_costs(int ranks_per_node) {
       .start_time = 0.5,
       .cores_per_node = (int)sysconf(_SC_NPROCESSORS_ONLN),
       .ranks_per_node = ranks_per_node,
-      .fixed_memory = process_memory() + LATER_MEMORY,
+      .fixed_memory = fixed_memory(),
   };
 }
 
