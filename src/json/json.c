@@ -11,8 +11,7 @@ nps_err_t nps_file_read(const char *path, size_t limit, char **data, size_t *siz
   char *buffer = NULL;
   struct stat st;
   /* Asked before it is opened: opening a pipe waits for its other end. */
-  if (stat(path, &st) == 0 && !S_ISREG(st.st_mode))
-    return nps_fail(NPS_ERR_INPUT, "%s: expected a regular file", path);
+  if (stat(path, &st) == 0 && !S_ISREG(st.st_mode)) return nps_fail(NPS_ERR_INPUT, "%s: expected a regular file", path);
   FILE *f = fopen(path, "rbe");
   if (!f || fstat(fileno(f), &st) != 0) {
     err = nps_fail(NPS_ERR_INPUT, "%s: cannot be read: %s", path, strerror(errno));
