@@ -4,6 +4,7 @@ A stored tensor is (dtype, array): dtype is the safetensors name; the array has 
 BF16 as uint16. `values()` gives the numbers.
 """
 
+import atexit
 import json
 import os
 import pathlib
@@ -11,6 +12,7 @@ import shutil
 import signal
 import struct
 import subprocess
+import tempfile
 import time
 
 import h5py
@@ -35,9 +37,14 @@ NUMPY = {
 
 # ---- running programs --------------------------------------------------------------------------------------------------
 
+# Open MPI's own files: a job that ends removes the folder that all jobs of a user share, under another that starts.
+MPI_FILES = tempfile.mkdtemp(prefix="nps-mpi-", dir="/tmp")
+atexit.register(shutil.rmtree, MPI_FILES, ignore_errors=True)
+
 ENVIRONMENT = {
     "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "OMPI_MCA_rmaps_base_oversubscribe": "1",
     "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
+    "OMPI_MCA_orte_tmpdir_base": MPI_FILES,
 }  # fmt: skip
 
 TIME_LIMIT = 120

@@ -117,8 +117,8 @@ START_TEST(without_a_base_the_common_tensors_are_merged) {
   nps_layout_t *layout = NULL;
   ck_assert_int_eq(nps_layout_match(inputs, 2, -1, -1, NULL, &layout), NPS_OK);
   ck_assert_int_eq(layout->count, 3);
-  ck_assert_str_eq(note, "one: 2 tensors that not all models have are not merged: c.bias, c.weight\n"
-                         "two: 2 tensors that not all models have are not merged: d.bias, d.weight\n");
+  ck_assert_str_eq(note, "not merged, as not all models have them: c.bias, c.weight (of one)\n"
+                         "not merged, as not all models have them: d.bias, d.weight (of two)\n");
   nps_layout_free(layout);
 }
 END_TEST
