@@ -1,0 +1,227 @@
+"""The same configs give what mergekit gives: recorded for tiny models, with mergekit itself on bytes-llama (--full).
+
+Every element lies within 2^-21 · (|θ0| + Σ |w_i θ_i|) of mergekit's, but for TIES where models have equal magnitudes at
+their threshold (which of them stays is arbitrary) and where the sum that elects a sign cancels to rounding; and but for SLERP
+where mergekit's cosine, a float32, is too coarse for the angle between nearly parallel tensors.
+"""
+
+import pathlib
+import re
+import subprocess
+import sys
+
+import mergekit_cases
+import numpy as np
+import oracle
+import pytest
+import tools
+import torch
+import yaml
+
+HERE = pathlib.Path(__file__).parent
+
+FULL_CASES = {
+    **mergekit_cases.CASES,
+    "linear of five": "merge_method: linear\nmodels:\n"
+    + "".join(f"  - {{model: {{{m}}}, parameters: {{weight: 0.3}}}}\n" for m in "abcde") + "dtype: float32\n",
+    "task_arithmetic of five": "merge_method: task_arithmetic\nbase_model: {base}\nmodels:\n"
+    + "".join(f"  - {{model: {{{m}}}, parameters: {{weight: 0.3}}}}\n" for m in "abcde") + "dtype: float32\n",
+    "ties of five": "merge_method: ties\nbase_model: {base}\nmodels:\n"
+    + "".join(f"  - {{model: {{{m}}}, parameters: {{weight: 0.3, density: 0.5}}}}\n" for m in "abcde")
+    + "dtype: float32\n",
+    "ties, all kept": "merge_method: ties\nbase_model: {base}\nmodels:\n"
+    + "".join(f"  - {{model: {{{m}}}, parameters: {{weight: 0.3}}}}\n" for m in "abcde") + "dtype: float32\n",
+}  # fmt: skip
+
+
+# ---- what a config means for one tensor, written down once more, naively ------------------------------------------------
+
+
+def evaluate(setting, tensor, t):
+    """A number, a list over the layers, or filters; None where no filter matches."""
+    if isinstance(setting, list) and isinstance(setting[0], dict):
+        for part in setting:
+            if part.get("filter", "*") == "*" or part["filter"] in tensor:
+                return evaluate(part["value"], tensor, t)
+        return None
+    if isinstance(setting, list):
+        at = t * (len(setting) - 1)
+        low = int(at)
+        high = min(low + 1, len(setting) - 1)
+        return (1 - (at - low)) * setting[low] + (at - low) * setting[high]
+    return setting
+
+
+def position(tensor, layers):
+    found = re.match(r"model\.layers\.(\d+)\.", tensor)
+    return int(found.group(1)) / (layers - 1) if found else 0
+
+
+class Meaning:
+    """The numbers of one config for one tensor."""
+
+    def __init__(self, config, tensor, layers):
+        self.config, self.tensor, self.t = config, tensor, position(tensor, layers)
+
+    def shared(self, name, default=None):
+        value = evaluate(self.config.get("parameters", {}).get(name), self.tensor, self.t)
+        return default if value is None else value
+
+    def of_model(self, model, name, default=None):
+        value = evaluate(model.get("parameters", {}).get(name), self.tensor, self.t)
+        return self.shared(name, default) if value is None else value
+
+
+def shares(cosine, t):
+    """The factors of SLERP, in float64."""
+    if abs(cosine) > 0.9995:
+        return 1 - t, t
+    angle = np.arccos(cosine)
+    return np.sin((1 - t) * angle) / np.sin(angle), np.sin(t * angle) / np.sin(angle)
+
+
+def float32_cosine(a, b):
+    """As mergekit computes it: normalised tensors and their product in float32."""
+    a, b = (torch.from_numpy(np.array(x, np.float32)).reshape(1, -1) for x in (a, b))
+    a, b = (x / torch.linalg.vector_norm(x, dim=1, keepdim=True) for x in (a, b))
+    return float((a * b).sum(dim=1).clamp(-1, 1))
+
+
+def slerp_with_float32_cosine(config, tensor, base, theta, layers):
+    share = shares(float32_cosine(base, theta[-1]), Meaning(config, tensor, layers).shared("t"))
+    return share[0] * base.astype(np.float64) + share[1] * theta[-1].astype(np.float64)
+
+
+def bound_and_free(config, tensor, base, theta, layers):
+    """For one tensor: the bound on the difference, and the masks of elements that may differ for their ties' or their
+    election's sake. theta: the weights of config's models, in order; base: or None."""
+    meaning, method = Meaning(config, tensor, layers), config["merge_method"]
+    models = config["models"]
+    shape = theta[0].shape
+    nothing = np.zeros(shape, bool)
+    if method == "passthrough":
+        return np.abs(meaning.of_model(models[0], "scale", 1) * theta[0].astype(np.float64)), nothing, nothing
+    if method == "slerp":
+        t, one = meaning.shared("t"), theta[-1].astype(np.float64)
+        zero = base.astype(np.float64)
+        cosine = (zero * one).sum() / (np.linalg.norm(zero) * np.linalg.norm(one))
+        share = shares(cosine, t)
+        return np.abs(share[0] * zero) + np.abs(share[1] * one), nothing, nothing
+    weights = [meaning.of_model(m, "weight") for m in models]
+    if method == "linear":
+        total = sum(weights) if meaning.shared("normalize", True) else 1
+        return sum(np.abs(w / total * x.astype(np.float64)) for w, x in zip(weights, theta)), nothing, nothing
+    part = [(m, w, x) for m, w, x in zip(models, weights, theta) if m["model"] != config["base_model"]]
+    factor = max(1, abs(meaning.shared("lambda", 1)))
+    size = np.abs(base.astype(np.float64)) + factor * sum(np.abs(w * x.astype(np.float64)) for _, w, x in part)
+    if method != "ties":
+        return size, nothing, nothing
+    ties, votes, weight_of_votes = nothing.copy(), np.zeros(shape), np.zeros(shape)
+    for model, w, x in part:
+        tau = oracle.task_vector(x, base)
+        magnitude = np.abs(tau)
+        keep = max(1, int(meaning.of_model(model, "density", 1) * tau.size))
+        threshold = np.sort(magnitude, axis=None)[-keep]
+        if np.count_nonzero(magnitude >= threshold) > keep:
+            ties |= magnitude == threshold
+        kept = np.where(oracle.largest(magnitude.reshape(-1), keep).reshape(shape), tau, 0).astype(np.float64)
+        votes += w * kept
+        weight_of_votes += np.abs(w * kept)
+    return size, ties, (np.abs(votes) <= 2.0**-22 * weight_of_votes) & (weight_of_votes > 0)
+
+
+def compare(case, text, ours, theirs, layers):
+    """Assert what the module's comment says; returns the counts."""
+    config = yaml.safe_load(text)
+    assert ours.keys() == theirs.keys()
+    read = lambda path: {n: tools.values(t) for n, t in tools.read_model(path).items()}
+    base = read(config["base_model"]) if "base_model" in config else None
+    models = [read(m["model"]) for m in config["models"]]
+    counts = dict(elements=0, identical=0, rounding=0, ties=0, election=0, angle=0)
+    worst, worst_angle = 0.0, 0.0
+    for name, theirs_value in theirs.items():
+        a, b = ours[name].astype(np.float64), theirs_value.astype(np.float64)
+        theta = [m[name] for m in models]
+        size, ties, election = bound_and_free(config, name, base and base[name], theta, layers)
+        off = np.abs(a - b)
+        beyond = off > 2.0**-21 * size
+        angle = np.zeros(a.shape, bool)
+        if config["merge_method"] == "slerp" and beyond.any():
+            coarse = slerp_with_float32_cosine(config, name, base[name], theta, layers)
+            angle = beyond & (np.abs(coarse - b) <= 2.0**-21 * size)
+        unexplained = beyond & ~ties & ~election & ~angle
+        assert not unexplained.any(), (
+            f"{case}: {name}: {np.count_nonzero(unexplained)} of {a.size} elements differ, "
+            f"worst {np.max(np.where(unexplained, off / np.maximum(size, 1e-300), 0)) * 2**21:.3g} of the bound"
+        )
+        counts["elements"] += a.size
+        counts["identical"] += np.count_nonzero(off == 0)
+        counts["rounding"] += np.count_nonzero((off > 0) & ~beyond)
+        counts["ties"] += np.count_nonzero(beyond & ties)
+        counts["angle"] += np.count_nonzero(angle)
+        counts["election"] += np.count_nonzero(beyond & ~ties & election)
+        worst = max(worst, float(np.max(np.where(beyond | (size == 0), 0, off / np.where(size == 0, 1, size)))))
+        worst_angle = max(worst_angle, float(np.max(np.where(angle, off / np.where(size == 0, 1, size), 0))))
+    print(f"{case}: " + ", ".join(f"{n} {k}" for k, n in counts.items())
+          + f", rounding at most {worst * 2**21:.3f}, angle {worst_angle * 2**21:.3f} of the bound")  # fmt: skip
+    return counts
+
+
+def ours_of(config, out, ranks=0):
+    tools.merge(config, out, ranks=ranks)
+    return {name: tools.values(stored) for name, stored in tools.read_model(out).items()}
+
+
+@pytest.mark.parametrize("case", mergekit_cases.CASES)
+def test_tiny_models_as_recorded(case, tmp_path):
+    models = mergekit_cases.write_tiny_models(tmp_path)
+    text = mergekit_cases.text_of(case, models)
+    ours = ours_of(tools.write_config(tmp_path / "c.yaml", text), tmp_path / "out.h5", ranks=2)
+    flat, theirs, at = np.load(HERE / "expected/mergekit.npz")[case], {}, 0
+    for name, shape in mergekit_cases.tiny_shapes():
+        n = int(np.prod(shape))
+        theirs[name] = flat[at : at + n].reshape(shape)
+        at += n
+    assert at == flat.size
+    counts = compare(case, text, ours, theirs, mergekit_cases.TINY["num_hidden_layers"])
+    assert counts["ties"] == counts["election"] == counts["angle"] == 0
+
+
+@pytest.fixture(scope="module")
+def with_mergekit(tmp_path_factory):
+    """Every case merged by mergekit, in one process: {case: (config, folder)}."""
+    folder = tmp_path_factory.mktemp("mergekit")
+    family = tools.MODELS / "bytes-llama"
+    models = dict(zip("abcde", (family / m for m in ("french", "german", "python", "c", "legal"))), base=family / "base")
+    found, words = {}, []
+    for case, text in FULL_CASES.items():
+        for key, path in models.items():
+            text = text.replace(f"{{{key}}}", str(path))
+        config, out = tools.write_config(folder / f"{case}.yaml", text), folder / f"out {case}"
+        found[case] = (config, out)
+        words += [config, out]
+    subprocess.run([sys.executable, HERE / "run_mergekit.py", *words], check=True, timeout=1200, env=tools.environment())
+    return found
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("case", FULL_CASES)
+def test_bytes_llama_with_mergekit(case, with_mergekit, tmp_path):
+    config, folder = with_mergekit[case]
+    theirs = {name: tools.values(stored) for name, stored in tools.read_model(folder).items()}
+    counts = compare(case, config.read_text(), ours_of(config, tmp_path / "out.h5", ranks=2), theirs, 4)
+    assert "ties" in case or counts["ties"] == counts["election"] == 0
+    assert "slerp" in case or counts["angle"] == 0
+
+
+@pytest.mark.full
+def test_the_program_mergekit_yaml_gives_the_same(tmp_path):
+    """The command that users type, once; the other cases call what it calls."""
+    models = mergekit_cases.write_tiny_models(tmp_path)
+    text = mergekit_cases.text_of("task_arithmetic", models)
+    config = tools.write_config(tmp_path / "c.yaml", text)
+    program = pathlib.Path(sys.executable).parent / "mergekit-yaml"
+    result = tools.run(program, config, tmp_path / "out", "--no-copy-tokenizer", "--no-write-model-card", "--quiet", limit=300)
+    assert result.code == 0, result
+    theirs = {name: tools.values(stored) for name, stored in tools.read_model(tmp_path / "out").items()}
+    compare("mergekit-yaml", text, ours_of(config, tmp_path / "out.h5"), theirs, mergekit_cases.TINY["num_hidden_layers"])
