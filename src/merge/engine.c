@@ -24,8 +24,9 @@ typedef struct {
   char *slab;       /* input buffers and output buffer of one slab */
   char **raw;       /* [inputs] into slab */
   char *out;        /* into slab */
-  int loaded;       /* target whose slab is loaded, or -1 */
-  int64_t loaded_first;
+  int slab_target;  /* target whose slab it is, or -1 */
+  int64_t slab_first; /* its first element */
+  int64_t loaded;   /* elements of it that have been read */
   double **theta;   /* [models][NPS_CHUNK], or NULL */
   float **tau;      /* [models][NPS_CHUNK], or NULL */
 
@@ -59,41 +60,55 @@ static nps_dtype_t input_dtype(const engine_t *e, const nps_target_t *target, in
   return spec_of(e)->inputs[input]->tensors[target->source[input]].dtype;
 }
 
-static nps_err_t check_finite(const engine_t *e, const nps_target_t *target, int input, int64_t first, int64_t count) {
-  int64_t at = nps_tensor_find_nonfinite(input_dtype(e, target, input), e->raw[input], count);
-  if (at < 0) return NPS_OK;
-  const nps_model_t *model = spec_of(e)->inputs[input];
-  double value;
-  nps_dtype_t dtype = input_dtype(e, target, input);
-  nps_tensor_widen(dtype, e->raw[input] + (size_t)at * nps_dtype_size(dtype), 1, &value);
-  return nps_fail(NPS_ERR_INPUT, "model %s (%s): tensor %s holds %s at index %lld", model->name, model->path,
-                  target->name, isnan(value) ? "NaN" : "infinity", (long long)(first + at));
+/* Stored values of an input from offset `at` of the slab on. */
+static char *raw_at(const engine_t *e, const nps_target_t *target, int input, int64_t at) {
+  return e->raw[input] + (size_t)at * nps_dtype_size(input_dtype(e, target, input));
 }
 
-/* Reads elements [first, first + count) of a target from all its inputs, unless they are there already. */
-static nps_err_t load(engine_t *e, int t, int64_t first, int64_t count) {
+/* Checks the elements [at, at + count) of the loaded slab, whose first element is `first` of the tensor. */
+static nps_err_t check_finite(const engine_t *e, const nps_target_t *target, int input, int64_t at, int64_t count) {
+  const nps_dtype_t dtype = input_dtype(e, target, input);
+  const char *raw = raw_at(e, target, input, at);
+  const int64_t found = nps_tensor_find_nonfinite(dtype, raw, count);
+  if (found < 0) return NPS_OK;
+  const nps_model_t *model = spec_of(e)->inputs[input];
+  double value;
+  nps_tensor_widen(dtype, raw + (size_t)found * nps_dtype_size(dtype), 1, &value);
+  return nps_fail(NPS_ERR_INPUT, "model %s (%s): tensor %s holds %s at index %lld", model->name, model->path,
+                  target->name, isnan(value) ? "NaN" : "infinity", (long long)(e->slab_first + at + found));
+}
+
+/* Makes the slab ready for elements [first, first + count) of a target, unless it is it already. */
+static void begin_slab(engine_t *e, int t, int64_t first, int64_t count) {
   const nps_target_t *target = &spec_of(e)->layout->targets[t];
-  if (e->loaded == t && e->loaded_first == first) return NPS_OK;
+  if (e->slab_target == t && e->slab_first == first) return;
   char *at = e->slab;
-  e->loaded = -1;
   for (int i = 0; i < spec_of(e)->input_count; i++) {
     if (target->source[i] < 0) continue;
     e->raw[i] = at;
     at += aligned((size_t)count * nps_dtype_size(input_dtype(e, target, i)));
-    NPS_TRY(nps_reader_read(e->reader[i], target->source[i], first, count, e->raw[i]));
-    NPS_TRY(check_finite(e, target, i, first, count));
   }
   e->out = at;
-  e->loaded = t;
-  e->loaded_first = first;
+  e->slab_target = t;
+  e->slab_first = first;
+  e->loaded = 0;
+}
+
+/* Reads the slab's elements up to `end`, as far as they are not there yet, from all inputs of its target. */
+static nps_err_t load(engine_t *e, int64_t end) {
+  const nps_target_t *target = &spec_of(e)->layout->targets[e->slab_target];
+  if (e->loaded >= end) return NPS_OK;
+  const int64_t at = e->loaded, count = end - at;
+  for (int i = 0; i < spec_of(e)->input_count; i++) {
+    if (target->source[i] < 0) continue;
+    NPS_TRY(nps_reader_read(e->reader[i], target->source[i], e->slab_first + at, count, raw_at(e, target, i, at)));
+    NPS_TRY(check_finite(e, target, i, at, count));
+  }
+  e->loaded = end;
   return NPS_OK;
 }
 
 /* ---- chunks ---- */
-
-static const char *raw_at(const engine_t *e, const nps_target_t *target, int input, int64_t at) {
-  return e->raw[input] + (size_t)at * nps_dtype_size(input_dtype(e, target, input));
-}
 
 /* Fills tau or theta with entries at offset `at` of the loaded slab. */
 static void fill_chunk(engine_t *e, const nps_target_t *target, int64_t at, int64_t n) {
@@ -159,27 +174,38 @@ static nps_err_t check_output(const engine_t *e, const nps_target_t *target, int
                   target->name, (long long)(first + at), nps_dtype_name(target->dtype));
 }
 
-/* One slab of a merged target in one pass; the pass after the last statistics one merges. */
-static nps_err_t sweep_slab(engine_t *e, const nps_piece_t *piece, int pass, int64_t first, int64_t count) {
+/* Elements that are read in one go: they are looked at while they are in the cache. */
+#define STEP (4 * NPS_BLOCK)
+
+/* Looks at elements [at, end) of the slab in one pass; the pass after the last statistics one merges. */
+static void sweep_chunks(engine_t *e, const nps_piece_t *piece, int pass, int64_t at, int64_t end) {
   const nps_target_t *target = &spec_of(e)->layout->targets[piece->target];
   const nps_merge_tensor_t *tensor = &e->merge->tensors[piece->target];
-  const int64_t width = nps_plan_input_width(target, spec_of(e)->inputs, spec_of(e)->input_count);
-  const bool merging = pass == e->merge->passes, counts = merging || e->merge->whole_model;
-  NPS_TRY(load(e, piece->target, first, count));
-  for (int64_t at = 0; at < count && !e->stopped; at += NPS_CHUNK) {
-    int64_t n = min64(count - at, NPS_CHUNK);
-    nps_merge_chunk_t chunk = {.first = first + at,
-                               .count = n,
-                               .piece_ends = first + at + n == piece->first + piece->count,
-                               .tau = e->tau,
-                               .theta = e->theta};
+  for (; at < end; at += NPS_CHUNK) {
+    const int64_t n = min64(end - at, NPS_CHUNK), first = e->slab_first + at;
+    const nps_merge_chunk_t chunk = {.first = first,
+                                     .count = n,
+                                     .piece_ends = first + n == piece->first + piece->count,
+                                     .tau = e->tau,
+                                     .theta = e->theta};
     fill_chunk(e, target, at, n);
-    if (merging)
+    if (pass == e->merge->passes)
       merge_chunk(e, target, tensor, &chunk, at);
     else
       spec_of(e)->method->scan(e->state, tensor, pass, &chunk);
-    if ((at + n) % NPS_BLOCK == 0 || at + n == count)
-      beat(e, counts ? width * (at + n - at / NPS_BLOCK * NPS_BLOCK) : 0);
+  }
+}
+
+static nps_err_t sweep_slab(engine_t *e, const nps_piece_t *piece, int pass, int64_t first, int64_t count) {
+  const nps_target_t *target = &spec_of(e)->layout->targets[piece->target];
+  const int64_t width = nps_plan_input_width(target, spec_of(e)->inputs, spec_of(e)->input_count);
+  const bool merging = pass == e->merge->passes, counts = merging || e->merge->whole_model;
+  begin_slab(e, piece->target, first, count);
+  for (int64_t at = 0; at < count && !e->stopped; at += STEP) {
+    const int64_t end = min64(count, at + STEP);
+    NPS_TRY(load(e, end));
+    sweep_chunks(e, piece, pass, at, end);
+    beat(e, counts ? width * (end - at) : 0);
   }
   if (!merging || e->stopped) return NPS_OK;
   NPS_TRY(check_output(e, target, first, count));
@@ -241,7 +267,8 @@ static nps_err_t copy_slab(engine_t *e, const nps_piece_t *piece, int64_t first,
   const nps_target_t *target = &spec_of(e)->layout->targets[piece->target];
   int source = 0;
   while (target->source[source] < 0) source++;
-  NPS_TRY(load(e, piece->target, first, count));
+  begin_slab(e, piece->target, first, count);
+  NPS_TRY(load(e, count));
   nps_dtype_t dtype = input_dtype(e, target, source);
   const char *data = e->raw[source];
   if (target->action == NPS_ACTION_COPY) NPS_TRY(compare_sources(e, target, source, first, count));
@@ -428,7 +455,7 @@ static void index_blocks(engine_t *e) {
 static nps_err_t set_up(engine_t *e, nps_digest_t *digest) {
   const nps_merge_spec_t *spec = spec_of(e);
   const int models = spec->model_count;
-  e->loaded = -1;
+  e->slab_target = -1;
   e->raw = nps_xcalloc((size_t)spec->input_count, sizeof *e->raw);
   e->kept = nps_xcalloc((size_t)models, sizeof *e->kept);
   e->lanes = nps_xcalloc((size_t)models, sizeof *e->lanes);
