@@ -10,6 +10,9 @@
 #include "nps/base.h"
 #include "nps/model.h"
 
+/** Elements that are read, and written, in one go: few enough to be looked at while they are in the cache. */
+#define NPS_STEP (4 * NPS_BLOCK)
+
 /** A stretch of one target. */
 typedef struct nps_piece {
   int target;    /**< index into the layout */
@@ -45,7 +48,7 @@ typedef struct nps_plan {
   int *first_piece; /**< [ranks + 1]: rank r has pieces first_piece[r] … first_piece[r + 1] − 1 */
   int *owner_first; /**< [targets] first rank that has part of the target */
   int *owner_last;  /**< [targets] last rank */
-  int64_t slab;     /**< elements read at a time, at most, a multiple of NPS_BLOCK */
+  int64_t slab;     /**< elements of all inputs held at a time, at most, a multiple of NPS_BLOCK */
   int64_t memory_limit; /**< bytes a rank may use */
   int64_t *memory;  /**< [ranks] predicted peak, bytes */
   int64_t *read;    /**< [ranks] bytes read */
@@ -64,5 +67,10 @@ void nps_plan_free(nps_plan_t *plan);
 
 /** Give stored bytes an element of a target takes in all its inputs together. Local. */
 int64_t nps_plan_input_width(const nps_target_t *target, const nps_model_t *const *inputs, int n);
+
+/** Give the bytes of buffers for a piece of `count` elements in slabs of at most `slab`: a slab of all its inputs and a
+ *  step of output. Local. */
+int64_t nps_plan_buffer_bytes(const nps_target_t *target, const nps_model_t *const *inputs, int n, int64_t count,
+                              int64_t slab);
 
 #endif

@@ -21,9 +21,9 @@ typedef struct {
   void *progress_ctx;
 
   void *state;      /* of the method */
-  char *slab;       /* input buffers and output buffer of one slab */
+  char *slab;       /* input buffers of one slab, and the output buffer */
   char **raw;       /* [inputs] into slab */
-  char *out;        /* into slab */
+  char *out;        /* into slab: a step of output */
   int slab_target;  /* target whose slab it is, or -1 */
   int64_t slab_first; /* its first element */
   int64_t loaded;   /* elements of it that have been read */
@@ -144,7 +144,7 @@ static void add_base(const double *base, int64_t n, double *out) {
 }
 
 static void merge_chunk(engine_t *e, const nps_target_t *target, const nps_merge_tensor_t *tensor,
-                        const nps_merge_chunk_t *chunk, int64_t at) {
+                        const nps_merge_chunk_t *chunk, int64_t at, void *dst) {
   const nps_merge_spec_t *spec = spec_of(e);
   double out[NPS_CHUNK], base[NPS_CHUNK];
   if (e->tau) add_norms(e, chunk);
@@ -153,7 +153,7 @@ static void merge_chunk(engine_t *e, const nps_target_t *target, const nps_merge
     nps_tensor_widen(input_dtype(e, target, spec->base), raw_at(e, target, spec->base, at), chunk->count, base);
     add_base(base, chunk->count, out);
   }
-  nps_tensor_narrow(out, chunk->count, target->dtype, e->out + (size_t)at * nps_dtype_size(target->dtype));
+  nps_tensor_narrow(out, chunk->count, target->dtype, dst);
 }
 
 /* Tells how far this rank is; hears whether another failed. */
@@ -174,14 +174,12 @@ static nps_err_t check_output(const engine_t *e, const nps_target_t *target, int
                   target->name, (long long)(first + at), nps_dtype_name(target->dtype));
 }
 
-/* Elements that are read in one go: they are looked at while they are in the cache. */
-#define STEP (4 * NPS_BLOCK)
-
-/* Looks at elements [at, end) of the slab in one pass; the pass after the last statistics one merges. */
-static void sweep_chunks(engine_t *e, const nps_piece_t *piece, int pass, int64_t at, int64_t end) {
+/* Looks at elements [at, end) of the slab in one pass; the pass after the last statistics one merges into the output
+ * buffer. */
+static void sweep_chunks(engine_t *e, const nps_piece_t *piece, int pass, const int64_t begin, const int64_t end) {
   const nps_target_t *target = &spec_of(e)->layout->targets[piece->target];
   const nps_merge_tensor_t *tensor = &e->merge->tensors[piece->target];
-  for (; at < end; at += NPS_CHUNK) {
+  for (int64_t at = begin; at < end; at += NPS_CHUNK) {
     const int64_t n = min64(end - at, NPS_CHUNK), first = e->slab_first + at;
     const nps_merge_chunk_t chunk = {.first = first,
                                      .count = n,
@@ -190,10 +188,16 @@ static void sweep_chunks(engine_t *e, const nps_piece_t *piece, int pass, int64_
                                      .theta = e->theta};
     fill_chunk(e, target, at, n);
     if (pass == e->merge->passes)
-      merge_chunk(e, target, tensor, &chunk, at);
+      merge_chunk(e, target, tensor, &chunk, at, e->out + (size_t)(at - begin) * nps_dtype_size(target->dtype));
     else
       spec_of(e)->method->scan(e->state, tensor, pass, &chunk);
   }
+}
+
+/* Writes what lies in the output buffer. */
+static nps_err_t write_out(engine_t *e, const nps_piece_t *piece, int64_t first, int64_t count) {
+  NPS_TRY(check_output(e, &spec_of(e)->layout->targets[piece->target], first, count));
+  return nps_writer_write(e->writer, piece->target, first, count, e->out);
 }
 
 static nps_err_t sweep_slab(engine_t *e, const nps_piece_t *piece, int pass, int64_t first, int64_t count) {
@@ -201,15 +205,14 @@ static nps_err_t sweep_slab(engine_t *e, const nps_piece_t *piece, int pass, int
   const int64_t width = nps_plan_input_width(target, spec_of(e)->inputs, spec_of(e)->input_count);
   const bool merging = pass == e->merge->passes, counts = merging || e->merge->whole_model;
   begin_slab(e, piece->target, first, count);
-  for (int64_t at = 0; at < count && !e->stopped; at += STEP) {
-    const int64_t end = min64(count, at + STEP);
+  for (int64_t at = 0; at < count && !e->stopped; at += NPS_STEP) {
+    const int64_t end = min64(count, at + NPS_STEP);
     NPS_TRY(load(e, end));
     sweep_chunks(e, piece, pass, at, end);
+    if (merging) NPS_TRY(write_out(e, piece, first + at, end - at));
     beat(e, counts ? width * (end - at) : 0);
   }
-  if (!merging || e->stopped) return NPS_OK;
-  NPS_TRY(check_output(e, target, first, count));
-  return nps_writer_write(e->writer, piece->target, first, count, e->out);
+  return NPS_OK;
 }
 
 static nps_err_t sweep(engine_t *e, const nps_piece_t *piece, int pass) {
@@ -263,28 +266,24 @@ static void convert(nps_dtype_t from, const char *src, int64_t count, nps_dtype_
   }
 }
 
-static nps_err_t copy_slab(engine_t *e, const nps_piece_t *piece, int64_t first, int64_t count) {
+static nps_err_t copy_step(engine_t *e, const nps_piece_t *piece, int64_t first, int64_t count) {
   const nps_target_t *target = &spec_of(e)->layout->targets[piece->target];
   int source = 0;
   while (target->source[source] < 0) source++;
   begin_slab(e, piece->target, first, count);
   NPS_TRY(load(e, count));
-  nps_dtype_t dtype = input_dtype(e, target, source);
-  const char *data = e->raw[source];
   if (target->action == NPS_ACTION_COPY) NPS_TRY(compare_sources(e, target, source, first, count));
-  if (dtype != target->dtype) {
-    convert(dtype, data, count, target->dtype, e->out);
-    NPS_TRY(check_output(e, target, first, count));
-    data = e->out;
-  }
   beat(e, count * nps_plan_input_width(target, spec_of(e)->inputs, spec_of(e)->input_count));
-  return nps_writer_write(e->writer, piece->target, first, count, data);
+  const nps_dtype_t dtype = input_dtype(e, target, source);
+  if (dtype == target->dtype) return nps_writer_write(e->writer, piece->target, first, count, e->raw[source]);
+  convert(dtype, e->raw[source], count, target->dtype, e->out);
+  return write_out(e, piece, first, count);
 }
 
 static nps_err_t copy_tensor(engine_t *e, const nps_piece_t *piece) {
-  const int64_t end = piece->first + piece->count;
-  for (int64_t first = piece->first; first < end && !e->stopped; first += e->plan->slab)
-    NPS_TRY(copy_slab(e, piece, first, min64(end - first, e->plan->slab)));
+  const int64_t end = piece->first + piece->count, step = min64(e->plan->slab, NPS_STEP);
+  for (int64_t first = piece->first; first < end && !e->stopped; first += step)
+    NPS_TRY(copy_step(e, piece, first, min64(end - first, step)));
   return NPS_OK;
 }
 
@@ -435,8 +434,8 @@ static size_t slab_bytes(const engine_t *e) {
   for (int i = e->plan->first_piece[rank]; i < e->plan->first_piece[rank + 1]; i++) {
     const nps_piece_t *piece = &e->plan->pieces[i];
     const nps_target_t *target = &spec->layout->targets[piece->target];
-    int64_t width = nps_plan_input_width(target, spec->inputs, spec->input_count) + (int64_t)nps_dtype_size(target->dtype);
-    int64_t bytes = width * min64(piece->count, e->plan->slab);
+    int64_t bytes =
+        nps_plan_buffer_bytes(target, spec->inputs, spec->input_count, piece->count, e->plan->slab);
     if (bytes > most) most = bytes;
   }
   return (size_t)most + ALIGNMENT * (size_t)spec->input_count;

@@ -3,10 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Elements read at a time where nothing has to be held: a few MiB an input. */
-#define STREAM_SLAB ((int64_t)1 << 19)
-
-/* Bytes of inputs and output held at a time where statistics come first: larger pieces are read again from the page cache,
+/* Bytes of inputs held at a time where statistics come first: larger pieces are read again from the page cache,
  * which takes less time than touching fresh memory. */
 #define HELD_BYTES ((int64_t)256 << 20)
 
@@ -95,38 +92,57 @@ static void share_out(planner_t *p) {
   while (rank < plan->ranks) plan->first_piece[++rank] = plan->piece_count;
 }
 
-static int64_t piece_width(const planner_t *p, const nps_piece_t *piece) {
-  const nps_target_t *target = &p->layout->targets[piece->target];
-  return nps_plan_input_width(target, p->inputs, p->layout->inputs) + output_width(target);
+int64_t nps_plan_buffer_bytes(const nps_target_t *target, const nps_model_t *const *inputs, int n, int64_t count,
+                              int64_t slab) {
+  const int64_t held = min64(count, slab);
+  return nps_plan_input_width(target, inputs, n) * held + output_width(target) * min64(held, NPS_STEP);
 }
 
-static int64_t slab_bytes(const planner_t *p, const nps_piece_t *piece, int64_t slab) {
-  return piece_width(p, piece) * min64(slab, piece->count);
+static int64_t buffer_bytes(const planner_t *p, const nps_piece_t *piece, int64_t slab) {
+  return nps_plan_buffer_bytes(&p->layout->targets[piece->target], p->inputs, p->layout->inputs, piece->count, slab);
 }
 
-/* The largest slab that is of use: whole pieces, within bounds, where the method wants to hold them. */
-static int64_t wanted_slab(const planner_t *p, int64_t widest) {
+/* The most bytes that any piece needs with slabs of that size. */
+static int64_t most_buffer_bytes(const planner_t *p, int64_t slab) {
+  int64_t most = 0;
+  for (int i = 0; i < p->plan->piece_count; i++) most = max64(most, buffer_bytes(p, &p->plan->pieces[i], slab));
+  return most;
+}
+
+/* The largest slab that is of use: whole pieces where the method wants to hold them, within bounds. */
+static int64_t wanted_slab(const planner_t *p) {
   int64_t largest = NPS_BLOCK;
   for (int i = 0; i < p->plan->piece_count; i++) largest = max64(largest, p->plan->pieces[i].count);
   largest = (largest + NPS_BLOCK - 1) / NPS_BLOCK * NPS_BLOCK;
-  int64_t most = p->demand->whole_pieces ? HELD_BYTES / widest / NPS_BLOCK * NPS_BLOCK : STREAM_SLAB;
-  return min64(largest, max64(most, NPS_BLOCK));
+  return p->demand->whole_pieces ? largest : min64(largest, NPS_STEP);
+}
+
+/* The largest number of blocks, at most those of `slab`, whose buffers fit into `bytes`. */
+static int64_t fit_slab(const planner_t *p, int64_t slab, int64_t bytes) {
+  int64_t fits = 0, most = slab / NPS_BLOCK;
+  while (fits < most) {
+    int64_t middle = fits + (most - fits + 1) / 2;
+    if (most_buffer_bytes(p, middle * NPS_BLOCK) <= bytes)
+      fits = middle;
+    else
+      most = middle - 1;
+  }
+  return fits * NPS_BLOCK;
 }
 
 static nps_err_t choose_slab(planner_t *p) {
   nps_plan_t *plan = p->plan;
   const int64_t needed = p->costs->fixed_memory + p->demand->state_memory;
-  int64_t widest = 1;
-  for (int i = 0; i < plan->piece_count; i++) widest = max64(widest, piece_width(p, &plan->pieces[i]));
-  int64_t least = needed + widest * NPS_BLOCK;
+  const int64_t least = needed + most_buffer_bytes(p, NPS_BLOCK);
   if (plan->memory_limit < least) {
     char have[32];
     /* Rounded up, so that what is asked for is enough. */
     return nps_fail(NPS_ERR_CONFIG, "resources.memory_per_rank is %s, but this merge needs at least %lld MiB a rank",
                     nps_format_bytes((double)plan->memory_limit, have), (long long)((least + ((1 << 20) - 1)) >> 20));
   }
-  int64_t fits = (plan->memory_limit - needed) / widest / NPS_BLOCK * NPS_BLOCK;
-  plan->slab = min64(wanted_slab(p, widest), fits);
+  int64_t room = plan->memory_limit - needed;
+  if (p->demand->whole_pieces) room = min64(room, max64(HELD_BYTES, most_buffer_bytes(p, NPS_STEP)));
+  plan->slab = max64(NPS_BLOCK, fit_slab(p, wanted_slab(p), room));
   return NPS_OK;
 }
 
@@ -146,7 +162,7 @@ static void predict_rank(planner_t *p, int rank) {
     const nps_piece_t *piece = &plan->pieces[i];
     const nps_target_t *target = &p->layout->targets[piece->target];
     int sweeps = piece_sweeps(p, piece);
-    buffers = max64(buffers, slab_bytes(p, piece, plan->slab));
+    buffers = max64(buffers, buffer_bytes(p, piece, plan->slab));
     plan->read[rank] += piece->count * nps_plan_input_width(target, p->inputs, p->layout->inputs) * sweeps;
     plan->write[rank] += piece->count * output_width(target);
     seconds += (double)piece->count * element_time(p, target, sweeps);

@@ -160,10 +160,11 @@ def namespace():
     pytest.fail(f"a small tmpfs can be mounted neither by this user nor in a namespace of its own: {trial.stderr}")
 
 
-def on_disk(namespace, folder, prepare, *arguments, ranks=0):
-    """Run nps-merge in a namespace where `prepare` (shell) has mounted `folder`; stdout ends with what is left there."""
+def on_disk(namespace, folder, prepare, *arguments, ranks=0, after="true"):
+    """Run nps-merge in a namespace where `prepare` (shell) has mounted `folder`; stdout ends with what is left there.
+    `after` (shell) must succeed then."""
     program = shlex.join(tools.command(tools.MERGE, *arguments, ranks=ranks))
-    script = f"{prepare} || exit 99\n{program}\ncode=$?\necho LEFT; ls -A {folder}\nexit $code"
+    script = f"{prepare} || exit 99\n{program}\ncode=$?\n{after} || exit 98\necho LEFT; ls -A {folder}\nexit $code"
     return tools.run(*namespace, "sh", "-c", script)
 
 
@@ -218,8 +219,10 @@ def test_full_disk_keeps_the_old_output(form, small, namespace):
     room = 12000 if form == "out.h5" else 8000  # an HDF5 file reserves 4 MiB for its metadata until it is closed
     first = shlex.join(tools.command(tools.MERGE, small / "c.yaml", disk / form, "--quiet"))
     prepare = f"{tmpfs(disk, room)} && {first} && cp -r {disk}/{form} {small}/kept"
-    result = on_disk(namespace, disk, prepare, small / "c.yaml", disk / form, "--force", ranks=2)
-    assert result.code == 1 and "error:" in result.err and left_of(result) == [form], str(result)
+    same = f"diff -r {disk}/{form} {small}/kept"
+    result = on_disk(namespace, disk, prepare, small / "c.yaml", disk / form, "--force", ranks=2, after=same)
+    assert result.code == 1 and result.err.count("error:") == 1 and form in result.err, result
+    assert left_of(result) == [form], result
 
 
 @pytest.mark.parametrize("form", ["out.h5", "out"])

@@ -105,7 +105,7 @@ def test_more_ranks_than_tensors(tmp_path):
     for method, parameters in (("ties", {"weight": 1, "density": 0.5}), ("linear", {"weight": 1}),
                                ("dare_ties", {"weight": 1, "density": 0.5}), ("slerp", {"t": 0.5})):  # fmt: skip
         config = {"merge_method": method, "base_model": "base", "models": [{"model": "tuned"}], "parameters": parameters}
+        tools.merge(config, tmp_path / "1.h5", "--force")
         for out in ("8.h5", "8"):
-            tools.merge(config, tmp_path / "1.h5", "--force")
             tools.merge(config, tmp_path / out, "--force", ranks=8)
             assert tools.same_tensors(tools.read_model(tmp_path / "1.h5"), tools.read_model(tmp_path / out))

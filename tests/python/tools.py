@@ -85,7 +85,7 @@ class Result:
 
 def command(program, *arguments, ranks=0):
     words = [str(program), *map(str, arguments)]
-    return ["mpirun", "-np", str(ranks), *words] if ranks else words
+    return [os.environ.get("MPIRUN") or "mpirun", "-np", str(ranks), *words] if ranks else words
 
 
 def start(program, *arguments, ranks=0, env=None, cwd=None):
