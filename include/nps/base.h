@@ -133,6 +133,10 @@ void nps_text_add(nps_text_t *t, const char *fmt, ...) NPS_PRINTF(2, 3);
 /** Append bytes. Local. */
 void nps_text_add_bytes(nps_text_t *t, const char *bytes, size_t n);
 
+/** Replace control characters but newlines by '?', in place: messages quote files, which may hold anything. Local.
+ *  @return text */
+char *nps_text_printable(char *text);
+
 /** Find the candidate nearest to a misspelt word: edit distance (transpositions count 1) at most a third of its
  *  length, at least 1. Local.
  *  @return the candidate, or NULL when none is near */

@@ -58,7 +58,7 @@ void nps_comm_exscan_i64(const nps_comm_t *comm, int64_t *x, int64_t n);
  *  their next beats, without waiting for anyone. */
 typedef struct nps_pulse nps_pulse_t;
 
-/** Start a pulse. Collective, does not wait. */
+/** Start a pulse. Collective. */
 nps_pulse_t *nps_pulse_start(const nps_comm_t *comm);
 
 /** Report this rank's progress. Does not wait. To be called by every rank from time to time.

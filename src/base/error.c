@@ -39,7 +39,7 @@ nps_err_t nps_fail(nps_err_t code, const char *fmt, ...) {
   char *text = nps_xvstrf(fmt, args);
   va_end(args);
   problems.items = nps_xrealloc(problems.items, (size_t)problems.count + 1, sizeof(problem_t));
-  problems.items[problems.count++] = (problem_t){code, text};
+  problems.items[problems.count++] = (problem_t){code, nps_text_printable(text)};
   return code;
 }
 

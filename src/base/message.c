@@ -17,7 +17,7 @@ void nps_note_set_sink(nps_note_sink_fn *sink, void *ctx) {
 void nps_note(const char *fmt, ...) {
   va_list args;
   va_start(args, fmt);
-  char *text = nps_xvstrf(fmt, args);
+  char *text = nps_text_printable(nps_xvstrf(fmt, args));
   va_end(args);
   if (note_sink)
     note_sink(note_ctx, text);

@@ -22,6 +22,12 @@ void nps_text_add(nps_text_t *t, const char *fmt, ...) {
   free(more);
 }
 
+char *nps_text_printable(char *text) {
+  for (char *c = text; *c; c++)
+    if (((unsigned char)*c < 0x20 && *c != '\n') || *c == 0x7f) *c = '?';
+  return text;
+}
+
 static int min3(int a, int b, int c) {
   int m = a < b ? a : b;
   return m < c ? m : c;

@@ -5,12 +5,15 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* Room for a path and a line number. */
+#define WHERE 4200
+
 /* "FILE:LINE: " for a setting of the config, "--set: " for one of the command line. */
-static const char *where_of(const nps_merge_t *merge, const nps_setting_t *setting, char out[256]) {
+static const char *where_of(const nps_merge_t *merge, const nps_setting_t *setting, char out[WHERE]) {
   if (setting->line > 0)
-    snprintf(out, 256, "%s:%d: ", merge->spec.config_file, setting->line);
+    snprintf(out, WHERE, "%s:%d: ", merge->spec.config_file, setting->line);
   else
-    snprintf(out, 256, "--set: ");
+    snprintf(out, WHERE, "--set: ");
   return out;
 }
 
@@ -21,7 +24,7 @@ static const nps_param_t *find_param(const nps_merge_method_t *method, const cha
 }
 
 static nps_err_t unknown_param(const nps_merge_t *merge, const nps_setting_t *setting) {
-  char where[256];
+  char where[WHERE];
   const nps_merge_method_t *method = merge->spec.method;
   const char *names[NPS_MAX_PARAMS];
   for (int i = 0; i < method->param_count; i++) names[i] = method->params[i].name;
@@ -34,7 +37,7 @@ static nps_err_t unknown_param(const nps_merge_t *merge, const nps_setting_t *se
 }
 
 static nps_err_t check_names(const nps_merge_t *merge, const nps_settings_t *settings, bool of_model) {
-  char where[256];
+  char where[WHERE];
   nps_err_t err = NPS_OK;
   for (int i = 0; settings && i < settings->count; i++) {
     const nps_setting_t *setting = &settings->items[i];
@@ -51,12 +54,12 @@ static nps_err_t check_names(const nps_merge_t *merge, const nps_settings_t *set
   return err;
 }
 
-/* The value of a text or boolean among a parameter's choices, or -1. */
+/* The value of a text or boolean among a parameter's choices, or -1. The numbers 0 and 1 are booleans, as in mergekit. */
 static int find_choice(const nps_param_t *param, const nps_value_t *value) {
   const char *text = nps_value_text(value);
   double number = 0;
-  if (!text && nps_value_is_boolean(value) && nps_value_is_plain(value) && nps_value_number(value, NULL, 0, &number))
-    text = number != 0 ? "true" : "false";
+  if (!text && nps_value_is_plain(value) && nps_value_number(value, NULL, 0, &number) && (number == 0 || number == 1))
+    text = number == 1 ? "true" : "false";
   for (int i = 0; text && param->choices[i]; i++)
     if (strcmp(param->choices[i], text) == 0) return i;
   return -1;
@@ -64,7 +67,7 @@ static int find_choice(const nps_param_t *param, const nps_value_t *value) {
 
 static nps_err_t check_choice(const nps_merge_t *merge, const nps_param_t *param, const nps_setting_t *setting) {
   if (find_choice(param, setting->value) >= 0) return NPS_OK;
-  char where[256];
+  char where[WHERE];
   nps_text_t list = {0};
   for (int i = 0; param->choices[i]; i++) nps_text_add(&list, i ? ", %s" : "%s", param->choices[i]);
   const char *text = nps_value_text(setting->value);
@@ -76,7 +79,7 @@ static nps_err_t check_choice(const nps_merge_t *merge, const nps_param_t *param
 }
 
 static nps_err_t check_value(const nps_merge_t *merge, const nps_param_t *param, const nps_setting_t *setting) {
-  char where[256];
+  char where[WHERE];
   if (param->kind == NPS_PARAM_CHOICE) return check_choice(merge, param, setting);
   const bool boolean = nps_value_is_boolean(setting->value);
   if (nps_value_is_numeric(setting->value) && !boolean) return NPS_OK;
@@ -127,7 +130,7 @@ static const nps_setting_t *look_up(const nps_merge_t *merge, const nps_param_t 
 
 static nps_err_t evaluate(const nps_merge_t *merge, const nps_param_t *param, int model, const nps_target_t *target,
                           double *value) {
-  char where[256];
+  char where[WHERE];
   const nps_merge_spec_t *spec = &merge->spec;
   const nps_setting_t *setting = look_up(merge, param, model, target, value);
   if (!setting) {

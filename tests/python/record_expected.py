@@ -43,7 +43,9 @@ def main(reference):
         for name, words in CASES.items():
             with tempfile.TemporaryDirectory() as folder:
                 out = f"{folder}/out.safetensors"
-                subprocess.run([sys.executable, reference, str(tools.MODELS / family), *words, "--save", out], check=True)
+                subprocess.run(
+                    [sys.executable, reference, str(tools.MODELS / family), *words, "--save", out], check=True
+                )
                 tensors = tools.read_safetensors(out)
             cases[name] = {tensor: describe(array) for tensor, (_, array) in sorted(tensors.items())}
         path = pathlib.Path(__file__).parent / f"expected/reference-{family}.json"

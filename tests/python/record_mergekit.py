@@ -20,7 +20,10 @@ def main():
         models = mergekit_cases.write_tiny_models(folder)
         words = []
         for case in mergekit_cases.CASES:
-            words += [tools.write_config(folder / f"{case}.yaml", mergekit_cases.text_of(case, models)), folder / f"out {case}"]
+            words += [
+                tools.write_config(folder / f"{case}.yaml", mergekit_cases.text_of(case, models)),
+                folder / f"out {case}",
+            ]
         subprocess.run([sys.executable, HERE / "run_mergekit.py", *words], check=True)
         for case in mergekit_cases.CASES:
             tensors = tools.read_model(folder / f"out {case}")

@@ -136,7 +136,9 @@ def test_folder_loads_in_safetensors(dtype, tmp_path):
     assert loaded.keys() == expected.keys() == index["weight_map"].keys()
     for name, value in expected.items():
         assert loaded[name].dtype == getattr(torch, dtype) and list(loaded[name].shape) == list(value.shape)
-        assert np.allclose(loaded[name].float().numpy(), value, rtol=2.0**-8 if dtype == "bfloat16" else 1e-6, atol=1e-7)
+        assert np.allclose(
+            loaded[name].float().numpy(), value, rtol=2.0**-8 if dtype == "bfloat16" else 1e-6, atol=1e-7
+        )
 
 
 def test_single_file_folder_and_its_small_files(tmp_path):
@@ -153,7 +155,12 @@ def test_single_file_folder_and_its_small_files(tmp_path):
 
 def test_tokenizer_files_travel(tmp_path):
     base = tools.copy_folder(tools.MODELS / "bytes-llama/base", tmp_path / "base")
-    files = {"tokenizer.json": b'{"a": "\xc3\xa9"}', "tokenizer_config.json": b"{}", "vocab.txt": b"a\nb\n", "merges.txt": b""}
+    files = {
+        "tokenizer.json": b'{"a": "\xc3\xa9"}',
+        "tokenizer_config.json": b"{}",
+        "vocab.txt": b"a\nb\n",
+        "merges.txt": b"",
+    }
     for name, data in files.items():
         (base / name).write_bytes(data)
     (base / "notes.txt").write_text("not part of the model")
@@ -236,7 +243,10 @@ def vit_forward(w, c, x):
         x, (hidden,), w[name + ".weight"], w[name + ".bias"], c["layer_norm_eps"])  # fmt: skip
     patches = torch.nn.functional.unfold(x, c["patch_size"], stride=c["patch_size"]).transpose(1, 2)
     e = "vit.embeddings."
-    x = patches @ w[e + "patch_embeddings.projection.weight"].reshape(hidden, -1).T + w[e + "patch_embeddings.projection.bias"]
+    x = (
+        patches @ w[e + "patch_embeddings.projection.weight"].reshape(hidden, -1).T
+        + w[e + "patch_embeddings.projection.bias"]
+    )
     x = torch.cat([w[e + "cls_token"].expand(len(x), -1, -1), x], 1) + w[e + "position_embeddings"]
     batch, length, _ = x.shape
     for i in range(c["num_hidden_layers"]):
@@ -332,7 +342,9 @@ def test_without_dtype_every_tensor_keeps_the_base_type(tmp_path):
     random = np.random.default_rng(1)
     types = {"a.f64": "F64", "b.f32": "F32", "c.f16": "F16", "d.bf16": "BF16"}
     for model in ("base", "a", "b"):
-        tools.write_folder(tmp_path / model, {n: (t, tools.narrow(random.standard_normal(50), t)) for n, t in types.items()})
+        tools.write_folder(
+            tmp_path / model, {n: (t, tools.narrow(random.standard_normal(50), t)) for n, t in types.items()}
+        )
     tools.merge(SMALL, tmp_path / "out.h5")
     tools.merge(SMALL, tmp_path / "out")
     merged = tools.read_model(tmp_path / "out.h5")
@@ -360,7 +372,9 @@ def test_merged_files_are_inputs_again(tmp_path):
     files = {**config, "base_model": "base.h5"}
     files["models"] = [{"model": f"{m}.h5", "parameters": {"weight": 1}} for m in tools.TASKS["bytes-llama"]]
     tools.merge(files, tmp_path / "from-files.h5", ranks=3)
-    assert tools.same_tensors(tools.read_model(tmp_path / "from-folders.h5"), tools.read_model(tmp_path / "from-files.h5"))
+    assert tools.same_tensors(
+        tools.read_model(tmp_path / "from-folders.h5"), tools.read_model(tmp_path / "from-files.h5")
+    )
     with h5py.File(tmp_path / "from-files.h5") as file:
         assert json.loads(text(file.attrs["config_json"]))["model_type"] == "llama"
 
@@ -379,11 +393,15 @@ def test_single_safetensors_files_are_inputs(tmp_path):
 def test_input_types(method, dtype, tmp_path):
     base, a, b = small_models(tmp_path, dtype=dtype)
     tools.merge({**SMALL, "merge_method": method, "dtype": "float32"}, tmp_path / "out.h5")
-    expected = oracle.linear([a, b], [0.5, 0.5]) if method == "linear" else oracle.task_arithmetic(base, [a, b], [0.5, 0.5])
+    expected = (
+        oracle.linear([a, b], [0.5, 0.5]) if method == "linear" else oracle.task_arithmetic(base, [a, b], [0.5, 0.5])
+    )
     assert tools.read_model(tmp_path / "out.h5")["w"][1].tobytes() == expected.astype(np.float32).tobytes()
 
 
-def make_cache(cache, source, repository="org/name", revision="main", digest="0123456789abcdef0123456789abcdef01234567"):
+def make_cache(
+    cache, source, repository="org/name", revision="main", digest="0123456789abcdef0123456789abcdef01234567"
+):
     """A model in the layout of the Hugging Face cache: blobs, and snapshots of links to them."""
     root = cache / ("models--" + repository.replace("/", "--"))
     (root / "refs").mkdir(parents=True, exist_ok=True)

@@ -154,7 +154,9 @@ def test_the_next_run_removes_what_a_killed_one_left(form, outputs, tmp_path):
 def namespace():
     """The words that start a program where it may mount: as root, or in a namespace of its own."""
     for words in (["unshare", "-m"], ["unshare", "-rm"]):
-        trial = subprocess.run([*words, "sh", "-c", "mount -t tmpfs -o size=1m none /mnt"], capture_output=True, text=True)
+        trial = subprocess.run(
+            [*words, "sh", "-c", "mount -t tmpfs -o size=1m none /mnt"], capture_output=True, text=True
+        )
         if trial.returncode == 0:
             return words
     pytest.fail(f"a small tmpfs can be mounted neither by this user nor in a namespace of its own: {trial.stderr}")

@@ -155,7 +155,10 @@ def test_config(case, tmp_path):
 
 def test_config_problems_are_listed_together(tmp_path):
     good_models(tmp_path)
-    config = changed("{weight: 0.5}", "{weight: 0.5}\n    nmae: y") + "seed: -3\nout_dtype: int8\nsearch: {}\nparameterz: {}\n"
+    config = (
+        changed("{weight: 0.5}", "{weight: 0.5}\n    nmae: y")
+        + "seed: -3\nout_dtype: int8\nsearch: {}\nparameterz: {}\n"
+    )
     result = check(tmp_path, 2, "'nmae'", "seed:", "out_dtype:", "search: not built yet", "'parameterz'", config=config)
     assert result.err.count("error:") == 5 and "5 problems" in result.err
 

@@ -192,7 +192,9 @@ def with_mergekit(tmp_path_factory):
     """Every case merged by mergekit, in one process: {case: (config, folder)}."""
     folder = tmp_path_factory.mktemp("mergekit")
     family = tools.MODELS / "bytes-llama"
-    models = dict(zip("abcde", (family / m for m in ("french", "german", "python", "c", "legal"))), base=family / "base")
+    models = dict(
+        zip("abcde", (family / m for m in ("french", "german", "python", "c", "legal"))), base=family / "base"
+    )
     found, words = {}, []
     for case, text in FULL_CASES.items():
         for key, path in models.items():
@@ -200,7 +202,9 @@ def with_mergekit(tmp_path_factory):
         config, out = tools.write_config(folder / f"{case}.yaml", text), folder / f"out {case}"
         found[case] = (config, out)
         words += [config, out]
-    subprocess.run([sys.executable, HERE / "run_mergekit.py", *words], check=True, timeout=1200, env=tools.environment())
+    subprocess.run(
+        [sys.executable, HERE / "run_mergekit.py", *words], check=True, timeout=1200, env=tools.environment()
+    )
     return found
 
 
@@ -221,7 +225,11 @@ def test_the_program_mergekit_yaml_gives_the_same(tmp_path):
     text = mergekit_cases.text_of("task_arithmetic", models)
     config = tools.write_config(tmp_path / "c.yaml", text)
     program = pathlib.Path(sys.executable).parent / "mergekit-yaml"
-    result = tools.run(program, config, tmp_path / "out", "--no-copy-tokenizer", "--no-write-model-card", "--quiet", limit=300)
+    result = tools.run(
+        program, config, tmp_path / "out", "--no-copy-tokenizer", "--no-write-model-card", "--quiet", limit=300
+    )
     assert result.code == 0, result
     theirs = {name: tools.values(stored) for name, stored in tools.read_model(tmp_path / "out").items()}
-    compare("mergekit-yaml", text, ours_of(config, tmp_path / "out.h5"), theirs, mergekit_cases.TINY["num_hidden_layers"])
+    compare(
+        "mergekit-yaml", text, ours_of(config, tmp_path / "out.h5"), theirs, mergekit_cases.TINY["num_hidden_layers"]
+    )

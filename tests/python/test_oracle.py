@@ -77,7 +77,9 @@ def test_linear(family, normalize, tmp_path):
 @pytest.mark.parametrize("normalize", [False, True])
 def test_task_arithmetic(family, lam, normalize, tmp_path):
     weights = weights_of(family)
-    config = config_of(family, "task_arithmetic", {"lambda": lam, "normalize": normalize}, [{"weight": w} for w in weights])
+    config = config_of(
+        family, "task_arithmetic", {"lambda": lam, "normalize": normalize}, [{"weight": w} for w in weights]
+    )
     expected = each(family, lambda n, b, x: oracle.task_arithmetic(b, x, weights, lam, normalize))
     assert_equal(merged(config, tmp_path, ranks=2), expected)
 
@@ -141,7 +143,9 @@ def test_slerp(family, t, tmp_path):
 def test_slerp_of_different_directions(tmp_path):
     """The example models are nearly parallel to their base; these are not."""
     random = np.random.default_rng(3)
-    a, b = ({f"x.{i}": ("F32", random.standard_normal((40, 30)).astype(np.float32)) for i in range(3)} for _ in range(2))
+    a, b = (
+        {f"x.{i}": ("F32", random.standard_normal((40, 30)).astype(np.float32)) for i in range(3)} for _ in range(2)
+    )
     for name, tensors in (("a", a), ("b", b)):
         tools.write_folder(tmp_path / name, tensors)
     config = {"merge_method": "slerp", "base_model": "a", "models": [{"model": "b"}], "parameters": {"t": 0.3}}

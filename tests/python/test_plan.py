@@ -73,13 +73,25 @@ def read_bytes(command):
 @pytest.mark.parametrize("scope", ["tensor", "model"])
 def test_plan_for_64_ranks_reads_headers_only(scope, eight_billion):
     began = time.monotonic()
-    words = [tools.MERGE, eight_billion, "--plan", "--ranks", 64, "--ranks-per-node", 16, "--set", f"parameters.scope={scope}"]
+    words = [
+        tools.MERGE,
+        eight_billion,
+        "--plan",
+        "--ranks",
+        64,
+        "--ranks-per-node",
+        16,
+        "--set",
+        f"parameters.scope={scope}",
+    ]
     result, read = read_bytes(words)
     seconds = time.monotonic() - began
     print(f"{seconds:.2f} s, {read} bytes read")
     assert result.code == 0, result
     assert seconds < 10 and read < 16 << 20
-    rows = re.findall(r"^ *(\d+) +(\d+) +(\d+) +([\d.]+ \w+) +([\d.]+ \w+) +([\d.]+ \w+) +([\d.]+) s$", result.out, re.M)
+    rows = re.findall(
+        r"^ *(\d+) +(\d+) +(\d+) +([\d.]+ \w+) +([\d.]+ \w+) +([\d.]+ \w+) +([\d.]+) s$", result.out, re.M
+    )
     assert [int(row[0]) for row in rows] == list(range(64)), result
     total = sum(int(np.prod(shape)) for _, shape in shapes_8b())
     assert sum(int(row[2]) for row in rows) == total
@@ -96,7 +108,9 @@ def size(text):
 @pytest.mark.parametrize("memory", ["256MiB", "1GiB", "4GiB"])
 def test_planned_memory_keeps_the_limit(memory, eight_billion):
     for ranks in (1, 7, 64):
-        result = tools.run(tools.MERGE, eight_billion, "--plan", "--ranks", ranks, "--set", f"resources.memory_per_rank={memory}")
+        result = tools.run(
+            tools.MERGE, eight_billion, "--plan", "--ranks", ranks, "--set", f"resources.memory_per_rank={memory}"
+        )
         assert result.code == 0, result
         most, limit = re.search(r"memory: at most ([\d.]+ \w+) a rank, of ([\d.]+ \w+)", result.out).groups()
         assert size(most) <= size(limit) == size(f"{memory[:-3]} {memory[-3:]}"), result
@@ -104,8 +118,15 @@ def test_planned_memory_keeps_the_limit(memory, eight_billion):
 
 def test_plan_with_more_ranks_than_tensors(tmp_path):
     for model in ("base", "x"):
-        tools.write_folder(tmp_path / model, {"w": ("F32", np.ones(5, np.float32)), "v": ("F32", np.ones(3, np.float32))})
-    config = {"merge_method": "task_arithmetic", "base_model": "base", "models": [{"model": "x"}], "parameters": {"weight": 1}}
+        tools.write_folder(
+            tmp_path / model, {"w": ("F32", np.ones(5, np.float32)), "v": ("F32", np.ones(3, np.float32))}
+        )
+    config = {
+        "merge_method": "task_arithmetic",
+        "base_model": "base",
+        "models": [{"model": "x"}],
+        "parameters": {"weight": 1},
+    }
     result = tools.merge(config, tmp_path / "out.h5", "--plan", "--ranks", 1000)
     assert "… and 936 more ranks" in result.out and not (tmp_path / "out.h5").exists(), result
 
@@ -113,7 +134,9 @@ def test_plan_with_more_ranks_than_tensors(tmp_path):
 def test_plan_of_the_ranks_that_run(tmp_path):
     config = tools.recipe("bytes-llama", "linear", None, {"weight": 1})
     result = tools.merge(config, tmp_path / "out.h5", "--plan", ranks=3)
-    assert "on 3 ranks" in result.out and result.out.count("on 3 ranks") == 1 and not (tmp_path / "out.h5").exists(), result
+    assert "on 3 ranks" in result.out and result.out.count("on 3 ranks") == 1 and not (tmp_path / "out.h5").exists(), (
+        result
+    )
 
 
 # ---- checks, changes, quiet --------------------------------------------------------------------------------------------
@@ -123,7 +146,9 @@ def test_check_writes_nothing(tmp_path):
     config = tools.recipe("digits-vit", "ties", None, {"weight": 1})
     for ranks in (0, 2):
         result = tools.merge(config, tmp_path / "out.h5", "--check", ranks=ranks)
-        assert result.out.count("are fine") == 1 and sorted(f.name for f in tmp_path.iterdir()) == ["out.h5.yaml"], result
+        assert result.out.count("are fine") == 1 and sorted(f.name for f in tmp_path.iterdir()) == ["out.h5.yaml"], (
+            result
+        )
 
 
 def test_check_needs_no_output(tmp_path):
@@ -142,7 +167,9 @@ def test_check_needs_no_output(tmp_path):
     ("out_dtype", "bfloat16", lambda c: c.update(out_dtype="bfloat16")),
 ])  # fmt: skip
 def test_set_is_the_same_as_writing_it(path, value, change, tmp_path):
-    config = tools.recipe("bytes-llama", "dare_ties", {"density": 0.5}, [{"weight": 0.3} for _ in tools.TASKS["bytes-llama"]])
+    config = tools.recipe(
+        "bytes-llama", "dare_ties", {"density": 0.5}, [{"weight": 0.3} for _ in tools.TASKS["bytes-llama"]]
+    )
     tools.merge(config, tmp_path / "plain.h5")
     tools.merge(config, tmp_path / "set.h5", "--set", f"{path}={value}")
     change(config)
@@ -154,7 +181,9 @@ def test_set_is_the_same_as_writing_it(path, value, change, tmp_path):
 
 def test_set_may_be_repeated_and_the_last_counts(tmp_path):
     config = tools.recipe("bytes-llama", "linear", None, {"weight": 1})
-    tools.merge(config, tmp_path / "a.h5", "--set", "models.0.parameters.weight=9", "--set", "models.0.parameters.weight=3")
+    tools.merge(
+        config, tmp_path / "a.h5", "--set", "models.0.parameters.weight=9", "--set", "models.0.parameters.weight=3"
+    )
     config["models"][0]["parameters"] = {"weight": 3}
     tools.merge(config, tmp_path / "b.h5")
     assert tools.same_tensors(tools.read_model(tmp_path / "a.h5"), tools.read_model(tmp_path / "b.h5"))
@@ -186,7 +215,9 @@ def test_quiet_says_nothing(tmp_path):
 
 
 def test_summary_and_no_escapes_in_a_pipe(tmp_path):
-    result = tools.merge(tools.recipe("bytes-llama", "ties", {"density": 0.25}, {"weight": 1}), tmp_path / "out.h5", ranks=2)
+    result = tools.merge(
+        tools.recipe("bytes-llama", "ties", {"density": 0.25}, {"weight": 1}), tmp_path / "out.h5", ranks=2
+    )
     assert "\033" not in result.out + result.err and "\r" not in result.out + result.err
     norms = {}
     base = tools.read_model(tools.MODELS / "bytes-llama/base")
@@ -230,7 +261,15 @@ def test_log_is_json_lines(tmp_path):
 
 def test_plan_in_the_log(tmp_path):
     log = tmp_path / "log.jsonl"
-    tools.merge(tools.recipe("bytes-llama", "linear", None, {"weight": 1}), tmp_path / "o.h5", "--plan", "--ranks", 5, "--log", log)
+    tools.merge(
+        tools.recipe("bytes-llama", "linear", None, {"weight": 1}),
+        tmp_path / "o.h5",
+        "--plan",
+        "--ranks",
+        5,
+        "--log",
+        log,
+    )
     plan = [event for event in events(log) if event["event"] == "plan"]
     assert len(plan) == 1 and plan[0]["ranks"] == 5 and plan[0]["read"] > plan[0]["write"] > 0
 
@@ -248,7 +287,11 @@ def test_log_that_cannot_be_opened(tmp_path):
 @pytest.mark.parametrize("ranks", [0, 2])
 def test_version_and_help(program, ranks):
     version = tools.run(program, "--version", ranks=ranks)
-    assert version.code == 0 and re.match(rf"{program.name} \d+\.\d+", version.out) and version.out.count(program.name) == 1
+    assert (
+        version.code == 0
+        and re.match(rf"{program.name} \d+\.\d+", version.out)
+        and version.out.count(program.name) == 1
+    )
     for option in ("--help", "-h"):
         result = tools.run(program, option, ranks=ranks)
         assert result.code == 0 and result.out.count("Usage:") == 1 and result.err == "", result
@@ -281,4 +324,6 @@ def test_inspect_json(ranks):
 def test_inspect_a_merged_file(tmp_path):
     tools.merge(tools.recipe("bytes-llama", "linear", None, {"weight": 1}), tmp_path / "out.h5")
     result = tools.run(tools.INSPECT, tmp_path / "out.h5", "--against", tools.MODELS / "bytes-llama/base")
-    assert result.code == 0 and re.search(r"^method +linear$", result.out, re.M) and "lm_head.weight" in result.out, result
+    assert result.code == 0 and re.search(r"^method +linear$", result.out, re.M) and "lm_head.weight" in result.out, (
+        result
+    )

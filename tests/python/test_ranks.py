@@ -104,7 +104,12 @@ def test_more_ranks_than_tensors(tmp_path):
     tools.write_folder(tmp_path / "tuned", {"w": ("F32", np.arange(10, dtype=np.float32) * 2)})
     for method, parameters in (("ties", {"weight": 1, "density": 0.5}), ("linear", {"weight": 1}),
                                ("dare_ties", {"weight": 1, "density": 0.5}), ("slerp", {"t": 0.5})):  # fmt: skip
-        config = {"merge_method": method, "base_model": "base", "models": [{"model": "tuned"}], "parameters": parameters}
+        config = {
+            "merge_method": method,
+            "base_model": "base",
+            "models": [{"model": "tuned"}],
+            "parameters": parameters,
+        }
         tools.merge(config, tmp_path / "1.h5", "--force")
         for out in ("8.h5", "8"):
             tools.merge(config, tmp_path / out, "--force", ranks=8)

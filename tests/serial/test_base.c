@@ -7,6 +7,13 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+START_TEST(problems_show_no_control_characters) {
+  nps_fail(NPS_ERR_INPUT, "a\x1b[31mb\tc\nd\x7f é");
+  ck_assert_str_eq(nps_problem_text(0), "a?[31mb?c\nd? é");
+  nps_problem_clear();
+}
+END_TEST
+
 START_TEST(exit_codes_are_those_of_the_manual) {
   ck_assert_int_eq(nps_err_exit_code(NPS_OK), 0);
   ck_assert_int_eq(nps_err_exit_code(NPS_ERR_RUNTIME), 1);
@@ -193,6 +200,7 @@ END_TEST
 int main(void) {
   Suite *suite = suite_create("base");
   TCase *cases = tcase_create("base");
+  tcase_add_test(cases, problems_show_no_control_characters);
   tcase_add_test(cases, exit_codes_are_those_of_the_manual);
   tcase_add_test(cases, worse_of_two_codes_has_the_smallest_exit_code);
   tcase_add_test(cases, problems_are_kept_in_order_until_cleared);

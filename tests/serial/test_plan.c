@@ -143,9 +143,10 @@ static int64_t needed_memory(const nps_plan_t *plan, int rank, const nps_demand_
   int64_t most = 0;
   for (int i = plan->first_piece[rank]; i < plan->first_piece[rank + 1]; i++) {
     const nps_target_t *target = &targets[plan->pieces[i].target];
-    const int64_t width = width_of(target) + (int64_t)nps_dtype_size(target->dtype);
-    const int64_t n = plan->pieces[i].count < plan->slab ? plan->pieces[i].count : plan->slab;
-    if (width * n > most) most = width * n;
+    const int64_t held = plan->pieces[i].count < plan->slab ? plan->pieces[i].count : plan->slab;
+    const int64_t step = held < 4 * NPS_BLOCK ? held : 4 * NPS_BLOCK; /* of output */
+    const int64_t bytes = width_of(target) * held + (int64_t)nps_dtype_size(target->dtype) * step;
+    if (bytes > most) most = bytes;
   }
   return most + costs.fixed_memory + demand->state_memory;
 }
@@ -387,7 +388,7 @@ START_TEST(a_method_that_holds_pieces_gets_slabs_that_long) {
   ck_assert_int_eq(plan->slab, 41 * NPS_BLOCK);
   ck_assert_int_eq(plan->read[0], (40 * NPS_BLOCK + 5) * 4);
   nps_plan_free(plan);
-  plan = make(1, &demands[1], costs.fixed_memory + demands[1].state_memory + 10 * NPS_BLOCK * 6);
+  plan = make(1, &demands[1], costs.fixed_memory + demands[1].state_memory + 10 * NPS_BLOCK * 4 + 4 * NPS_BLOCK * 2);
   ck_assert_int_eq(plan->slab, 10 * NPS_BLOCK);
   ck_assert_int_eq(plan->read[0], 3 * (40 * NPS_BLOCK + 5) * 4);
   nps_plan_free(plan);
