@@ -20,7 +20,8 @@
 
 /** Put before the definition of a function with hot loops: it is compiled for several instruction sets and the best is
  *  chosen when the program starts. Element by element the results are the same bits (no contraction, no reassociation). */
-#if defined(__x86_64__) && defined(__gnu_linux__) && !defined(__clang__) && __GNUC__ >= 12 && !defined(__SANITIZE_ADDRESS__)
+#if defined(__x86_64__) && defined(__gnu_linux__) && !defined(__clang__) && __GNUC__ >= 12 &&                          \
+    !defined(__SANITIZE_ADDRESS__)
 #define NPS_VECTOR_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define NPS_VECTOR_CLONES

@@ -51,11 +51,11 @@ typedef struct nps_merge_tensor {
 
 /** Consecutive elements of a target. */
 typedef struct nps_merge_chunk {
-  int64_t first;         /**< position in the tensor */
-  int64_t count;         /**< 1 to NPS_CHUNK */
-  bool piece_ends;       /**< last chunk of this rank's piece */
-  float *const *tau;     /**< [models][count] task vectors, may be overwritten; task-vector methods only */
-  double *const *theta;  /**< [models][count] weights, may be overwritten; other methods only */
+  int64_t first;        /**< position in the tensor */
+  int64_t count;        /**< 1 to NPS_CHUNK */
+  bool piece_ends;      /**< last chunk of this rank's piece */
+  float *const *tau;    /**< [models][count] task vectors, may be overwritten; task-vector methods only */
+  double *const *theta; /**< [models][count] weights, may be overwritten; other methods only */
 } nps_merge_chunk_t;
 
 /** Whether a method uses the base. */
@@ -133,8 +133,8 @@ typedef struct nps_merge_spec {
   const nps_merge_method_t *method;
   const nps_model_t *const *inputs; /**< [input_count] all different catalogues */
   int input_count;
-  int base;                         /**< index into inputs, or -1 */
-  const nps_merge_model_t *models;  /**< [model_count] in the order of the config */
+  int base;                        /**< index into inputs, or -1 */
+  const nps_merge_model_t *models; /**< [model_count] in the order of the config */
   int model_count;
   const nps_settings_t *settings; /**< global level */
   const char *config_file;        /**< for messages */
@@ -158,8 +158,8 @@ nps_demand_t nps_merge_demand(const nps_merge_t *merge);
 
 /** What is known of a model after merging. */
 typedef struct nps_merge_result {
-  double norm;          /**< ‖τ‖ over all merged tensors; NaN where the method does not see task vectors */
-  double kept;          /**< fraction of the task vector's entries that were kept */
+  double norm; /**< ‖τ‖ over all merged tensors; NaN where the method does not see task vectors */
+  double kept; /**< fraction of the task vector's entries that were kept */
 } nps_merge_result_t;
 
 /** Receives progress: bytes done over all ranks, of nps_merge_work(). */

@@ -168,13 +168,13 @@ void nps_sidecars_free(nps_sidecar_t *list, int count);
 
 /** What is written besides tensors. Every rank passes the same; pointers are borrowed until nps_writer_commit(). */
 typedef struct nps_output {
-  const char *path;               /**< ends in .h5 or .hdf5: merged HDF5; otherwise a Hugging Face folder */
-  bool force;                     /**< replace an existing output */
-  int64_t shard_size;             /**< bytes, folder only */
-  const char *config_json;        /**< Hugging Face config, or NULL */
-  const char *recipe;             /**< resolved YAML */
-  const char *model_card;         /**< README.md of a folder */
-  const nps_sidecar_t *sidecars;  /**< [sidecar_count]; only rank 0's are used */
+  const char *path;              /**< ends in .h5 or .hdf5: merged HDF5; otherwise a Hugging Face folder */
+  bool force;                    /**< replace an existing output */
+  int64_t shard_size;            /**< bytes, folder only */
+  const char *config_json;       /**< Hugging Face config, or NULL */
+  const char *recipe;            /**< resolved YAML */
+  const char *model_card;        /**< README.md of a folder */
+  const nps_sidecar_t *sidecars; /**< [sidecar_count]; only rank 0's are used */
   int sidecar_count;
 } nps_output_t;
 

@@ -22,22 +22,22 @@ typedef struct nps_piece {
 
 /** Speeds of a machine and of a method, for predictions. */
 typedef struct nps_costs {
-  double read_rate;     /**< bytes/s that one rank reads from the page cache */
-  double hash_rate;     /**< bytes/s that one rank hashes */
-  double write_rate;    /**< bytes/s that one rank writes */
-  double compute_time;  /**< seconds an element and input, all passes of the method together */
-  double start_time;    /**< seconds, once: start-up, metadata, commit */
-  int cores_per_node;   /**< ranks beyond it share cores */
+  double read_rate;    /**< bytes/s that one rank reads from the page cache */
+  double hash_rate;    /**< bytes/s that one rank hashes */
+  double write_rate;   /**< bytes/s that one rank writes */
+  double compute_time; /**< seconds an element and input, all passes of the method together */
+  double start_time;   /**< seconds, once: start-up, metadata, commit */
+  int cores_per_node;  /**< ranks beyond it share cores */
   int ranks_per_node;
   int64_t fixed_memory; /**< bytes a rank needs before any tensor: libraries, MPI, HDF5 */
 } nps_costs_t;
 
 /** What a method needs of memory. */
 typedef struct nps_demand {
-  bool whole_pieces;      /**< statistics are needed before the first output: hold a whole piece where memory allows */
-  bool whole_model;       /**< statistics over the whole model come first: one sweep over all pieces for each pass */
-  int passes;             /**< statistics passes over the data, before the merging pass */
-  int64_t state_memory;   /**< bytes of statistics a rank */
+  bool whole_pieces;    /**< statistics are needed before the first output: hold a whole piece where memory allows */
+  bool whole_model;     /**< statistics over the whole model come first: one sweep over all pieces for each pass */
+  int passes;           /**< statistics passes over the data, before the merging pass */
+  int64_t state_memory; /**< bytes of statistics a rank */
 } nps_demand_t;
 
 /** The plan for all ranks. */
@@ -45,15 +45,15 @@ typedef struct nps_plan {
   int ranks;
   nps_piece_t *pieces; /**< [piece_count], rank by rank, in file order */
   int piece_count;
-  int *first_piece; /**< [ranks + 1]: rank r has pieces first_piece[r] … first_piece[r + 1] − 1 */
-  int *owner_first; /**< [targets] first rank that has part of the target */
-  int *owner_last;  /**< [targets] last rank */
-  int64_t slab;     /**< elements of all inputs held at a time, at most, a multiple of NPS_BLOCK */
+  int *first_piece;     /**< [ranks + 1]: rank r has pieces first_piece[r] … first_piece[r + 1] − 1 */
+  int *owner_first;     /**< [targets] first rank that has part of the target */
+  int *owner_last;      /**< [targets] last rank */
+  int64_t slab;         /**< elements of all inputs held at a time, at most, a multiple of NPS_BLOCK */
   int64_t memory_limit; /**< bytes a rank may use */
-  int64_t *memory;  /**< [ranks] predicted peak, bytes */
-  int64_t *read;    /**< [ranks] bytes read */
-  int64_t *write;   /**< [ranks] bytes written */
-  double *time;     /**< [ranks] predicted seconds */
+  int64_t *memory;      /**< [ranks] predicted peak, bytes */
+  int64_t *read;        /**< [ranks] bytes read */
+  int64_t *write;       /**< [ranks] bytes written */
+  double *time;         /**< [ranks] predicted seconds */
 } nps_plan_t;
 
 /** Plan a merge. Local, deterministic, does no I/O.

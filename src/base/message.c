@@ -44,8 +44,12 @@ const char *nps_format_bytes(double bytes, char out[32]) {
   int unit = 0;
   while (unit < 6 && (bytes >= 1023.5 || bytes <= -1023.5)) bytes /= 1024, unit++;
   double size = bytes < 0 ? -bytes : bytes;
-  snprintf(out, 32, unit == 0 ? "%.0f %s" : size < 9.995 ? "%.2f %s" : size < 99.95 ? "%.1f %s" : "%.0f %s", bytes,
-           units[unit]);
+  snprintf(out, 32,
+           unit == 0      ? "%.0f %s"
+           : size < 9.995 ? "%.2f %s"
+           : size < 99.95 ? "%.1f %s"
+                          : "%.0f %s",
+           bytes, units[unit]);
   return out;
 }
 

@@ -12,7 +12,9 @@ static int badness(nps_err_t err) {
   return err == NPS_OK ? NPS_ERR_COUNT * 16 : nps_err_exit_code(err) * NPS_ERR_COUNT + (int)err;
 }
 
-static nps_err_t of_badness(int value) { return value == NPS_ERR_COUNT * 16 ? NPS_OK : (nps_err_t)(value % NPS_ERR_COUNT); }
+static nps_err_t of_badness(int value) {
+  return value == NPS_ERR_COUNT * 16 ? NPS_OK : (nps_err_t)(value % NPS_ERR_COUNT);
+}
 
 static char *join_problems(void) {
   nps_text_t t = {0};
@@ -78,9 +80,9 @@ struct nps_pulse {
   int64_t sent[PULSE_FIELDS];
   int64_t heard[PULSE_FIELDS];
   int64_t total;
-  bool ended, failed;   /* this rank's state, sent with the next reduction */
-  bool stop;            /* some rank has failed */
-  bool finished;        /* the last reduction is complete */
+  bool ended, failed; /* this rank's state, sent with the next reduction */
+  bool stop;          /* some rank has failed */
+  bool finished;      /* the last reduction is complete */
 };
 
 static void send_next(nps_pulse_t *p, int64_t done) {

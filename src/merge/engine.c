@@ -20,25 +20,25 @@ typedef struct {
   nps_merge_progress_fn *progress;
   void *progress_ctx;
 
-  void *state;      /* of the method */
-  char *slab;       /* input buffers of one slab, and the output buffer */
-  char **raw;       /* [inputs] into slab */
-  char *out;        /* into slab: a step of output */
-  int slab_target;  /* target whose slab it is, or -1 */
+  void *state;        /* of the method */
+  char *slab;         /* input buffers of one slab, and the output buffer */
+  char **raw;         /* [inputs] into slab */
+  char *out;          /* into slab: a step of output */
+  int slab_target;    /* target whose slab it is, or -1 */
   int64_t slab_first; /* its first element */
-  int64_t loaded;   /* elements of it that have been read */
-  double **theta;   /* [models][NPS_CHUNK], or NULL */
-  float **tau;      /* [models][NPS_CHUNK], or NULL */
+  int64_t loaded;     /* elements of it that have been read */
+  double **theta;     /* [models][NPS_CHUNK], or NULL */
+  float **tau;        /* [models][NPS_CHUNK], or NULL */
 
-  nps_pulse_t *pulse; /* of the phase in which ranks work alone, else NULL */
-  bool stopped;       /* another rank has failed */
-  int64_t done;       /* bytes, as nps_merge_work() counts them */
-  int64_t *kept;      /* [models] */
-  double **norms;     /* [models][own_blocks] sums of squares of the task vectors' blocks */
-  int64_t own_blocks; /* blocks of this rank's pieces */
+  nps_pulse_t *pulse;       /* of the phase in which ranks work alone, else NULL */
+  bool stopped;             /* another rank has failed */
+  int64_t done;             /* bytes, as nps_merge_work() counts them */
+  int64_t *kept;            /* [models] */
+  double **norms;           /* [models][own_blocks] sums of squares of the task vectors' blocks */
+  int64_t own_blocks;       /* blocks of this rank's pieces */
   int64_t *own_first_block; /* [own pieces] */
-  int64_t norm_at;    /* block in work */
-  nps_lanes_t *lanes; /* [models] */
+  int64_t norm_at;          /* block in work */
+  nps_lanes_t *lanes;       /* [models] */
 } engine_t;
 
 static const nps_merge_spec_t *spec_of(const engine_t *e) { return &e->merge->spec; }
@@ -120,8 +120,8 @@ static void fill_chunk(engine_t *e, const nps_target_t *target, int64_t at, int6
     tuned[m] = raw_at(e, target, spec->models[m].input, at);
   }
   if (e->tau)
-    nps_delta_form(input_dtype(e, target, spec->base), raw_at(e, target, spec->base, at), spec->model_count, dtype, tuned,
-                   n, e->tau);
+    nps_delta_form(input_dtype(e, target, spec->base), raw_at(e, target, spec->base, at), spec->model_count, dtype,
+                   tuned, n, e->tau);
   else
     for (int m = 0; m < spec->model_count; m++) nps_tensor_widen(dtype[m], tuned[m], n, e->theta[m]);
 }
@@ -250,7 +250,8 @@ static nps_err_t compare_sources(const engine_t *e, const nps_target_t *target, 
     if (target->source[i] < 0 || memcmp(e->raw[first_input], e->raw[i], (size_t)count * size) == 0) continue;
     int64_t at = 0;
     while (memcmp(e->raw[first_input] + (size_t)at * size, e->raw[i] + (size_t)at * size, size) == 0) at++;
-    return nps_fail(NPS_ERR_INPUT, "tensor %s (%s) cannot be merged and differs between the models %s and %s at index %lld",
+    return nps_fail(NPS_ERR_INPUT,
+                    "tensor %s (%s) cannot be merged and differs between the models %s and %s at index %lld",
                     target->name, nps_dtype_name(target->dtype), spec_of(e)->inputs[first_input]->name,
                     spec_of(e)->inputs[i]->name, (long long)(first + at));
   }
@@ -434,8 +435,7 @@ static size_t slab_bytes(const engine_t *e) {
   for (int i = e->plan->first_piece[rank]; i < e->plan->first_piece[rank + 1]; i++) {
     const nps_piece_t *piece = &e->plan->pieces[i];
     const nps_target_t *target = &spec->layout->targets[piece->target];
-    int64_t bytes =
-        nps_plan_buffer_bytes(target, spec->inputs, spec->input_count, piece->count, e->plan->slab);
+    int64_t bytes = nps_plan_buffer_bytes(target, spec->inputs, spec->input_count, piece->count, e->plan->slab);
     if (bytes > most) most = bytes;
   }
   return (size_t)most + ALIGNMENT * (size_t)spec->input_count;
@@ -489,7 +489,8 @@ static void tear_down(engine_t *e) {
 
 nps_err_t nps_merge_run(nps_merge_t *merge, const nps_comm_t *comm, const nps_plan_t *plan, nps_digest_t *digest,
                         nps_writer_t *writer, nps_merge_progress_fn *progress, void *ctx, nps_merge_result_t *results) {
-  engine_t e = {.merge = merge, .plan = plan, .comm = comm, .writer = writer, .progress = progress, .progress_ctx = ctx};
+  engine_t e = {
+      .merge = merge, .plan = plan, .comm = comm, .writer = writer, .progress = progress, .progress_ctx = ctx};
   e.self = nps_comm_self();
   nps_err_t err = nps_comm_agree(comm, set_up(&e, digest));
   if (err == NPS_OK) err = run_phases(&e);

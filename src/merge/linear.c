@@ -50,8 +50,8 @@ const nps_merge_method_t nps_method_linear = {
     .base = NPS_BASE_LISTED,
     .min_models = 1,
     .params = {[LINEAR_WEIGHT] = {.name = "weight", .per_model = true, .required = true, .least = -1e30, .most = 1e30},
-               [LINEAR_NORMALIZE] = {.name = "normalize", .kind = NPS_PARAM_CHOICE, .fallback = 1,
-                                     .choices = nps_choices_bool}},
+               [LINEAR_NORMALIZE] =
+                   {.name = "normalize", .kind = NPS_PARAM_CHOICE, .fallback = 1, .choices = nps_choices_bool}},
     .param_count = 2,
     .element_seconds = 0.5e-9,
     .check = linear_check,

@@ -71,9 +71,9 @@ static nps_err_t check_choice(const nps_merge_t *merge, const nps_param_t *param
   nps_text_t list = {0};
   for (int i = 0; param->choices[i]; i++) nps_text_add(&list, i ? ", %s" : "%s", param->choices[i]);
   const char *text = nps_value_text(setting->value);
-  nps_err_t err = nps_fail(NPS_ERR_CONFIG, "%sparameter '%s' must be one of %s, found %s%s%s",
-                           where_of(merge, setting, where), setting->name, list.text, text ? "'" : "",
-                           text ? text : "another kind of value", text ? "'" : "");
+  nps_err_t err =
+      nps_fail(NPS_ERR_CONFIG, "%sparameter '%s' must be one of %s, found %s%s%s", where_of(merge, setting, where),
+               setting->name, list.text, text ? "'" : "", text ? text : "another kind of value", text ? "'" : "");
   free(list.text);
   return err;
 }
@@ -85,7 +85,11 @@ static nps_err_t check_value(const nps_merge_t *merge, const nps_param_t *param,
   if (nps_value_is_numeric(setting->value) && !boolean) return NPS_OK;
   const char *text = nps_value_text(setting->value);
   return nps_fail(NPS_ERR_CONFIG, "%sparameter '%s' must be a number, found %s%s%s", where_of(merge, setting, where),
-                  setting->name, text ? "'" : "", boolean ? "a boolean" : text ? text : "a text", text ? "'" : "");
+                  setting->name, text ? "'" : "",
+                  boolean ? "a boolean"
+                  : text  ? text
+                          : "a text",
+                  text ? "'" : "");
 }
 
 static nps_err_t check_values(const nps_merge_t *merge, const nps_settings_t *settings) {
@@ -115,7 +119,8 @@ static nps_err_t check_counts(const nps_merge_t *merge) {
 /* Looks a parameter up for one tensor: in the model's settings, then globally. */
 static const nps_setting_t *look_up(const nps_merge_t *merge, const nps_param_t *param, int model,
                                     const nps_target_t *target, double *value) {
-  const nps_settings_t *levels[2] = {param->per_model ? merge->spec.models[model].settings : NULL, merge->spec.settings};
+  const nps_settings_t *levels[2] = {param->per_model ? merge->spec.models[model].settings : NULL,
+                                     merge->spec.settings};
   for (int i = 0; i < 2; i++) {
     const nps_setting_t *setting = levels[i] ? nps_settings_find(levels[i], param->name) : NULL;
     if (!setting) continue;
@@ -171,7 +176,9 @@ typedef struct {
   int target;
 } named_t;
 
-static int by_name(const void *a, const void *b) { return strcmp(((const named_t *)a)->name, ((const named_t *)b)->name); }
+static int by_name(const void *a, const void *b) {
+  return strcmp(((const named_t *)a)->name, ((const named_t *)b)->name);
+}
 
 static void describe_tensors(nps_merge_t *merge) {
   const nps_layout_t *layout = merge->spec.layout;
@@ -204,7 +211,8 @@ static nps_err_t check_tensors(const nps_merge_t *merge) {
   for (int t = 0; method->check && t < merge->spec.layout->count; t++) {
     const nps_merge_tensor_t *tensor = &merge->tensors[t];
     if (tensor->name && !method->check(tensor, &merge->tensors[merge->first], why))
-      return nps_fail(NPS_ERR_CONFIG, "%s: %s, tensor %s: %s", merge->spec.config_file, method->name, tensor->name, why);
+      return nps_fail(NPS_ERR_CONFIG, "%s: %s, tensor %s: %s", merge->spec.config_file, method->name, tensor->name,
+                      why);
   }
   return NPS_OK;
 }

@@ -5,16 +5,21 @@
 
 /* Adding a method: write its nps_merge_method_t in a file of this folder and add one line here. */
 static const nps_merge_method_t *const methods[] = {
-    &nps_method_linear, &nps_method_task_arithmetic, &nps_method_ties,        &nps_method_dare_linear,
-    &nps_method_dare_ties, &nps_method_slerp,        &nps_method_passthrough,
+    &nps_method_linear,    &nps_method_task_arithmetic, &nps_method_ties,        &nps_method_dare_linear,
+    &nps_method_dare_ties, &nps_method_slerp,           &nps_method_passthrough,
 };
 
 enum { METHODS = sizeof methods / sizeof *methods };
 
 static const char *const planned[] = {
-    "nps",         "breadcrumbs", "breadcrumbs_ties", "della",        "della_linear", "nuslerp", "multislerp", "karcher",
-    "model_stock", "sce",         "nearswap",         "ram",          "ramplus_tl",   "fisher",  "regmean",    "pcb",
-    "consensus",   "emr",         "tsv_m",            "arcee_fusion", "iso_c",        "knots",   "iso_cts",    "opcm",
+    "nps",        "breadcrumbs",  "breadcrumbs_ties",
+    "della",      "della_linear", "nuslerp",
+    "multislerp", "karcher",      "model_stock",
+    "sce",        "nearswap",     "ram",
+    "ramplus_tl", "fisher",       "regmean",
+    "pcb",        "consensus",    "emr",
+    "tsv_m",      "arcee_fusion", "iso_c",
+    "knots",      "iso_cts",      "opcm",
     "smile",
 };
 
@@ -22,9 +27,8 @@ enum { PLANNED = sizeof planned / sizeof *planned };
 
 /* Parameters of planned methods and of mergekit, which a config may hold for a method that does not use them. */
 static const char *const other_params[] = {
-    "int8_mask", "gamma",   "epsilon",     "alpha",    "mode",        "select_topk", "filter_wise", "row_wise",
-    "flatten",   "eps",     "tol",         "max_iter", "r",           "density",     "nuslerp_flatten",
-    "nuslerp_row_wise",     "tokenizer",
+    "int8_mask", "gamma", "epsilon",  "alpha", "mode",    "select_topk",     "filter_wise",      "row_wise",  "flatten",
+    "eps",       "tol",   "max_iter", "r",     "density", "nuslerp_flatten", "nuslerp_row_wise", "tokenizer",
 };
 
 enum { OTHER_PARAMS = sizeof other_params / sizeof *other_params };
@@ -50,8 +54,7 @@ nps_err_t nps_merge_method_find(const char *name, const char *where, const nps_m
     names[METHODS + i] = planned[i];
   }
   const char *nearest = nps_nearest(name, names, METHODS + PLANNED);
-  if (nearest)
-    return nps_fail(NPS_ERR_CONFIG, "%sunknown merge_method '%s', did you mean '%s'?", where, name, nearest);
+  if (nearest) return nps_fail(NPS_ERR_CONFIG, "%sunknown merge_method '%s', did you mean '%s'?", where, name, nearest);
   nps_text_t list = {0};
   for (int i = 0; i < METHODS; i++) nps_text_add(&list, i ? ", %s" : "%s", methods[i]->name);
   nps_err_t err = nps_fail(NPS_ERR_CONFIG, "%sunknown merge_method '%s'; known are %s", where, name, list.text);

@@ -50,8 +50,7 @@ static void slerp_scan(void *state, const nps_merge_tensor_t *tensor, int pass, 
   nps_lanes_add_products(&s->sums[FIRST_SQUARE].lanes, a, a, chunk->count);
   nps_lanes_add_products(&s->sums[SECOND_SQUARE].lanes, b, b, chunk->count);
   nps_lanes_add_products(&s->sums[PRODUCT].lanes, a, b, chunk->count);
-  for (int i = 0; i < SUMS; i++)
-    nps_block_sums_advance(&s->sums[i], chunk->first, chunk->count, chunk->piece_ends);
+  for (int i = 0; i < SUMS; i++) nps_block_sums_advance(&s->sums[i], chunk->first, chunk->count, chunk->piece_ends);
 }
 
 static void slerp_reduce(void *state, const nps_merge_tensor_t *tensor, int pass, const nps_comm_t *comm) {

@@ -68,8 +68,7 @@ static void sum_agreeing(float *const *delta, const double *weight, const double
   double elected[GROUP] = {0}, divisor[GROUP] = {0};
   memset(out, 0, (size_t)n * sizeof *out);
   for (int m = 0; m < models; m++) add_weighted(delta[m] + first, weight[m], scale[m], n, elected);
-  for (int m = 0; m < models; m++)
-    add_agreeing(delta[m] + first, weight[m], scale[m], elected, n, out, divisor);
+  for (int m = 0; m < models; m++) add_agreeing(delta[m] + first, weight[m], scale[m], elected, n, out, divisor);
   if (normalize)
     divide_each(out, lambda, divisor, n);
   else if (lambda != 1)
@@ -376,11 +375,14 @@ static void dare_ties_merge(void *state, const nps_merge_tensor_t *tensor, const
 
 /* ---- the table entries ---- */
 
-#define PARAM_WEIGHT {.name = "weight", .per_model = true, .required = true, .least = -1e30, .most = 1e30}
-#define PARAM_DENSITY {.name = "density", .per_model = true, .fallback = 1, .least = 0, .most = 1}
-#define PARAM_LAMBDA {.name = "lambda", .fallback = 1, .least = -1e30, .most = 1e30}
+#define PARAM_WEIGHT                                                                                                   \
+  { .name = "weight", .per_model = true, .required = true, .least = -1e30, .most = 1e30 }
+#define PARAM_DENSITY                                                                                                  \
+  { .name = "density", .per_model = true, .fallback = 1, .least = 0, .most = 1 }
+#define PARAM_LAMBDA                                                                                                   \
+  { .name = "lambda", .fallback = 1, .least = -1e30, .most = 1e30 }
 #define PARAM_NORMALIZE(value)                                                                                         \
-  {.name = "normalize", .kind = NPS_PARAM_CHOICE, .fallback = value, .choices = nps_choices_bool}
+  { .name = "normalize", .kind = NPS_PARAM_CHOICE, .fallback = value, .choices = nps_choices_bool }
 
 const nps_merge_method_t nps_method_task_arithmetic = {
     .name = "task_arithmetic",
@@ -404,7 +406,7 @@ const nps_merge_method_t nps_method_ties = {
                [NORMALIZE] = PARAM_NORMALIZE(1),
                [SCOPE] = {.name = "scope", .kind = NPS_PARAM_CHOICE, .choices = scope_choices}},
     .param_count = 5,
-    .element_seconds = 3e-9,
+    .element_seconds = 2.4e-9,
     .check = ties_check,
     .passes = ties_passes,
     .whole_model = ties_whole_model,
@@ -420,14 +422,14 @@ const nps_merge_method_t nps_method_ties = {
 
 #define DARE_METHOD                                                                                                    \
   .base = NPS_BASE_TASK_VECTORS, .min_models = 1,                                                                      \
-  .params = {[WEIGHT] = PARAM_WEIGHT,                                                                                  \
-             [DENSITY] = PARAM_DENSITY,                                                                                \
-             [LAMBDA] = PARAM_LAMBDA,                                                                                  \
-             [NORMALIZE] = PARAM_NORMALIZE(0),                                                                         \
-             [RESCALE] = {.name = "rescale", .kind = NPS_PARAM_CHOICE, .fallback = RESCALE_L1,                         \
-                          .choices = rescale_choices}},                                                                \
-  .param_count = 5, .element_seconds = 3e-9, .check = dare_check, .passes = dare_passes, .state_new = dare_new, .state_free = dare_free,    \
-  .state_bytes = dare_bytes, .start = dare_start, .scan = dare_scan, .reduce = dare_reduce
+  .params =                                                                                                            \
+      {[WEIGHT] = PARAM_WEIGHT,                                                                                        \
+       [DENSITY] = PARAM_DENSITY,                                                                                      \
+       [LAMBDA] = PARAM_LAMBDA,                                                                                        \
+       [NORMALIZE] = PARAM_NORMALIZE(0),                                                                               \
+       [RESCALE] = {.name = "rescale", .kind = NPS_PARAM_CHOICE, .fallback = RESCALE_L1, .choices = rescale_choices}}, \
+  .param_count = 5, .element_seconds = 2.2e-9, .check = dare_check, .passes = dare_passes, .state_new = dare_new,      \
+  .state_free = dare_free, .state_bytes = dare_bytes, .start = dare_start, .scan = dare_scan, .reduce = dare_reduce
 
 const nps_merge_method_t nps_method_dare_linear = {
     .name = "dare_linear",

@@ -65,8 +65,7 @@ static bool find_sources(match_t *m, const nps_tensor_info_t *t, int *source) {
     source[k] = nps_model_find(m->inputs[k], t->name);
     if (source[k] >= 0) continue;
     everywhere = false;
-    if (m->base >= 0)
-      nps_checks_fail(&m->checks[k], "lacks tensor %s of the base", t->name);
+    if (m->base >= 0) nps_checks_fail(&m->checks[k], "lacks tensor %s of the base", t->name);
   }
   return everywhere;
 }
@@ -158,8 +157,8 @@ static void note_extras(const match_t *m) {
       free(extras[other]);
       extras[other] = NULL;
     }
-    nps_note("not merged, as %s: %s (of %s)", m->base >= 0 ? "the base lacks them" : "not all models have them", extras[k],
-             models.text);
+    nps_note("not merged, as %s: %s (of %s)", m->base >= 0 ? "the base lacks them" : "not all models have them",
+             extras[k], models.text);
     free(models.text);
     free(extras[k]);
   }

@@ -67,8 +67,9 @@ static nps_err_t make_config(nps_run_state_t *run) {
 
 static void make_card(nps_run_state_t *run) {
   nps_text_t card = {0};
-  nps_text_add(&card, "---\nlibrary_name: transformers\ntags:\n- merge\n- nps-merge\n---\n# Merged model\n\n"
-                      "Made with nps-merge by the method `%s`: %s.\n\n## Models\n\n",
+  nps_text_add(&card,
+               "---\nlibrary_name: transformers\ntags:\n- merge\n- nps-merge\n---\n# Merged model\n\n"
+               "Made with nps-merge by the method `%s`: %s.\n\n## Models\n\n",
                run->method->name, run->method->summary);
   if (run->recipe->base_model) nps_text_add(&card, "- %s (base)\n", run->recipe->base_model);
   for (int m = 0; m < run->recipe->model_count; m++)

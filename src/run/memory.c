@@ -125,7 +125,7 @@ nps_err_t nps_run_plan(nps_run_state_t *run, int ranks) {
   int64_t limit = run->recipe->memory_per_rank ? run->recipe->memory_per_rank : (int64_t)-most[0];
   costs.compute_time = run->method->element_seconds;
   nps_demand_t demand = nps_merge_demand(run->merge);
-  nps_err_t err = nps_plan_make(run->layout, (const nps_model_t *const *)run->inputs, ranks, &demand, &costs, limit,
-                                &run->plan);
+  nps_err_t err =
+      nps_plan_make(run->layout, (const nps_model_t *const *)run->inputs, ranks, &demand, &costs, limit, &run->plan);
   return nps_comm_agree(run->comm, err);
 }

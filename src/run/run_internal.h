@@ -16,11 +16,11 @@ typedef struct nps_run_state {
   double started;
 
   nps_recipe_t *recipe;
-  const char *out;       /**< output path, or NULL */
-  nps_model_t **inputs;  /**< [input_count] all different; the base is first */
+  const char *out;      /**< output path, or NULL */
+  nps_model_t **inputs; /**< [input_count] all different; the base is first */
   int input_count;
-  int base;              /**< index into inputs, or -1 */
-  int head;              /**< index into inputs, or -1 */
+  int base; /**< index into inputs, or -1 */
+  int head; /**< index into inputs, or -1 */
   nps_layout_t *layout;
 
   const nps_merge_method_t *method;

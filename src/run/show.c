@@ -78,17 +78,17 @@ static void show_totals(const nps_run_state_t *run) {
   }
   for (int t = 0; t < run->layout->count; t++) shared += plan->owner_first[t] != plan->owner_last[t];
   nps_report_line(run->report, "%s", "");
-  nps_report_line(run->report, "reads %s, writes %s",
-                  nps_format_bytes((double)sum64(plan->read, plan->ranks), read),
+  nps_report_line(run->report, "reads %s, writes %s", nps_format_bytes((double)sum64(plan->read, plan->ranks), read),
                   nps_format_bytes((double)sum64(plan->write, plan->ranks), written));
-  nps_report_line(run->report, "memory: at most %s a rank, of %s; slabs of %lld elements, %d tensors shared among ranks",
+  nps_report_line(run->report,
+                  "memory: at most %s a rank, of %s; slabs of %lld elements, %d tensors shared among ranks",
                   nps_format_bytes((double)most, memory), nps_format_bytes((double)plan->memory_limit, limit),
                   (long long)plan->slab, shared);
   nps_report_line(run->report, "time: about %.1f s with the inputs in the page cache", longest);
-  nps_report_event(run->report, "plan",
-                   json_pack("{s:i, s:I, s:I, s:I, s:f}", "ranks", plan->ranks, "read",
-                             (json_int_t)sum64(plan->read, plan->ranks), "write",
-                             (json_int_t)sum64(plan->write, plan->ranks), "memory", (json_int_t)most, "seconds", longest));
+  nps_report_event(
+      run->report, "plan",
+      json_pack("{s:i, s:I, s:I, s:I, s:f}", "ranks", plan->ranks, "read", (json_int_t)sum64(plan->read, plan->ranks),
+                "write", (json_int_t)sum64(plan->write, plan->ranks), "memory", (json_int_t)most, "seconds", longest));
 }
 
 void nps_run_show_plan(const nps_run_state_t *run) {
@@ -100,7 +100,8 @@ void nps_run_show_plan(const nps_run_state_t *run) {
                   run->model_count, run->base >= 0 ? " and the base" : "", layout->count - copied - head, copied, head,
                   run->plan->ranks);
   for (int t = 0; t < layout->count; t++)
-    if (layout->targets[t].action == NPS_ACTION_HEAD) nps_report_line(run->report, "  head: %s", layout->targets[t].name);
+    if (layout->targets[t].action == NPS_ACTION_HEAD)
+      nps_report_line(run->report, "  head: %s", layout->targets[t].name);
   nps_report_line(run->report, "%s", "");
   show_rank_table(run);
   show_totals(run);
@@ -133,5 +134,6 @@ void nps_run_show_summary(const nps_run_state_t *run, const nps_merge_result_t *
                   nps_format_bytes((double)bytes, size), run->method->name, seconds);
   nps_report_event(run->report, "done",
                    json_pack("{s:s, s:s, s:I, s:f, s:i, s:o}", "output", run->out, "method", run->method->name, "bytes",
-                             (json_int_t)bytes, "seconds", seconds, "ranks", nps_comm_size(run->comm), "models", models));
+                             (json_int_t)bytes, "seconds", seconds, "ranks", nps_comm_size(run->comm), "models",
+                             models));
 }

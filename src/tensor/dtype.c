@@ -17,9 +17,9 @@ static const struct {
   const char *name;
   nps_dtype_t dtype;
 } user_names[] = {
-    {"float32", NPS_F32},   {"float", NPS_F32}, {"fp32", NPS_F32}, {"f32", NPS_F32},     {"bfloat16", NPS_BF16},
-    {"bf16", NPS_BF16},     {"float16", NPS_F16}, {"half", NPS_F16}, {"fp16", NPS_F16},    {"f16", NPS_F16},
-    {"float64", NPS_F64},   {"double", NPS_F64}, {"fp64", NPS_F64}, {"f64", NPS_F64},
+    {"float32", NPS_F32}, {"float", NPS_F32},   {"fp32", NPS_F32}, {"f32", NPS_F32},  {"bfloat16", NPS_BF16},
+    {"bf16", NPS_BF16},   {"float16", NPS_F16}, {"half", NPS_F16}, {"fp16", NPS_F16}, {"f16", NPS_F16},
+    {"float64", NPS_F64}, {"double", NPS_F64},  {"fp64", NPS_F64}, {"f64", NPS_F64},
 };
 
 size_t nps_dtype_size(nps_dtype_t dtype) { return dtypes[dtype].size; }

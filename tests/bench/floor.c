@@ -55,7 +55,8 @@ static int64_t hash_file(const char *path, int process, int processes, int64_t b
 }
 
 static void write_share(int fd, int process, int processes, int64_t bytes) {
-  int64_t first = bytes / processes * process, end = process == processes - 1 ? bytes : bytes / processes * (process + 1);
+  int64_t first = bytes / processes * process,
+          end = process == processes - 1 ? bytes : bytes / processes * (process + 1);
   for (int64_t at = first; at < end;) {
     ssize_t n = pwrite(fd, buffer, end - at < (int64_t)PART ? (size_t)(end - at) : PART, at);
     if (n <= 0) give_up("write");
