@@ -55,7 +55,6 @@ bool nps_value_is_plain(const nps_value_t *value);
 typedef struct nps_recipe_model {
   char *model;               /**< path or org/name as written; owned */
   char *name;                /**< explicit or derived, unique; owned */
-  bool is_base;              /**< the same model as base_model */
   nps_settings_t parameters; /**< of this model */
   int line;                  /**< of its entry; 0 for --set */
 } nps_recipe_model_t;

@@ -70,7 +70,7 @@ int nps_model_find(const nps_model_t *model, const char *name);
 typedef enum nps_action {
   NPS_ACTION_MERGE, /**< floating point: the method is applied */
   NPS_ACTION_COPY,  /**< integers and booleans: copied from the first source; the other sources must be equal */
-  NPS_ACTION_HEAD   /**< an extra tensor of the head model: copied */
+  NPS_ACTION_HEAD   /**< an extra tensor of the head model: copied, in its type there */
 } nps_action_t;
 
 /** One tensor of the merged model. */

@@ -50,6 +50,8 @@ typedef struct nps_plan {
   int *owner_last;      /**< [targets] last rank */
   int64_t slab;         /**< elements of all inputs held at a time, at most, a multiple of NPS_BLOCK */
   int64_t memory_limit; /**< bytes a rank may use */
+  int ranks_per_node;   /**< as assumed, at most */
+  int cores_per_node;   /**< as assumed */
   int64_t *memory;      /**< [ranks] predicted peak, bytes */
   int64_t *read;        /**< [ranks] bytes read */
   int64_t *write;       /**< [ranks] bytes written */

@@ -214,6 +214,13 @@ static void print_and_free(char *text) {
   free(text);
 }
 
+int cli_exit_code(const cli_program_t *program, int exit_code) {
+  const bool written = fflush(stdout) == 0 && !ferror(stdout);
+  if (written || exit_code != 0) return exit_code;
+  fprintf(stderr, "%s: error: standard output cannot be written\n", program->name);
+  return nps_err_exit_code(NPS_ERR_IO);
+}
+
 bool cli_go_on(const cli_program_t *program, nps_err_t err, cli_request_t request, bool speak, int *exit_code) {
   if (err == NPS_OK && request == CLI_RUN) return true;
   *exit_code = nps_err_exit_code(err);

@@ -73,6 +73,10 @@ char *cli_help(const cli_program_t *program);
  *  @return freed with free() */
 char *cli_version(const cli_program_t *program);
 
+/** Give the exit code of a program that is about to end: 1 where it would be 0 but stdout could not be written (said on
+ *  stderr). Local. */
+int cli_exit_code(const cli_program_t *program, int exit_code);
+
 /** Answer --help and --version on stdout; after a wrong command line print the recorded problems and a hint to --help
  *  on stderr. All problems are forgotten. Local.
  *  @param err    what parsing gave

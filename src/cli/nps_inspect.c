@@ -58,5 +58,5 @@ int main(int argc, char **argv) {
   if (cli_go_on(&program, err, request, nps_comm_rank(comm) == 0, &exit_code))
     exit_code = nps_err_exit_code(inspect(comm, &options));
   cli_finish(comm);
-  return exit_code;
+  return cli_exit_code(&program, exit_code);
 }

@@ -31,5 +31,5 @@ int main(int argc, char **argv) {
     exit_code = nps_err_exit_code(run(comm, &options));
   cli_merge_options_free(&options);
   cli_finish(comm);
-  return exit_code;
+  return cli_exit_code(&cli_merge_program, exit_code);
 }

@@ -156,18 +156,3 @@ void nps_models_read(const nps_node_t *node, const char *what, nps_recipe_t *rec
   }
   settle_names(recipe, node, what);
 }
-
-/* Paths that differ only by "./" in front or "/" behind are the same. */
-static bool same_model(const char *a, const char *b) {
-  if (strncmp(a, "./", 2) == 0) a += 2;
-  if (strncmp(b, "./", 2) == 0) b += 2;
-  size_t n = strlen(a), m = strlen(b);
-  while (n > 1 && a[n - 1] == '/') n--;
-  while (m > 1 && b[m - 1] == '/') m--;
-  return n == m && memcmp(a, b, n) == 0;
-}
-
-void nps_models_mark_base(nps_recipe_t *recipe) {
-  for (int i = 0; recipe->base_model && i < recipe->model_count; i++)
-    if (recipe->models[i].model) recipe->models[i].is_base = same_model(recipe->models[i].model, recipe->base_model);
-}

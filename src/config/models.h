@@ -18,7 +18,4 @@ void nps_settings_free(nps_settings_t *settings);
 /** Read `models` into the recipe: references, names, parameters. */
 void nps_models_read(const nps_node_t *node, const char *what, nps_recipe_t *recipe);
 
-/** Mark the models that are the base. */
-void nps_models_mark_base(nps_recipe_t *recipe);
-
 #endif

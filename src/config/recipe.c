@@ -194,7 +194,6 @@ static void read_recipe(const nps_node_t *root, nps_recipe_t *recipe) {
   if (!nps_node_find(root, "slices") && !nps_node_find(root, "modules"))
     check_missing(root, "models", "a list of models");
   check_head(&draft);
-  nps_models_mark_base(recipe);
   if (recipe->has_out_dtype || !draft.has_dtype) return;
   recipe->has_out_dtype = true;
   recipe->out_dtype = draft.dtype;

@@ -161,7 +161,7 @@ static void beat(engine_t *e, int64_t bytes) {
   int64_t total = 0;
   e->done += bytes;
   if (!e->pulse) return;
-  e->stopped = !nps_pulse_beat(e->pulse, e->done, &total);
+  if (!nps_pulse_beat(e->pulse, e->done, &total)) e->stopped = true;
   if (e->progress) e->progress(e->progress_ctx, total);
 }
 
@@ -225,15 +225,23 @@ static nps_err_t sweep(engine_t *e, const nps_piece_t *piece, int pass) {
   return NPS_OK;
 }
 
+/* Agrees among the ranks that share a tensor on a result, and on whether to stop as another rank has failed. */
+static nps_err_t agree_sharers(engine_t *e, const nps_comm_t *comm, nps_err_t err) {
+  if (nps_comm_size(comm) == 1) return err;
+  double stopped = e->stopped;
+  nps_comm_max_f64(comm, &stopped, 1);
+  e->stopped = stopped > 0;
+  return nps_comm_agree(comm, err);
+}
+
 /* Statistics of one tensor over the ranks of `comm`, then its merging. Collective over comm; the result of the last sweep
  * is this rank's own. */
 static nps_err_t merge_tensor(engine_t *e, const nps_piece_t *piece, const nps_comm_t *comm) {
   const nps_merge_method_t *method = spec_of(e)->method;
   const nps_merge_tensor_t *tensor = &e->merge->tensors[piece->target];
-  if (e->merge->passes > 0) method->start(e->state, tensor);
+  method->start(e->state, tensor);
   for (int pass = 0; pass < e->merge->passes; pass++) {
-    nps_err_t err = sweep(e, piece, pass);
-    if (nps_comm_size(comm) > 1) err = nps_comm_agree(comm, err);
+    nps_err_t err = agree_sharers(e, comm, sweep(e, piece, pass));
     if (err != NPS_OK || e->stopped) return err;
     method->reduce(e->state, tensor, pass, comm);
   }
@@ -258,15 +266,7 @@ static nps_err_t compare_sources(const engine_t *e, const nps_target_t *target, 
   return NPS_OK;
 }
 
-static void convert(nps_dtype_t from, const char *src, int64_t count, nps_dtype_t to, char *dst) {
-  double wide[NPS_CHUNK];
-  for (int64_t at = 0; at < count; at += NPS_CHUNK) {
-    int64_t n = min64(count - at, NPS_CHUNK);
-    nps_tensor_widen(from, src + (size_t)at * nps_dtype_size(from), n, wide);
-    nps_tensor_narrow(wide, n, to, dst + (size_t)at * nps_dtype_size(to));
-  }
-}
-
+/* Copied targets keep the type in which they are stored. */
 static nps_err_t copy_step(engine_t *e, const nps_piece_t *piece, int64_t first, int64_t count) {
   const nps_target_t *target = &spec_of(e)->layout->targets[piece->target];
   int source = 0;
@@ -275,10 +275,7 @@ static nps_err_t copy_step(engine_t *e, const nps_piece_t *piece, int64_t first,
   NPS_TRY(load(e, count));
   if (target->action == NPS_ACTION_COPY) NPS_TRY(compare_sources(e, target, source, first, count));
   beat(e, count * nps_plan_input_width(target, spec_of(e)->inputs, spec_of(e)->input_count));
-  const nps_dtype_t dtype = input_dtype(e, target, source);
-  if (dtype == target->dtype) return nps_writer_write(e->writer, piece->target, first, count, e->raw[source]);
-  convert(dtype, e->raw[source], count, target->dtype, e->out);
-  return write_out(e, piece, first, count);
+  return nps_writer_write(e->writer, piece->target, first, count, e->raw[source]);
 }
 
 static nps_err_t copy_tensor(engine_t *e, const nps_piece_t *piece) {
@@ -307,6 +304,12 @@ static void show_idle(void *ctx, int64_t total) {
   if (e->progress) e->progress(e->progress_ctx, total);
 }
 
+static nps_err_t end_pulse(engine_t *e, nps_err_t err) {
+  err = nps_pulse_end(e->pulse, e->done, err, show_idle, e);
+  e->pulse = NULL;
+  return err;
+}
+
 /* Applies a function to this rank's pieces, ranks working alone. Collective; the same result on every rank. */
 static nps_err_t for_pieces(engine_t *e, piece_fn *fn, int pass) {
   const int rank = nps_comm_rank(e->comm);
@@ -314,9 +317,7 @@ static nps_err_t for_pieces(engine_t *e, piece_fn *fn, int pass) {
   e->pulse = nps_pulse_start(e->comm);
   for (int i = e->plan->first_piece[rank]; i < e->plan->first_piece[rank + 1] && err == NPS_OK && !e->stopped; i++)
     err = fn(e, &e->plan->pieces[i], pass);
-  err = nps_pulse_end(e->pulse, e->done, err, show_idle, e);
-  e->pulse = NULL;
-  return err;
+  return end_pulse(e, err);
 }
 
 static nps_err_t scan_piece(engine_t *e, const nps_piece_t *piece, int pass) {
@@ -334,26 +335,42 @@ static nps_err_t merge_own_piece(engine_t *e, const nps_piece_t *piece, int pass
   return e->merge->passes > 0 && is_merged(e, piece) ? merge_tensor(e, piece, e->self) : merge_piece(e, piece, pass);
 }
 
-/* Merges the shared tensors of one round. Collective; the same result on every rank. */
-static nps_err_t merge_shared(engine_t *e, int round) {
+/* Finds this rank's piece of the shared tensors of a round, or NULL. Returns whether any tensor is shared at all. */
+static bool find_shared(const engine_t *e, int round, const nps_piece_t **mine) {
   const nps_plan_t *plan = e->plan;
   const int rank = nps_comm_rank(e->comm);
-  const nps_piece_t *mine = NULL;
   int number = 0, last_target = -1;
+  *mine = NULL;
   for (int i = 0; i < plan->piece_count; i++) {
     const nps_piece_t *piece = &plan->pieces[i];
     if (!is_shared(e, piece)) continue;
     if (piece->target != last_target) number++;
     last_target = piece->target;
-    bool here = i >= plan->first_piece[rank] && i < plan->first_piece[rank + 1];
-    if (here && number % 2 == round) mine = piece;
+    const bool here = i >= plan->first_piece[rank] && i < plan->first_piece[rank + 1];
+    if (here && number % 2 == round) *mine = piece;
   }
-  if (number == 0) return NPS_OK;
-  nps_comm_t *sharers = NULL;
-  nps_comm_split(e->comm, mine ? mine->target : -1, &sharers);
-  nps_err_t err = mine ? merge_tensor(e, mine, sharers) : NPS_OK;
-  nps_comm_free(sharers);
-  return nps_comm_agree(e->comm, err);
+  return number > 0;
+}
+
+/* Merges the tensors that ranks share, in two rounds. A rank that has failed still meets its neighbours of the second
+ * round, to tell them. Collective; the same result on every rank. */
+static nps_err_t merge_shared(engine_t *e) {
+  const nps_piece_t *mine[2];
+  nps_comm_t *sharers[2];
+  nps_err_t err = NPS_OK;
+  if (!find_shared(e, 0, &mine[0])) return NPS_OK;
+  find_shared(e, 1, &mine[1]);
+  for (int round = 0; round < 2; round++)
+    nps_comm_split(e->comm, mine[round] ? mine[round]->target : -1, &sharers[round]);
+  e->pulse = nps_pulse_start(e->comm);
+  for (int round = 0; round < 2; round++) {
+    if (!mine[round]) continue;
+    err = agree_sharers(e, sharers[round], err);
+    if (err == NPS_OK && !e->stopped) err = merge_tensor(e, mine[round], sharers[round]);
+  }
+  err = end_pulse(e, err);
+  for (int round = 0; round < 2; round++) nps_comm_free(sharers[round]);
+  return err;
 }
 
 static nps_err_t run_phases(engine_t *e) {
@@ -367,7 +384,7 @@ static nps_err_t run_phases(engine_t *e) {
     }
     return for_pieces(e, merge_piece, merge->passes);
   }
-  for (int round = 0; round < 2; round++) NPS_TRY(merge_shared(e, round));
+  NPS_TRY(merge_shared(e));
   return for_pieces(e, merge_own_piece, merge->passes);
 }
 

@@ -122,7 +122,6 @@ typedef struct {
   bool whole_model;
   nps_select_t **select; /* [models] */
   int64_t *ties;         /* whole model: [tensors by name][models] entries at the threshold; later those before */
-  int64_t ties_room;
 } ties_state_t;
 
 static bool all_dense(const nps_merge_tensor_t *tensors, int count) {

@@ -137,8 +137,11 @@ static nps_err_t choose_slab(planner_t *p) {
   if (plan->memory_limit < least) {
     char have[32];
     /* Rounded up, so that what is asked for is enough. */
-    return nps_fail(NPS_ERR_CONFIG, "resources.memory_per_rank is %s, but this merge needs at least %lld MiB a rank",
-                    nps_format_bytes((double)plan->memory_limit, have), (long long)((least + ((1 << 20) - 1)) >> 20));
+    return nps_fail(
+        NPS_ERR_CONFIG,
+        "a rank may use %s (resources.memory_per_rank, else its part of the host's memory), but this merge needs at "
+        "least %lld MiB a rank",
+        nps_format_bytes((double)plan->memory_limit, have), (long long)((least + ((1 << 20) - 1)) >> 20));
   }
   int64_t room = plan->memory_limit - needed;
   if (p->demand->whole_pieces) room = min64(room, max64(HELD_BYTES, most_buffer_bytes(p, NPS_STEP)));
@@ -167,8 +170,8 @@ static void predict_rank(planner_t *p, int rank) {
     plan->write[rank] += piece->count * output_width(target);
     seconds += (double)piece->count * element_time(p, target, sweeps);
   }
-  int here = c->ranks_per_node < plan->ranks ? c->ranks_per_node : plan->ranks;
-  double crowding = here > c->cores_per_node ? (double)here / c->cores_per_node : 1;
+  const double crowd = (double)plan->ranks_per_node / plan->cores_per_node;
+  const double crowding = crowd > 1 ? crowd : 1;
   plan->memory[rank] = c->fixed_memory + p->demand->state_memory + buffers;
   plan->time[rank] = c->start_time + seconds * crowding;
 }
@@ -190,6 +193,8 @@ nps_err_t nps_plan_make(const nps_layout_t *layout, const nps_model_t *const *in
                         const nps_demand_t *demand, const nps_costs_t *costs, int64_t memory_limit, nps_plan_t **out) {
   planner_t p = {layout, inputs, demand, costs, allocate(ranks, layout->count)};
   p.plan->memory_limit = memory_limit;
+  p.plan->ranks_per_node = costs->ranks_per_node < ranks ? costs->ranks_per_node : ranks;
+  p.plan->cores_per_node = costs->cores_per_node;
   share_out(&p);
   nps_err_t err = choose_slab(&p);
   if (err != NPS_OK) {

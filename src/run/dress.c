@@ -65,6 +65,13 @@ static nps_err_t make_config(nps_run_state_t *run) {
   return NPS_OK;
 }
 
+/* A model as the config writes it. */
+static const char *as_written(const nps_recipe_t *recipe, const char *name) {
+  for (int m = 0; m < recipe->model_count; m++)
+    if (strcmp(recipe->models[m].name, name) == 0) return recipe->models[m].model;
+  return name;
+}
+
 static void make_card(nps_run_state_t *run) {
   nps_text_t card = {0};
   nps_text_add(&card,
@@ -72,8 +79,8 @@ static void make_card(nps_run_state_t *run) {
                "Made with nps-merge by the method `%s`: %s.\n\n## Models\n\n",
                run->method->name, run->method->summary);
   if (run->recipe->base_model) nps_text_add(&card, "- %s (base)\n", run->recipe->base_model);
-  for (int m = 0; m < run->recipe->model_count; m++)
-    if (!run->recipe->models[m].is_base) nps_text_add(&card, "- %s\n", run->recipe->models[m].model);
+  for (int m = 0; m < run->model_count; m++)
+    if (run->models[m].input != run->base) nps_text_add(&card, "- %s\n", as_written(run->recipe, run->models[m].name));
   nps_text_add(&card, "\n## Recipe\n\n```yaml\n%s```\n", run->recipe_text);
   run->model_card = card.text;
 }

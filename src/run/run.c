@@ -36,6 +36,12 @@ static nps_output_t describe_output(const nps_run_state_t *run) {
   };
 }
 
+/* A line of details about how long a step took. */
+static double tell_step(const nps_run_state_t *run, const char *step, double since) {
+  nps_report_detail(run->report, "%s: %.2f s", step, nps_now() - since);
+  return nps_now();
+}
+
 static void show_progress(void *ctx, int64_t done) { nps_report_progress(ctx, done); }
 
 /* Reads, merges, writes and puts the output in place. Collective. */
@@ -44,14 +50,19 @@ static nps_err_t merge_and_write(nps_run_state_t *run, nps_merge_result_t *resul
   nps_writer_t *writer = NULL;
   nps_digest_t *digest = nps_digest_start((const nps_model_t *const *)run->inputs, run->input_count);
   nps_err_t err = NPS_OK;
+  double since = nps_now();
   NPS_GOTO(nps_writer_open(run->comm, &output, run->layout, &writer));
+  since = tell_step(run, "output created", since);
   nps_report_phase(run->report, "merging", nps_merge_work(run->merge));
   err = nps_merge_run(run->merge, run->comm, run->plan, digest, writer, show_progress, run->report, results);
   if (err == NPS_OK) nps_report_progress(run->report, nps_merge_work(run->merge));
   nps_report_phase_end(run->report);
   if (err != NPS_OK) goto done;
+  since = tell_step(run, "read, merged and written", since);
   NPS_GOTO(nps_digest_finish(run->comm, digest));
+  since = tell_step(run, "remaining hashes", since);
   NPS_GOTO(nps_writer_commit(writer, digest));
+  tell_step(run, "output brought to the device and put in place", since);
   *bytes = nps_writer_bytes(writer);
 done:
   nps_writer_free(writer);
@@ -62,6 +73,8 @@ done:
 static nps_err_t check_target(const nps_run_state_t *run) {
   if (nps_comm_rank(run->comm) != 0) return NPS_OK;
   const nps_output_t output = describe_output(run);
+  if (nps_run_is_input(run, run->out))
+    return nps_fail(NPS_ERR_CONFIG, "%s: the output would replace one of the inputs", run->out);
   return nps_output_check(&output, output_bytes(run->layout));
 }
 
@@ -71,6 +84,7 @@ static nps_err_t write_merged(nps_run_state_t *run) {
   NPS_TRY(nps_comm_agree(run->comm, nps_run_dress(run)));
   NPS_TRY(nps_comm_agree(run->comm, check_target(run)));
   NPS_TRY(nps_run_plan(run, nps_comm_size(run->comm)));
+  if (run->options->verbose) nps_run_show_plan(run);
   nps_merge_result_t *results = nps_xcalloc((size_t)run->model_count, sizeof *results);
   nps_err_t err = merge_and_write(run, results, &bytes);
   if (err == NPS_OK) nps_run_show_summary(run, results, bytes);
@@ -81,6 +95,9 @@ static nps_err_t write_merged(nps_run_state_t *run) {
 static nps_err_t run_phases(nps_run_state_t *run) {
   const nps_run_options_t *o = run->options;
   NPS_TRY(nps_run_validate(run));
+  for (int i = 0; i < run->input_count; i++)
+    nps_report_detail(run->report, "input %s: %s, %d tensors in %d files", run->inputs[i]->name, run->inputs[i]->path,
+                      run->inputs[i]->tensor_count, run->inputs[i]->file_count);
   if (o->check) {
     nps_report_line(run->report, "%s: config and %d inputs are fine: %s, %d tensors", o->config, run->input_count,
                     run->method->name, run->layout->count);

@@ -39,6 +39,9 @@ typedef struct nps_run_state {
 /** Read config and headers, check everything against everything, choose the method. Collective. */
 nps_err_t nps_run_validate(nps_run_state_t *run);
 
+/** Whether a path leads to one of the inputs. Local. */
+bool nps_run_is_input(const nps_run_state_t *run, const char *path);
+
 /** Share out the work. Collective. @param ranks  as many as the plan is for */
 nps_err_t nps_run_plan(nps_run_state_t *run, int ranks);
 

@@ -96,9 +96,12 @@ void nps_run_show_plan(const nps_run_state_t *run) {
   const int copied = count_action(layout, NPS_ACTION_COPY), head = count_action(layout, NPS_ACTION_HEAD);
   if (!run->report) return;
   nps_report_line(run->report, "%s: %s", run->method->name, run->method->summary);
-  nps_report_line(run->report, "%d models%s, %d tensors merged, %d copied from the base, %d from a head, on %d ranks",
-                  run->model_count, run->base >= 0 ? " and the base" : "", layout->count - copied - head, copied, head,
-                  run->plan->ranks);
+  nps_report_line(run->report, "models: %d%s; tensors: %d merged, %d copied as they are, %d of a head",
+                  run->model_count, run->method->base == NPS_BASE_TASK_VECTORS ? " and the base" : "",
+                  layout->count - copied - head, copied, head);
+  nps_report_line(run->report, "ranks: %d, at most %d a node of %d cores%s", run->plan->ranks,
+                  run->plan->ranks_per_node, run->plan->cores_per_node,
+                  run->options->ranks ? " (--ranks-per-node)" : "");
   for (int t = 0; t < layout->count; t++)
     if (layout->targets[t].action == NPS_ACTION_HEAD)
       nps_report_line(run->report, "  head: %s", layout->targets[t].name);
@@ -124,7 +127,7 @@ void nps_run_show_summary(const nps_run_state_t *run, const nps_merge_result_t *
     const nps_merge_result_t *r = &results[m];
     add_cell(&cells, nps_xstrdup(run->models[m].name));
     add_cell(&cells, isnan(r->norm) ? nps_xstrdup("–") : nps_xstrf("%.6g", r->norm));
-    add_cell(&cells, nps_xstrf("%.2f %%", 100 * r->kept));
+    add_cell(&cells, isnan(r->norm) ? nps_xstrdup("–") : nps_xstrf("%.2f %%", 100 * r->kept));
     json_array_append_new(models, model_event(run->models[m].name, r));
   }
   show_cells(run->report, &cells, 3);

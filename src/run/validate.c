@@ -3,11 +3,24 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 /* NULL for the current folder. */
 static char *folder_of(const char *path) {
   const char *slash = strrchr(path, '/');
   return slash ? nps_xstrndup(path, slash == path ? 1 : (size_t)(slash - path)) : NULL;
+}
+
+/* Whether two paths lead to the same file or folder. */
+static bool same_place(const char *a, const char *b) {
+  struct stat x, y;
+  return stat(a, &x) == 0 && stat(b, &y) == 0 && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+}
+
+bool nps_run_is_input(const nps_run_state_t *run, const char *path) {
+  for (int i = 0; i < run->input_count; i++)
+    if (same_place(run->inputs[i]->path, path)) return true;
+  return false;
 }
 
 /* Finds the input with a path, or adds it from its headers. Problems are recorded; *index is -1 then. */
@@ -17,7 +30,7 @@ static nps_err_t add_input(nps_run_state_t *run, const char *model, const char *
   *index = -1;
   nps_err_t err = nps_model_locate(model, folder, &path);
   for (int i = 0; err == NPS_OK && i < run->input_count; i++)
-    if (strcmp(run->inputs[i]->path, path) == 0) *index = i;
+    if (same_place(run->inputs[i]->path, path)) *index = i;
   if (err == NPS_OK && *index < 0) err = nps_model_open(path, name, &catalogue);
   if (catalogue) {
     run->inputs = nps_xrealloc(run->inputs, (size_t)run->input_count + 1, sizeof(nps_model_t *));
@@ -42,20 +55,11 @@ static nps_err_t open_inputs(nps_run_state_t *run, int *input_of) {
   return err;
 }
 
-static nps_err_t find_head(nps_run_state_t *run, const int *input_of) {
+/* The config has made sure that a model of that name is listed. */
+static void find_head(nps_run_state_t *run, const int *input_of) {
   const nps_recipe_t *recipe = run->recipe;
-  run->head = -1;
-  if (!recipe->output_head) return NPS_OK;
-  const char **names = nps_xcalloc((size_t)recipe->model_count, sizeof *names);
-  for (int m = 0; m < recipe->model_count; m++) {
-    names[m] = recipe->models[m].name;
-    if (strcmp(names[m], recipe->output_head) == 0) run->head = input_of[m];
-  }
-  const char *nearest = nps_nearest(recipe->output_head, names, recipe->model_count);
-  free(names);
-  if (run->head >= 0) return NPS_OK;
-  return nps_fail(NPS_ERR_CONFIG, "%s: output.head '%s' is not the name of a listed model%s%s%s", recipe->file,
-                  recipe->output_head, nearest ? ", did you mean '" : "", nearest ? nearest : "", nearest ? "'?" : "");
+  for (int m = 0; recipe->output_head && m < recipe->model_count; m++)
+    if (strcmp(recipe->models[m].name, recipe->output_head) == 0) run->head = input_of[m];
 }
 
 /* Whether models[m] takes part as the method counts models; the base of a task-vector method does not. */
@@ -130,7 +134,8 @@ static nps_err_t look_at_files(nps_run_state_t *run, int **input_of) {
     err = nps_fail(NPS_ERR_CONFIG, "no output: give OUT on the command line, or output.path in %s", run->recipe->file);
   *input_of = nps_xcalloc((size_t)run->recipe->model_count, sizeof **input_of);
   err = nps_err_worse(err, open_inputs(run, *input_of));
-  return nps_err_worse(err, find_head(run, *input_of));
+  find_head(run, *input_of);
+  return err;
 }
 
 /* A base that the method does not merge only tells which tensors there are: its merged ones are not read. */

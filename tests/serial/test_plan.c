@@ -1,11 +1,8 @@
+#include "../nps_check.h"
 #include "nps/config.h"
 #include "nps/plan.h"
 
-#include <check.h>
 #include <math.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 
 /* ---- layouts made by hand ---- */
 
@@ -36,11 +33,6 @@ static void add_target(nps_action_t action, int64_t count, nps_dtype_t dtype, np
     source[i] = action == NPS_ACTION_HEAD && i + 1 < layout.inputs ? -1 : t;
   }
   targets[t] = (nps_target_t){.name = "t", .action = action, .dtype = out, .count = count, .source = source};
-}
-
-static uint64_t next_random(uint64_t *state) {
-  *state = *state * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
-  return *state >> 33;
 }
 
 static int64_t below(uint64_t *state, int64_t n) { return (int64_t)(next_random(state) % (uint64_t)n); }
@@ -348,7 +340,8 @@ START_TEST(too_little_memory_is_refused_with_the_least_that_would_do) {
   ck_assert_ptr_null(plan);
   ck_assert_int_eq(nps_problem_count(), 1);
   ck_assert_str_eq(nps_problem_text(0),
-                   "resources.memory_per_rank is 54.2 MiB, but this merge needs at least 55 MiB a rank");
+                   "a rank may use 54.2 MiB (resources.memory_per_rank, else its part of the host's memory), but this merge needs "
+                   "at least 55 MiB a rank");
   nps_problem_clear();
   plan = make(4, &demands[1], least);
   ck_assert_int_eq(plan->slab, NPS_BLOCK);
@@ -396,7 +389,6 @@ START_TEST(a_method_that_holds_pieces_gets_slabs_that_long) {
 END_TEST
 
 int main(void) {
-  Suite *suite = suite_create("plan");
   TCase *cases = tcase_create("plan");
   tcase_add_loop_test(cases, random_layouts_are_planned_right, 0, 3);
   tcase_add_test(cases, one_tensor_is_cut_for_all_ranks);
@@ -408,12 +400,5 @@ int main(void) {
   tcase_add_test(cases, too_little_memory_is_refused_with_the_least_that_would_do);
   tcase_add_test(cases, the_memory_that_is_asked_for_is_enough);
   tcase_add_test(cases, a_method_that_holds_pieces_gets_slabs_that_long);
-  suite_add_tcase(suite, cases);
-  SRunner *runner = srunner_create(suite);
-  srunner_set_fork_status(runner, CK_NOFORK);
-  srunner_set_tap(runner, "-");
-  srunner_run_all(runner, CK_SILENT);
-  int failed = srunner_ntests_failed(runner);
-  srunner_free(runner);
-  return failed == 0 ? 0 : 1;
+  return run_tests("plan", cases);
 }
