@@ -1,20 +1,6 @@
-#include "nps/comm_mpi.h"
+#include "../nps_check_mpi.h"
 
-#include <check.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <time.h>
-
-static nps_comm_t *comm;
-static int rank, size;
-
-/* A failing assertion on one rank alone would leave the others waiting. */
-static bool everywhere(bool ok) {
-  int64_t bad = ok ? 0 : 1;
-  nps_comm_sum_i64(comm, &bad, 1);
-  return bad == 0;
-}
 
 /* Whether this rank has recorded exactly these problems (none: all NULL); forgets them. */
 static bool problems_are(const char *first, const char *second) {
@@ -322,8 +308,8 @@ START_TEST(those_who_wait_are_told_the_total) {
 }
 END_TEST
 
-static Suite *make_suite(void) {
-  Suite *suite = suite_create("comm");
+int main(int argc, char **argv) {
+  start_mpi(&argc, &argv);
   TCase *cases = tcase_create("comm");
   tcase_add_test(cases, success_is_agreed_on);
   tcase_add_test(cases, one_failing_rank_is_heard_by_all);
@@ -343,22 +329,5 @@ static Suite *make_suite(void) {
   tcase_add_test(cases, a_failing_rank_is_heard_of_and_all_end);
   tcase_add_test(cases, several_failing_ranks_end_with_the_worst_code);
   tcase_add_test(cases, those_who_wait_are_told_the_total);
-  suite_add_tcase(suite, cases);
-  return suite;
-}
-
-int main(int argc, char **argv) {
-  MPI_Init(&argc, &argv);
-  comm = nps_comm_from_mpi(MPI_COMM_WORLD);
-  rank = nps_comm_rank(comm);
-  size = nps_comm_size(comm);
-  SRunner *runner = srunner_create(make_suite());
-  srunner_set_fork_status(runner, CK_NOFORK);
-  if (rank == 0) srunner_set_tap(runner, "-");
-  srunner_run_all(runner, CK_SILENT);
-  int failed = srunner_ntests_failed(runner);
-  srunner_free(runner);
-  nps_comm_free(comm);
-  MPI_Finalize();
-  return failed == 0 ? 0 : 1;
+  return end_mpi(run_tests_everywhere("comm", cases));
 }

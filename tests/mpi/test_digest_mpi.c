@@ -1,12 +1,7 @@
-#include "nps/comm_mpi.h"
+#include "../nps_check_mpi.h"
 #include "nps/model.h"
 
-#include <check.h>
 #include <fcntl.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <unistd.h>
 
 /* A file of 40 MiB and a bit: two whole blocks of 16 MiB and a short one. The hashes come from Python's hashlib. */
 #define SIZE (((int64_t)40 << 20) + 12345)
@@ -16,17 +11,8 @@
 #define ZEROS_HEX "8bda09b4a59e127f7a25e5f8bbaf28c94d9db5aba74e429b48fa9c42fc703ab6"
 #define EMPTY_HEX "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
-static nps_comm_t *comm;
-static int rank, size;
-static char folder[512], pattern_path[600], zeros_path[600], empty_path[600];
+static char pattern_path[600], zeros_path[600], empty_path[600];
 static unsigned char *pattern; /* [SIZE] */
-
-/* A failing assertion on one rank alone would leave the others waiting. */
-static bool everywhere(bool ok) {
-  int64_t bad = ok ? 0 : 1;
-  nps_comm_sum_i64(comm, &bad, 1);
-  return bad == 0;
-}
 
 static bool put_file(const char *path, const unsigned char *bytes, int64_t n) {
   int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC, 0666);
@@ -41,10 +27,7 @@ static bool put_file(const char *path, const unsigned char *bytes, int64_t n) {
 }
 
 static void set_up(void) {
-  const char *tmp = getenv("TMPDIR");
-  snprintf(folder, sizeof folder, "%s/nps-test-digest-XXXXXX", tmp ? tmp : "/tmp");
-  bool ok = rank != 0 || mkdtemp(folder);
-  nps_comm_bcast(comm, folder, sizeof folder);
+  bool ok = make_common_folder();
   snprintf(pattern_path, sizeof pattern_path, "%s/pattern", folder);
   snprintf(zeros_path, sizeof zeros_path, "%s/zeros", folder);
   snprintf(empty_path, sizeof empty_path, "%s/empty", folder);
@@ -57,13 +40,7 @@ static void set_up(void) {
 }
 
 static void tear_down(void) {
-  nps_comm_barrier(comm);
-  if (rank == 0) {
-    unlink(pattern_path);
-    unlink(zeros_path);
-    unlink(empty_path);
-    rmdir(folder);
-  }
+  remove_common_folder();
   free(pattern);
 }
 
@@ -194,11 +171,7 @@ START_TEST(sha256_of_bytes) {
 END_TEST
 
 int main(int argc, char **argv) {
-  MPI_Init(&argc, &argv);
-  comm = nps_comm_from_mpi(MPI_COMM_WORLD);
-  rank = nps_comm_rank(comm);
-  size = nps_comm_size(comm);
-  Suite *suite = suite_create("digest");
+  start_mpi(&argc, &argv);
   TCase *cases = tcase_create("digest");
   tcase_add_unchecked_fixture(cases, set_up, tear_down);
   tcase_add_test(cases, what_nobody_read_is_read_at_the_end);
@@ -212,14 +185,5 @@ int main(int argc, char **argv) {
   tcase_add_test(cases, a_file_that_became_shorter_is_an_error_everywhere);
   tcase_add_test(cases, a_file_that_vanished_is_an_error_everywhere);
   tcase_add_test(cases, sha256_of_bytes);
-  suite_add_tcase(suite, cases);
-  SRunner *runner = srunner_create(suite);
-  srunner_set_fork_status(runner, CK_NOFORK);
-  if (rank == 0) srunner_set_tap(runner, "-");
-  srunner_run_all(runner, CK_SILENT);
-  int failed = srunner_ntests_failed(runner);
-  srunner_free(runner);
-  nps_comm_free(comm);
-  MPI_Finalize();
-  return failed == 0 ? 0 : 1;
+  return end_mpi(run_tests_everywhere("digest", cases));
 }

@@ -1,41 +1,19 @@
-#include "nps/comm_mpi.h"
+#include "../nps_check_mpi.h"
 #include "nps/h5.h"
 
-#include <check.h>
 #include <fcntl.h>
 #include <signal.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/resource.h>
-#include <unistd.h>
 
-static nps_comm_t *comm;
-static int rank, size;
-static char folder[512], path[600];
-
-/* A failing assertion on one rank alone would leave the others waiting. */
-static bool everywhere(bool ok) {
-  int64_t bad = ok ? 0 : 1;
-  nps_comm_sum_i64(comm, &bad, 1);
-  return bad == 0;
-}
+static char path[600];
 
 static void set_up(void) {
-  const char *tmp = getenv("TMPDIR");
-  snprintf(folder, sizeof folder, "%s/nps-test-h5-mpi-XXXXXX", tmp ? tmp : "/tmp");
-  if (rank == 0 && !mkdtemp(folder)) folder[0] = '\0';
-  nps_comm_bcast(comm, folder, sizeof folder);
-  ck_assert(folder[0] != '\0');
+  ck_assert(make_common_folder());
   snprintf(path, sizeof path, "%s/file.h5", folder);
 }
 
 static void tear_down(void) {
-  nps_comm_barrier(comm);
-  if (rank == 0) {
-    unlink(path);
-    rmdir(folder);
-  }
+  remove_common_folder();
   nps_problem_clear();
 }
 
@@ -171,26 +149,13 @@ START_TEST(abandoning_leaves_no_problem) {
 END_TEST
 
 int main(int argc, char **argv) {
-  MPI_Init(&argc, &argv);
-  comm = nps_comm_from_mpi(MPI_COMM_WORLD);
-  rank = nps_comm_rank(comm);
-  size = nps_comm_size(comm);
-  Suite *s = suite_create("h5_mpi");
-  TCase *tc = tcase_create("h5_mpi");
-  tcase_add_checked_fixture(tc, set_up, tear_down);
-  tcase_add_test(tc, ranks_write_their_shares);
-  tcase_add_test(tc, small_things_are_written_once);
-  tcase_add_test(tc, an_unusable_target_fails_everywhere);
-  tcase_add_test(tc, a_full_disk_fails_everywhere);
-  tcase_add_test(tc, abandoning_leaves_no_problem);
-  suite_add_tcase(s, tc);
-  SRunner *sr = srunner_create(s);
-  srunner_set_fork_status(sr, CK_NOFORK);
-  if (rank == 0) srunner_set_tap(sr, "-");
-  srunner_run_all(sr, CK_SILENT);
-  int failed = srunner_ntests_failed(sr);
-  srunner_free(sr);
-  nps_comm_free(comm);
-  MPI_Finalize();
-  return failed == 0 ? 0 : 1;
+  start_mpi(&argc, &argv);
+  TCase *cases = tcase_create("h5_mpi");
+  tcase_add_checked_fixture(cases, set_up, tear_down);
+  tcase_add_test(cases, ranks_write_their_shares);
+  tcase_add_test(cases, small_things_are_written_once);
+  tcase_add_test(cases, an_unusable_target_fails_everywhere);
+  tcase_add_test(cases, a_full_disk_fails_everywhere);
+  tcase_add_test(cases, abandoning_leaves_no_problem);
+  return end_mpi(run_tests_everywhere("h5_mpi", cases));
 }

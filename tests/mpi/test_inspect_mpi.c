@@ -1,27 +1,11 @@
 /* Norms, differences and counts of models written here byte by byte; expected values come from plain loops. */
-#include "nps/comm_mpi.h"
+#include "../nps_check_mpi.h"
 #include "nps/h5.h"
 #include "nps/inspect.h"
 
-#include <check.h>
 #include <math.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 enum { BIG = 3 * NPS_BLOCK + 1000 };
-
-static nps_comm_t *comm;
-static char folder[512];
-
-/* Whether a condition holds on every rank: asserted on all of them alike. */
-static bool everywhere(bool holds) {
-  int64_t failed = !holds;
-  nps_comm_sum_i64(comm, &failed, 1);
-  return failed == 0;
-}
 
 static char *path_of(const char *name) { return nps_xstrf("%s/%s", folder, name); }
 
@@ -42,8 +26,9 @@ static bool write_file(file_t *f, const char *name) {
   char *path = path_of(name);
   FILE *out = fopen(path, "wb");
   nps_text_add(&f->header, "}");
-  uint64_t size = f->header.size;
-  bool good = out && fwrite(&size, sizeof size, 1, out) == 1 && fwrite(f->header.text, 1, size, out) == size &&
+  uint64_t header_size = f->header.size;
+  bool good = out && fwrite(&header_size, sizeof header_size, 1, out) == 1 &&
+              fwrite(f->header.text, 1, header_size, out) == header_size &&
               fwrite(f->data.text, 1, f->data.size, out) == f->data.size;
   good = out && fclose(out) == 0 && good;
   free(path);
@@ -106,7 +91,8 @@ static nps_model_t *open_file(const char *name) {
 }
 
 static void setup(void) {
-  ck_assert(everywhere(nps_comm_rank(comm) != 0 || write_models()));
+  ck_assert(make_common_folder());
+  ck_assert(everywhere(rank != 0 || write_models()));
   model = open_file("model.safetensors");
   base = open_file("base.safetensors");
   ck_assert_int_eq(nps_inspect_scan(comm, model, base, NULL, &inspect), NPS_OK);
@@ -116,14 +102,7 @@ static void teardown(void) {
   nps_inspect_free(inspect);
   nps_model_free(model);
   nps_model_free(base);
-  nps_comm_barrier(comm);
-  if (nps_comm_rank(comm) != 0) return;
-  const char *const names[] = {"model.safetensors", "base.safetensors"};
-  for (int i = 0; i < 2; i++) {
-    char *path = path_of(names[i]);
-    unlink(path);
-    free(path);
-  }
+  remove_common_folder();
 }
 
 static const nps_inspect_tensor_t *found(const char *name) { return &inspect->tensors[nps_model_find(model, name)]; }
@@ -234,12 +213,12 @@ START_TEST(test_truncated) {
   char *path = path_of("base.safetensors");
   nps_inspect_t *none = NULL;
   nps_comm_barrier(comm);
-  ck_assert(everywhere(nps_comm_rank(comm) != 0 || truncate(path, 4096) == 0));
+  ck_assert(everywhere(rank != 0 || truncate(path, 4096) == 0));
   nps_err_t err = nps_inspect_scan(comm, model, base, NULL, &none);
   bool named = nps_problem_count() > 0 && strstr(nps_problem_text(0), "base.safetensors") != NULL;
   nps_problem_clear();
   ck_assert(everywhere(err == NPS_ERR_INPUT && !none));
-  ck_assert(everywhere(named == (nps_comm_rank(comm) == 0)));
+  ck_assert(everywhere(named == (rank == 0)));
   free(path);
 }
 END_TEST
@@ -288,40 +267,23 @@ static bool origin_is_right(const char *recipe, bool readable) {
 START_TEST(test_origin) {
   const char *recipe = "merge_method: linear\nmodels:\n- {model: models/a, name: first}\n"
                        "- {model: models/b, name: second}\n";
-  bool root = nps_comm_rank(comm) == 0;
+  bool root = rank == 0;
   ck_assert(everywhere(!root || origin_is_right(recipe, true)));
   ck_assert(everywhere(!root || origin_is_right("from: a later version\n", false)));
 }
 END_TEST
 
 int main(int argc, char **argv) {
-  MPI_Init(&argc, &argv);
-  comm = nps_comm_from_mpi(MPI_COMM_WORLD);
-  int pid = (int)getpid();
-  MPI_Bcast(&pid, 1, MPI_INT, 0, MPI_COMM_WORLD);
-  const char *tmp = getenv("TMPDIR");
-  snprintf(folder, sizeof folder, "%s/nps_inspect_%d", tmp ? tmp : "/tmp", pid);
-  if (nps_comm_rank(comm) == 0 && mkdir(folder, 0700) != 0) MPI_Abort(MPI_COMM_WORLD, 1);
-  Suite *suite = suite_create("inspect");
-  TCase *tc = tcase_create("inspect");
-  tcase_add_checked_fixture(tc, setup, teardown);
-  tcase_add_test(tc, test_norms_of_a_big_tensor);
-  tcase_add_test(tc, test_sum_has_the_fixed_order);
-  tcase_add_test(tc, test_types);
-  tcase_add_test(tc, test_nonfinite);
-  tcase_add_test(tc, test_one_side_only);
-  tcase_add_test(tc, test_json);
-  tcase_add_test(tc, test_truncated);
-  tcase_add_test(tc, test_origin);
-  suite_add_tcase(suite, tc);
-  SRunner *runner = srunner_create(suite);
-  srunner_set_fork_status(runner, CK_NOFORK);
-  if (nps_comm_rank(comm) == 0) srunner_set_tap(runner, "-");
-  srunner_run_all(runner, CK_SILENT);
-  int failed = srunner_ntests_failed(runner);
-  srunner_free(runner);
-  if (nps_comm_rank(comm) == 0) rmdir(folder);
-  nps_comm_free(comm);
-  MPI_Finalize();
-  return failed == 0 ? 0 : 1;
+  start_mpi(&argc, &argv);
+  TCase *cases = tcase_create("inspect");
+  tcase_add_checked_fixture(cases, setup, teardown);
+  tcase_add_test(cases, test_norms_of_a_big_tensor);
+  tcase_add_test(cases, test_sum_has_the_fixed_order);
+  tcase_add_test(cases, test_types);
+  tcase_add_test(cases, test_nonfinite);
+  tcase_add_test(cases, test_one_side_only);
+  tcase_add_test(cases, test_json);
+  tcase_add_test(cases, test_truncated);
+  tcase_add_test(cases, test_origin);
+  return end_mpi(run_tests_everywhere("inspect", cases));
 }

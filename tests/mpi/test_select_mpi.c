@@ -1,28 +1,10 @@
-#include "nps/comm_mpi.h"
+#include "../naive_select.h"
+#include "../nps_check_mpi.h"
 #include "nps/delta.h"
-
-#include <check.h>
-#include <math.h>
-#include <stdlib.h>
-#include <string.h>
 
 enum { N = 9001, MOST_RANKS = 64 };
 
-static nps_comm_t *comm;
-static int rank, size;
 static nps_select_t *selection;
-
-/* A failing assertion on one rank alone would leave the others waiting. */
-static bool everywhere(bool ok) {
-  int64_t bad = ok ? 0 : 1;
-  nps_comm_sum_i64(comm, &bad, 1);
-  return bad == 0;
-}
-
-static uint64_t next_random(uint64_t *state) {
-  *state = *state * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
-  return *state >> 33;
-}
 
 /* Different ones, many ties, zeros of both signs with a few others, all equal, all in one bin of the upper bits. */
 enum { DIFFERENT, TIES, ZEROS, EQUAL, ONE_BIN, KINDS };
@@ -57,27 +39,6 @@ static void cut_line(int how, uint64_t seed, int64_t *cut) {
   }
   cut[size] = N;
   qsort(cut, (size_t)size + 1, sizeof *cut, compare_cuts);
-}
-
-/* ---- the naive selection ---- */
-
-typedef struct {
-  float magnitude;
-  int64_t index;
-} entry_t;
-
-static int by_magnitude_then_index(const void *a, const void *b) {
-  const entry_t *x = a, *y = b;
-  if (x->magnitude != y->magnitude) return x->magnitude > y->magnitude ? -1 : 1;
-  return x->index < y->index ? -1 : 1;
-}
-
-static void keep_slowly(float *x, int64_t n, int64_t k) {
-  entry_t *entries = nps_xcalloc((size_t)n, sizeof *entries);
-  for (int64_t i = 0; i < n; i++) entries[i] = (entry_t){fabsf(x[i]), i};
-  qsort(entries, (size_t)n, sizeof *entries, by_magnitude_then_index);
-  for (int64_t i = k; i < n; i++) x[entries[i].index] = 0;
-  free(entries);
 }
 
 /* ---- the tests ---- */
@@ -131,24 +92,12 @@ START_TEST(ties_go_to_the_first_ranks) {
 END_TEST
 
 int main(int argc, char **argv) {
-  MPI_Init(&argc, &argv);
-  comm = nps_comm_from_mpi(MPI_COMM_WORLD);
-  rank = nps_comm_rank(comm);
-  size = nps_comm_size(comm);
+  start_mpi(&argc, &argv);
   selection = nps_select_new();
-  Suite *suite = suite_create("select");
   TCase *cases = tcase_create("select");
   tcase_add_loop_test(cases, ranks_keep_what_one_rank_keeps, 0, KINDS);
   tcase_add_test(cases, ties_go_to_the_first_ranks);
-  suite_add_tcase(suite, cases);
-  SRunner *runner = srunner_create(suite);
-  srunner_set_fork_status(runner, CK_NOFORK);
-  if (rank == 0) srunner_set_tap(runner, "-");
-  srunner_run_all(runner, CK_SILENT);
-  int failed = srunner_ntests_failed(runner);
-  srunner_free(runner);
+  int64_t failed = run_tests_everywhere("select", cases);
   nps_select_free(selection);
-  nps_comm_free(comm);
-  MPI_Finalize();
-  return failed == 0 ? 0 : 1;
+  return end_mpi(failed);
 }

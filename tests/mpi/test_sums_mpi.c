@@ -1,29 +1,12 @@
-#include "nps/comm_mpi.h"
+#include "../nps_check_mpi.h"
 #include "nps/delta.h"
 
-#include <check.h>
 #include <float.h>
 #include <math.h>
-#include <stdlib.h>
-#include <string.h>
 
 enum { MOST = 9 * NPS_BLOCK };
 
-static nps_comm_t *comm;
-static int rank, size;
 static float *x; /* [MOST] */
-
-/* A failing assertion on one rank alone would leave the others waiting. */
-static bool everywhere(bool ok) {
-  int64_t bad = ok ? 0 : 1;
-  nps_comm_sum_i64(comm, &bad, 1);
-  return bad == 0;
-}
-
-static uint64_t next_random(uint64_t *state) {
-  *state = *state * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
-  return *state >> 33;
-}
 
 /* Values of very different sizes, so that another order of additions gives other bits. */
 static void set_up(void) {
@@ -132,24 +115,11 @@ START_TEST(a_part_of_the_ranks_can_share_a_tensor) {
 END_TEST
 
 int main(int argc, char **argv) {
-  MPI_Init(&argc, &argv);
-  comm = nps_comm_from_mpi(MPI_COMM_WORLD);
-  rank = nps_comm_rank(comm);
-  size = nps_comm_size(comm);
-  Suite *suite = suite_create("sums");
+  start_mpi(&argc, &argv);
   TCase *cases = tcase_create("sums");
   tcase_add_unchecked_fixture(cases, set_up, tear_down);
   tcase_add_loop_test(cases, totals_are_the_same_bits_for_any_cut, 0, CUTS);
   tcase_add_test(cases, totals_are_close_to_the_exact_sum);
   tcase_add_test(cases, a_part_of_the_ranks_can_share_a_tensor);
-  suite_add_tcase(suite, cases);
-  SRunner *runner = srunner_create(suite);
-  srunner_set_fork_status(runner, CK_NOFORK);
-  if (rank == 0) srunner_set_tap(runner, "-");
-  srunner_run_all(runner, CK_SILENT);
-  int failed = srunner_ntests_failed(runner);
-  srunner_free(runner);
-  nps_comm_free(comm);
-  MPI_Finalize();
-  return failed == 0 ? 0 : 1;
+  return end_mpi(run_tests_everywhere("sums", cases));
 }

@@ -3,15 +3,9 @@
 #ifndef NPS_TEST_MODEL_FILES_H
 #define NPS_TEST_MODEL_FILES_H
 
+#include "../nps_check.h"
 #include "nps/model.h"
 
-#include <check.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <unistd.h>
-
-static char folder[512];
 static char note[4096];
 
 static void keep_note(void *ctx, const char *text) {
@@ -20,17 +14,14 @@ static void keep_note(void *ctx, const char *text) {
 }
 
 static void set_up(void) {
-  const char *tmp = getenv("TMPDIR");
-  snprintf(folder, sizeof folder, "%s/nps-test-model-XXXXXX", tmp ? tmp : "/tmp");
-  ck_assert_ptr_nonnull(mkdtemp(folder));
+  ck_assert(make_new_folder());
   note[0] = '\0';
   nps_note_set_sink(keep_note, NULL);
 }
 
 static void tear_down(void) {
-  char command[600];
-  snprintf(command, sizeof command, "rm -r '%s'", folder);
-  ck_assert_int_eq(system(command), 0);
+  remove_all(folder);
+  ck_assert_int_ne(access(folder, F_OK), 0);
   nps_problem_clear();
   nps_note_set_sink(NULL, NULL);
 }

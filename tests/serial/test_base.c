@@ -1,11 +1,7 @@
+#include "../nps_check.h"
 #include "nps/base.h"
 
-#include <check.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/wait.h>
-#include <unistd.h>
 
 START_TEST(problems_show_no_control_characters) {
   nps_fail(NPS_ERR_INPUT, "a\x1b[31mb\tc\nd\x7f é");
@@ -198,7 +194,6 @@ START_TEST(clock_does_not_run_backwards) {
 END_TEST
 
 int main(void) {
-  Suite *suite = suite_create("base");
   TCase *cases = tcase_create("base");
   tcase_add_test(cases, problems_show_no_control_characters);
   tcase_add_test(cases, exit_codes_are_those_of_the_manual);
@@ -214,12 +209,5 @@ int main(void) {
   tcase_add_test(cases, nearest_word_is_close_or_none);
   tcase_add_test(cases, bytes_are_written_for_people);
   tcase_add_test(cases, clock_does_not_run_backwards);
-  suite_add_tcase(suite, cases);
-  SRunner *runner = srunner_create(suite);
-  srunner_set_fork_status(runner, CK_NOFORK);
-  srunner_set_tap(runner, "-");
-  srunner_run_all(runner, CK_SILENT);
-  int failed = srunner_ntests_failed(runner);
-  srunner_free(runner);
-  return failed == 0 ? 0 : 1;
+  return run_tests("base", cases);
 }

@@ -1,10 +1,6 @@
 /* Command lines: parsing, messages, help and version texts. */
+#include "../nps_check.h"
 #include "nps_merge_options.h"
-
-#include <check.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 
 static cli_merge_options_t o;
 static cli_request_t request;
@@ -199,27 +195,20 @@ START_TEST(test_go_on) {
 END_TEST
 
 int main(void) {
-  Suite *suite = suite_create("cli");
-  TCase *tc = tcase_create("cli");
-  tcase_add_test(tc, test_defaults);
-  tcase_add_test(tc, test_every_option);
-  tcase_add_test(tc, test_output_forms);
-  tcase_add_test(tc, test_double_dash);
-  tcase_add_test(tc, test_overrides);
-  tcase_add_test(tc, test_refused);
-  tcase_add_test(tc, test_all_problems);
-  tcase_add_test(tc, test_help_and_version_win);
-  tcase_add_test(tc, test_help_text);
-  tcase_add_test(tc, test_version_text);
-  tcase_add_test(tc, test_table_is_unambiguous);
-  tcase_add_test(tc, test_go_on);
-  suite_add_tcase(suite, tc);
-  SRunner *runner = srunner_create(suite);
-  srunner_set_fork_status(runner, CK_NOFORK);
-  srunner_set_tap(runner, "-");
-  srunner_run_all(runner, CK_SILENT);
-  int failed = srunner_ntests_failed(runner);
-  srunner_free(runner);
+  TCase *cases = tcase_create("cli");
+  tcase_add_test(cases, test_defaults);
+  tcase_add_test(cases, test_every_option);
+  tcase_add_test(cases, test_output_forms);
+  tcase_add_test(cases, test_double_dash);
+  tcase_add_test(cases, test_overrides);
+  tcase_add_test(cases, test_refused);
+  tcase_add_test(cases, test_all_problems);
+  tcase_add_test(cases, test_help_and_version_win);
+  tcase_add_test(cases, test_help_text);
+  tcase_add_test(cases, test_version_text);
+  tcase_add_test(cases, test_table_is_unambiguous);
+  tcase_add_test(cases, test_go_on);
+  const int code = run_tests("cli", cases);
   cli_merge_options_free(&o);
-  return failed == 0 ? 0 : 1;
+  return code;
 }

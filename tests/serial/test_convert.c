@@ -1,9 +1,7 @@
+#include "../nps_check.h"
 #include "nps/tensor.h"
 
-#include <check.h>
 #include <math.h>
-#include <stdlib.h>
-#include <string.h>
 
 enum { VALUES = 65536 };
 
@@ -49,7 +47,7 @@ static uint16_t narrow_one(const half_t *h, double x) {
   return bits;
 }
 
-static uint64_t next_random(uint64_t *state) {
+static uint64_t any_word(uint64_t *state) {
   uint64_t z = *state += UINT64_C(0x9e3779b97f4a7c15);
   z = (z ^ (z >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
   z = (z ^ (z >> 27)) * UINT64_C(0x94d049bb133111eb);
@@ -58,7 +56,7 @@ static uint64_t next_random(uint64_t *state) {
 
 /* Any bits: all exponents are equally likely, NaN and infinity included. */
 static double any_double(uint64_t *state) {
-  uint64_t bits = next_random(state);
+  uint64_t bits = any_word(state);
   double x;
   memcpy(&x, &bits, sizeof x);
   return x;
@@ -128,7 +126,7 @@ START_TEST(random_values_round_to_the_nearer_neighbour) {
   int wrong = 0;
   for (int i = 0; i < 400000; i++) {
     double x = any_double(&state);
-    if (i % 2) x = (i % 4 == 1 ? 1 : -1) * ldexp(1 + fabs(remainder(x, 1)), (int)(next_random(&state) % 60) - 40);
+    if (i % 2) x = (i % 4 == 1 ? 1 : -1) * ldexp(1 + fabs(remainder(x, 1)), (int)(any_word(&state) % 60) - 40);
     wrong += !isnan(x) && narrow_one(h, x) != round_slowly(h, x);
   }
   ck_assert_int_eq(wrong, 0);
@@ -140,7 +138,7 @@ START_TEST(float16_is_the_compilers) {
   uint64_t state = 23;
   int wrong = 0;
   for (int i = 0; i < 400000; i++) {
-    double x = ldexp(1 + (double)(next_random(&state) >> 11) * 0x1p-53, (int)(next_random(&state) % 50) - 30);
+    double x = ldexp(1 + (double)(any_word(&state) >> 11) * 0x1p-53, (int)(any_word(&state) % 50) - 30);
     if (i % 2) x = -x;
     _Float16 expected = (_Float16)x;
     uint16_t bits = 0;
@@ -156,7 +154,7 @@ START_TEST(float32_rounds_to_nearest_even) {
   uint64_t state = 5;
   int wrong = 0;
   for (int i = 0; i < 100000; i++) {
-    uint32_t low = (uint32_t)next_random(&state) & 0x7fffffffu;
+    uint32_t low = (uint32_t)any_word(&state) & 0x7fffffffu;
     if (low >= 0x7f7fffffu) continue;
     float a, b, tie_to;
     memcpy(&a, &low, sizeof a);
@@ -179,7 +177,7 @@ START_TEST(float64_and_float32_are_passed_on_as_they_are) {
   enum { N = 1001 };
   uint64_t state = 8, bits[N], wide[N], back[N];
   uint32_t single[N], copy[N];
-  for (int i = 0; i < N; i++) bits[i] = next_random(&state), single[i] = (uint32_t)next_random(&state);
+  for (int i = 0; i < N; i++) bits[i] = any_word(&state), single[i] = (uint32_t)any_word(&state);
   nps_tensor_widen(NPS_F64, bits, N, (double *)wide);
   nps_tensor_narrow((const double *)bits, N, NPS_F64, back);
   nps_tensor_widen_f32(NPS_F32, single, N, (float *)copy);
@@ -284,7 +282,6 @@ START_TEST(other_types_have_no_infinity) {
 END_TEST
 
 int main(void) {
-  Suite *suite = suite_create("convert");
   TCase *cases = tcase_create("convert");
   tcase_add_loop_test(cases, every_16_bit_value_widens_exactly_and_narrows_back, 0, 2);
   tcase_add_loop_test(cases, all_ties_and_their_neighbours_round_once, 0, 2);
@@ -299,12 +296,5 @@ int main(void) {
   tcase_add_loop_test(cases, nan_and_infinity_are_found_wherever_they_are, 0, 4);
   tcase_add_test(cases, the_first_of_several_is_found);
   tcase_add_test(cases, other_types_have_no_infinity);
-  suite_add_tcase(suite, cases);
-  SRunner *runner = srunner_create(suite);
-  srunner_set_fork_status(runner, CK_NOFORK);
-  srunner_set_tap(runner, "-");
-  srunner_run_all(runner, CK_SILENT);
-  int failed = srunner_ntests_failed(runner);
-  srunner_free(runner);
-  return failed == 0 ? 0 : 1;
+  return run_tests("convert", cases);
 }

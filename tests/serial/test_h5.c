@@ -1,28 +1,21 @@
+#include "../nps_check.h"
 #include "nps/h5.h"
 
-#include <check.h>
 #include <fcntl.h>
 #include <signal.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/file.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
-static char folder[512], path[600];
+static char path[600];
 
 static void set_up(void) {
-  const char *tmp = getenv("TMPDIR");
-  snprintf(folder, sizeof folder, "%s/nps-test-h5-XXXXXX", tmp ? tmp : "/tmp");
-  ck_assert_ptr_nonnull(mkdtemp(folder));
+  ck_assert(make_new_folder());
   snprintf(path, sizeof path, "%s/file.h5", folder);
 }
 
 static void tear_down(void) {
-  unlink(path);
-  rmdir(folder);
+  remove_all(folder);
   nps_problem_clear();
 }
 
@@ -304,25 +297,17 @@ START_TEST(two_runs_give_the_same_bytes) {
 END_TEST
 
 int main(void) {
-  Suite *s = suite_create("h5");
-  TCase *tc = tcase_create("h5");
-  tcase_add_checked_fixture(tc, set_up, tear_down);
-  tcase_add_test(tc, every_type_is_found_again);
-  tcase_add_test(tc, ranges_are_row_major);
-  tcase_add_test(tc, scalars_and_empty_datasets_work);
-  tcase_add_test(tc, attributes_and_small_datasets_come_back);
-  tcase_add_test(tc, wrong_names_types_and_ranges_are_refused);
-  tcase_add_test(tc, files_that_cannot_be_used_say_why);
-  tcase_add_test(tc, a_truncated_file_is_an_error);
-  tcase_add_test(tc, a_locked_file_names_the_way_out);
-  tcase_add_test(tc, a_failing_write_tells_the_cause);
-  tcase_add_test(tc, two_runs_give_the_same_bytes);
-  suite_add_tcase(s, tc);
-  SRunner *sr = srunner_create(s);
-  srunner_set_fork_status(sr, CK_NOFORK);
-  srunner_set_tap(sr, "-");
-  srunner_run_all(sr, CK_SILENT);
-  int failed = srunner_ntests_failed(sr);
-  srunner_free(sr);
-  return failed == 0 ? 0 : 1;
+  TCase *cases = tcase_create("h5");
+  tcase_add_checked_fixture(cases, set_up, tear_down);
+  tcase_add_test(cases, every_type_is_found_again);
+  tcase_add_test(cases, ranges_are_row_major);
+  tcase_add_test(cases, scalars_and_empty_datasets_work);
+  tcase_add_test(cases, attributes_and_small_datasets_come_back);
+  tcase_add_test(cases, wrong_names_types_and_ranges_are_refused);
+  tcase_add_test(cases, files_that_cannot_be_used_say_why);
+  tcase_add_test(cases, a_truncated_file_is_an_error);
+  tcase_add_test(cases, a_locked_file_names_the_way_out);
+  tcase_add_test(cases, a_failing_write_tells_the_cause);
+  tcase_add_test(cases, two_runs_give_the_same_bytes);
+  return run_tests("h5", cases);
 }

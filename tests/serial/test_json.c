@@ -1,25 +1,15 @@
+#include "../nps_check.h"
 #include "nps/json.h"
 
-#include <check.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
-static char folder[512], path[600];
+static char path[600];
 
 static void set_up(void) {
-  const char *tmp = getenv("TMPDIR");
-  snprintf(folder, sizeof folder, "%s/nps-test-json-XXXXXX", tmp ? tmp : "/tmp");
-  ck_assert_ptr_nonnull(mkdtemp(folder));
+  ck_assert(make_new_folder());
   snprintf(path, sizeof path, "%s/file.json", folder);
 }
 
-static void tear_down(void) {
-  unlink(path);
-  rmdir(folder);
-}
+static void tear_down(void) { remove_all(folder); }
 
 static void put_file(const char *bytes, size_t n) {
   FILE *f = fopen(path, "wb");
@@ -167,7 +157,6 @@ START_TEST(json_files_are_loaded) {
 END_TEST
 
 int main(void) {
-  Suite *suite = suite_create("json");
   TCase *cases = tcase_create("json");
   tcase_add_checked_fixture(cases, set_up, tear_down);
   tcase_add_test(cases, files_are_read_whole);
@@ -179,12 +168,5 @@ int main(void) {
                       (int)(sizeof malformed / sizeof *malformed));
   tcase_add_test(cases, absurd_nesting_is_an_error);
   tcase_add_test(cases, json_files_are_loaded);
-  suite_add_tcase(suite, cases);
-  SRunner *runner = srunner_create(suite);
-  srunner_set_fork_status(runner, CK_NOFORK);
-  srunner_set_tap(runner, "-");
-  srunner_run_all(runner, CK_SILENT);
-  int failed = srunner_ntests_failed(runner);
-  srunner_free(runner);
-  return failed == 0 ? 0 : 1;
+  return run_tests("json", cases);
 }

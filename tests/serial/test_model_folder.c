@@ -186,25 +186,17 @@ START_TEST(the_bundled_examples_are_read) {
 END_TEST
 
 int main(void) {
-  Suite *s = suite_create("model_folder");
-  TCase *tc = tcase_create("model_folder");
-  tcase_add_checked_fixture(tc, set_up, tear_down);
-  tcase_add_test(tc, shards_are_read_by_their_index);
-  tcase_add_test(tc, a_wrong_total_size_is_noted);
-  tcase_add_loop_test(tc, indexes_that_disagree_are_refused, 0, (int)(sizeof bad_indexes / sizeof *bad_indexes));
-  tcase_add_test(tc, tensors_outside_of_the_index_are_refused);
-  tcase_add_test(tc, shards_without_an_index_are_refused);
-  tcase_add_test(tc, the_single_file_comes_first);
-  tcase_add_test(tc, other_folders_are_refused);
-  tcase_add_test(tc, a_bad_config_is_refused);
-  tcase_add_test(tc, models_are_found_beside_the_config_and_in_the_cache);
-  tcase_add_test(tc, the_bundled_examples_are_read);
-  suite_add_tcase(s, tc);
-  SRunner *sr = srunner_create(s);
-  srunner_set_fork_status(sr, CK_NOFORK);
-  srunner_set_tap(sr, "-");
-  srunner_run_all(sr, CK_SILENT);
-  int failed = srunner_ntests_failed(sr);
-  srunner_free(sr);
-  return failed == 0 ? 0 : 1;
+  TCase *cases = tcase_create("model_folder");
+  tcase_add_checked_fixture(cases, set_up, tear_down);
+  tcase_add_test(cases, shards_are_read_by_their_index);
+  tcase_add_test(cases, a_wrong_total_size_is_noted);
+  tcase_add_loop_test(cases, indexes_that_disagree_are_refused, 0, (int)(sizeof bad_indexes / sizeof *bad_indexes));
+  tcase_add_test(cases, tensors_outside_of_the_index_are_refused);
+  tcase_add_test(cases, shards_without_an_index_are_refused);
+  tcase_add_test(cases, the_single_file_comes_first);
+  tcase_add_test(cases, other_folders_are_refused);
+  tcase_add_test(cases, a_bad_config_is_refused);
+  tcase_add_test(cases, models_are_found_beside_the_config_and_in_the_cache);
+  tcase_add_test(cases, the_bundled_examples_are_read);
+  return run_tests("model_folder", cases);
 }

@@ -1,10 +1,7 @@
+#include "../nps_check.h"
 #include "nps/model.h"
 
-#include <check.h>
 #include <math.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 
 static char note[2048];
 
@@ -192,22 +189,14 @@ START_TEST(layers_are_found_in_names) {
 END_TEST
 
 int main(void) {
-  Suite *s = suite_create("model_match");
-  TCase *tc = tcase_create("model_match");
-  tcase_add_checked_fixture(tc, set_up, tear_down);
-  tcase_add_test(tc, the_base_decides_what_is_merged);
-  tcase_add_test(tc, a_single_model_brings_its_head);
-  tcase_add_test(tc, without_a_base_the_common_tensors_are_merged);
-  tcase_add_test(tc, misfits_are_all_listed);
-  tcase_add_test(tc, nothing_in_common_is_an_error);
-  tcase_add_test(tc, quantised_models_are_refused);
-  tcase_add_test(tc, layers_are_found_in_names);
-  suite_add_tcase(s, tc);
-  SRunner *sr = srunner_create(s);
-  srunner_set_fork_status(sr, CK_NOFORK);
-  srunner_set_tap(sr, "-");
-  srunner_run_all(sr, CK_SILENT);
-  int failed = srunner_ntests_failed(sr);
-  srunner_free(sr);
-  return failed == 0 ? 0 : 1;
+  TCase *cases = tcase_create("model_match");
+  tcase_add_checked_fixture(cases, set_up, tear_down);
+  tcase_add_test(cases, the_base_decides_what_is_merged);
+  tcase_add_test(cases, a_single_model_brings_its_head);
+  tcase_add_test(cases, without_a_base_the_common_tensors_are_merged);
+  tcase_add_test(cases, misfits_are_all_listed);
+  tcase_add_test(cases, nothing_in_common_is_an_error);
+  tcase_add_test(cases, quantised_models_are_refused);
+  tcase_add_test(cases, layers_are_found_in_names);
+  return run_tests("model_match", cases);
 }

@@ -251,26 +251,18 @@ START_TEST(mutated_headers_never_crash) {
 END_TEST
 
 int main(void) {
-  Suite *s = suite_create("model_open");
-  TCase *tc = tcase_create("model_open");
-  tcase_set_timeout(tc, 60);
-  tcase_add_checked_fixture(tc, set_up, tear_down);
-  tcase_add_test(tc, a_single_file_is_read);
-  tcase_add_test(tc, packed_catalogues_are_equal);
-  tcase_add_loop_test(tc, malformed_headers_are_refused, 0, (int)(sizeof bad_headers / sizeof *bad_headers));
-  tcase_add_test(tc, absurd_lengths_are_refused);
-  tcase_add_test(tc, all_problems_are_listed_up_to_a_limit);
-  tcase_add_test(tc, hdf5_files_are_read);
-  tcase_add_test(tc, unusable_datasets_are_refused);
-  tcase_add_test(tc, archives_are_not_built_yet);
-  tcase_add_loop_test(tc, foreign_hdf5_files_are_refused, 0, (int)(sizeof bad_formats / sizeof *bad_formats));
-  tcase_add_test(tc, mutated_headers_never_crash);
-  suite_add_tcase(s, tc);
-  SRunner *sr = srunner_create(s);
-  srunner_set_fork_status(sr, CK_NOFORK);
-  srunner_set_tap(sr, "-");
-  srunner_run_all(sr, CK_SILENT);
-  int failed = srunner_ntests_failed(sr);
-  srunner_free(sr);
-  return failed == 0 ? 0 : 1;
+  TCase *cases = tcase_create("model_open");
+  tcase_set_timeout(cases, 60);
+  tcase_add_checked_fixture(cases, set_up, tear_down);
+  tcase_add_test(cases, a_single_file_is_read);
+  tcase_add_test(cases, packed_catalogues_are_equal);
+  tcase_add_loop_test(cases, malformed_headers_are_refused, 0, (int)(sizeof bad_headers / sizeof *bad_headers));
+  tcase_add_test(cases, absurd_lengths_are_refused);
+  tcase_add_test(cases, all_problems_are_listed_up_to_a_limit);
+  tcase_add_test(cases, hdf5_files_are_read);
+  tcase_add_test(cases, unusable_datasets_are_refused);
+  tcase_add_test(cases, archives_are_not_built_yet);
+  tcase_add_loop_test(cases, foreign_hdf5_files_are_refused, 0, (int)(sizeof bad_formats / sizeof *bad_formats));
+  tcase_add_test(cases, mutated_headers_never_crash);
+  return run_tests("model_open", cases);
 }

@@ -1,9 +1,6 @@
+#include "../nps_check.h"
 #include "merge_internal.h"
 #include "nps/config.h"
-
-#include <check.h>
-#include <stdlib.h>
-#include <string.h>
 
 /* ---- a layout made by hand: three layers and what surrounds them ---- */
 
@@ -333,7 +330,6 @@ START_TEST(methods_are_found_by_name) {
 END_TEST
 
 int main(void) {
-  Suite *suite = suite_create("params");
   TCase *cases = tcase_create("params");
   tcase_add_test(cases, a_models_own_parameters_come_before_global_ones);
   tcase_add_test(cases, lists_are_interpolated_over_the_layers);
@@ -347,13 +343,7 @@ int main(void) {
   tcase_add_test(cases, settings_of_the_command_line_have_no_line);
   tcase_add_test(cases, parameters_of_other_methods_are_noted);
   tcase_add_test(cases, methods_are_found_by_name);
-  suite_add_tcase(suite, cases);
-  SRunner *runner = srunner_create(suite);
-  srunner_set_fork_status(runner, CK_NOFORK);
-  srunner_set_tap(runner, "-");
-  srunner_run_all(runner, CK_SILENT);
-  int failed = srunner_ntests_failed(runner);
-  srunner_free(runner);
+  const int code = run_tests("params", cases);
   free(notes.text);
-  return failed == 0 ? 0 : 1;
+  return code;
 }

@@ -1,16 +1,12 @@
 /* Reports: bars on a terminal, plain lines elsewhere, logs, tables, problems. Each case runs in a child whose stdout and
  * stderr are a pseudo-terminal or files. */
+#include "../nps_check.h"
 #include "nps/report.h"
 
-#include <check.h>
 #include <fcntl.h>
 #include <pty.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/wait.h>
 #include <time.h>
-#include <unistd.h>
 
 #define MIB ((int64_t)1 << 20)
 
@@ -305,7 +301,7 @@ START_TEST(test_notes) {
 }
 END_TEST
 
-static char log_path[512];
+static char log_path[600];
 
 static void log_things(void) {
   nps_report_t *report = open_report(false, false, log_path);
@@ -340,8 +336,8 @@ static void expect_text(FILE *log, const char *name, const char *key, const char
 }
 
 START_TEST(test_log) {
-  const char *tmp = getenv("TMPDIR");
-  snprintf(log_path, sizeof log_path, "%s/nps_report_%d.jsonl", tmp ? tmp : "/tmp", (int)getpid());
+  ck_assert(make_new_folder());
+  snprintf(log_path, sizeof log_path, "%s/log.jsonl", folder);
   time_t before = time(NULL);
   for (int i = 0; i < 2; i++) run_on_files(log_things);
   FILE *log = fopen(log_path, "r");
@@ -362,7 +358,7 @@ START_TEST(test_log) {
   }
   ck_assert_int_eq(fgetc(log), EOF);
   fclose(log);
-  unlink(log_path);
+  remove_all(folder);
 }
 END_TEST
 
@@ -425,32 +421,24 @@ START_TEST(test_detail) {
 END_TEST
 
 int main(void) {
-  Suite *suite = suite_create("report");
-  TCase *tc = tcase_create("report");
-  tcase_set_timeout(tc, 60);
-  tcase_add_test(tc, test_bar_on_terminal);
-  tcase_add_test(tc, test_no_color);
-  tcase_add_test(tc, test_bar_fits);
-  tcase_add_test(tc, test_bar_is_not_redrawn_often);
-  tcase_add_test(tc, test_note_clears_bar);
-  tcase_add_test(tc, test_plain_lines);
-  tcase_add_test(tc, test_dumb_terminal);
-  tcase_add_test(tc, test_behind_launcher);
-  tcase_add_test(tc, test_quiet);
-  tcase_add_test(tc, test_table);
-  tcase_add_test(tc, test_problems);
-  tcase_add_test(tc, test_notes);
-  tcase_add_test(tc, test_log);
-  tcase_add_test(tc, test_log_cannot_be_opened);
-  tcase_add_test(tc, test_log_is_given_up);
-  tcase_add_test(tc, test_null);
-  tcase_add_test(tc, test_detail);
-  suite_add_tcase(suite, tc);
-  SRunner *runner = srunner_create(suite);
-  srunner_set_fork_status(runner, CK_NOFORK);
-  srunner_set_tap(runner, "-");
-  srunner_run_all(runner, CK_SILENT);
-  int failed = srunner_ntests_failed(runner);
-  srunner_free(runner);
-  return failed == 0 ? 0 : 1;
+  TCase *cases = tcase_create("report");
+  tcase_set_timeout(cases, 60);
+  tcase_add_test(cases, test_bar_on_terminal);
+  tcase_add_test(cases, test_no_color);
+  tcase_add_test(cases, test_bar_fits);
+  tcase_add_test(cases, test_bar_is_not_redrawn_often);
+  tcase_add_test(cases, test_note_clears_bar);
+  tcase_add_test(cases, test_plain_lines);
+  tcase_add_test(cases, test_dumb_terminal);
+  tcase_add_test(cases, test_behind_launcher);
+  tcase_add_test(cases, test_quiet);
+  tcase_add_test(cases, test_table);
+  tcase_add_test(cases, test_problems);
+  tcase_add_test(cases, test_notes);
+  tcase_add_test(cases, test_log);
+  tcase_add_test(cases, test_log_cannot_be_opened);
+  tcase_add_test(cases, test_log_is_given_up);
+  tcase_add_test(cases, test_null);
+  tcase_add_test(cases, test_detail);
+  return run_tests("report", cases);
 }

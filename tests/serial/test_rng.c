@@ -1,8 +1,5 @@
+#include "../nps_check.h"
 #include "nps/rng.h"
-
-#include <check.h>
-#include <stdlib.h>
-#include <string.h>
 
 /* The known answers for philox4x32-10 that come with Random123. */
 START_TEST(blocks_are_the_published_ones) {
@@ -114,19 +111,11 @@ START_TEST(bits_are_balanced) {
 END_TEST
 
 int main(void) {
-  Suite *suite = suite_create("rng");
   TCase *cases = tcase_create("rng");
   tcase_add_test(cases, blocks_are_the_published_ones);
   tcase_add_test(cases, blocks_are_those_of_the_definition);
   tcase_add_loop_test(cases, words_are_the_blocks_one_after_the_other, 0, (int)(sizeof starts / sizeof *starts));
   tcase_add_test(cases, words_do_not_depend_on_the_cut);
   tcase_add_test(cases, bits_are_balanced);
-  suite_add_tcase(suite, cases);
-  SRunner *runner = srunner_create(suite);
-  srunner_set_fork_status(runner, CK_NOFORK);
-  srunner_set_tap(runner, "-");
-  srunner_run_all(runner, CK_SILENT);
-  int failed = srunner_ntests_failed(runner);
-  srunner_free(runner);
-  return failed == 0 ? 0 : 1;
+  return run_tests("rng", cases);
 }

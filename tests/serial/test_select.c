@@ -1,18 +1,10 @@
+#include "../naive_select.h"
+#include "../nps_check.h"
 #include "nps/comm_mpi.h"
 #include "nps/delta.h"
 
-#include <check.h>
-#include <math.h>
-#include <stdlib.h>
-#include <string.h>
-
 static nps_comm_t *self;
 static nps_select_t *selection; /* used again and again, as in a merge */
-
-static uint64_t next_random(uint64_t *state) {
-  *state = *state * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
-  return *state >> 33;
-}
 
 static float of_bits(uint32_t bits) {
   float x;
@@ -55,28 +47,6 @@ static float anything(uint64_t *s) {
 typedef float entry_fn(uint64_t *state);
 static entry_fn *const kinds[] = {normal_like, few_different, zero, equal, tiny, near_one, at_borders, anything};
 enum { KINDS = sizeof kinds / sizeof *kinds };
-
-/* ---- the naive selection ---- */
-
-typedef struct {
-  float magnitude;
-  int64_t index;
-} entry_t;
-
-static int by_magnitude_then_index(const void *a, const void *b) {
-  const entry_t *x = a, *y = b;
-  if (x->magnitude != y->magnitude) return x->magnitude > y->magnitude ? -1 : 1;
-  return x->index < y->index ? -1 : 1;
-}
-
-/* Sets to zero all but the k that come first. */
-static void keep_slowly(float *x, int64_t n, int64_t k) {
-  entry_t *entries = nps_xcalloc((size_t)n, sizeof *entries);
-  for (int64_t i = 0; i < n; i++) entries[i] = (entry_t){fabsf(x[i]), i};
-  qsort(entries, (size_t)n, sizeof *entries, by_magnitude_then_index);
-  for (int64_t i = k; i < n; i++) x[entries[i].index] = 0;
-  free(entries);
-}
 
 /* ---- the selection under test ---- */
 
@@ -203,7 +173,6 @@ int main(int argc, char **argv) {
   MPI_Init(&argc, &argv);
   self = nps_comm_self();
   selection = nps_select_new();
-  Suite *suite = suite_create("select");
   TCase *cases = tcase_create("select");
   tcase_add_loop_test(cases, what_is_kept_is_what_sorting_keeps, 0, KINDS);
   tcase_add_loop_test(cases, every_count_of_a_small_array_is_right, 0, KINDS);
@@ -211,15 +180,9 @@ int main(int argc, char **argv) {
   tcase_add_test(cases, ties_are_counted);
   tcase_add_test(cases, ties_can_be_shared_out_in_another_order);
   tcase_add_loop_test(cases, task_vectors_are_rounded_differences, 0, 4);
-  suite_add_tcase(suite, cases);
-  SRunner *runner = srunner_create(suite);
-  srunner_set_fork_status(runner, CK_NOFORK);
-  srunner_set_tap(runner, "-");
-  srunner_run_all(runner, CK_SILENT);
-  int failed = srunner_ntests_failed(runner);
-  srunner_free(runner);
+  const int code = run_tests("select", cases);
   nps_select_free(selection);
   nps_comm_free(self);
   MPI_Finalize();
-  return failed == 0 ? 0 : 1;
+  return code;
 }

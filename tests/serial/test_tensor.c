@@ -1,11 +1,8 @@
+#include "../nps_check.h"
 #include "nps/tensor.h"
 
-#include <check.h>
 #include <float.h>
 #include <math.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 
 START_TEST(types_have_their_safetensors_names_and_sizes) {
   static const struct {
@@ -104,11 +101,6 @@ START_TEST(shapes_are_written_for_people) {
 }
 END_TEST
 
-static uint64_t next_random(uint64_t *state) {
-  *state = *state * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
-  return *state >> 33;
-}
-
 /* Values of very different sizes, so that another order of additions gives other bits. */
 static double uneven(uint64_t *state) {
   return ldexp((double)next_random(state) / 2147483648.0 - 0.5, (int)(next_random(state) % 40) - 20);
@@ -199,7 +191,6 @@ START_TEST(names_have_their_fnv_1a_hashes) {
 END_TEST
 
 int main(void) {
-  Suite *suite = suite_create("tensor");
   TCase *cases = tcase_create("tensor");
   tcase_add_test(cases, types_have_their_safetensors_names_and_sizes);
   tcase_add_test(cases, unknown_names_of_types_are_refused);
@@ -211,12 +202,5 @@ int main(void) {
   tcase_add_loop_test(cases, sums_do_not_depend_on_the_cut, 0, SUMS);
   tcase_add_loop_test(cases, sums_are_close_to_the_exact_one, 0, SUMS);
   tcase_add_test(cases, names_have_their_fnv_1a_hashes);
-  suite_add_tcase(suite, cases);
-  SRunner *runner = srunner_create(suite);
-  srunner_set_fork_status(runner, CK_NOFORK);
-  srunner_set_tap(runner, "-");
-  srunner_run_all(runner, CK_SILENT);
-  int failed = srunner_ntests_failed(runner);
-  srunner_free(runner);
-  return failed == 0 ? 0 : 1;
+  return run_tests("tensor", cases);
 }
