@@ -1,6 +1,7 @@
 #include "../nps_check.h"
 #include "nps/json.h"
 
+#include <sys/stat.h>
 
 static char path[600];
 
