@@ -27,18 +27,18 @@
 #define NPS_VECTOR_CLONES
 #endif
 
-/** Every error code: name, exit code of the program, text. NPS_ERRORS(X) expands X(name, exit, text) for each. */
+/** Every error code: name, exit code of the program. NPS_ERRORS(X) expands X(name, exit) for each. */
 #define NPS_ERRORS(X)                                                                                                  \
-  X(OK, 0, "done")                                                                                                     \
-  X(ERR_RUNTIME, 1, "failed while running")                                                                            \
-  X(ERR_IO, 1, "reading or writing failed")                                                                            \
-  X(ERR_MEMORY, 1, "out of memory")                                                                                    \
-  X(ERR_CONFIG, 2, "the command line or the config is wrong")                                                          \
-  X(ERR_INPUT, 3, "an input file is missing, corrupt or does not fit the others")                                      \
-  X(ERR_STOPPED, 4, "stopped after saving a snapshot")
+  X(OK, 0)          /* done */                                                                                         \
+  X(ERR_RUNTIME, 1) /* failed while running */                                                                         \
+  X(ERR_IO, 1)      /* reading or writing failed */                                                                    \
+  X(ERR_MEMORY, 1)  /* out of memory */                                                                                \
+  X(ERR_CONFIG, 2)  /* the command line or the config is wrong */                                                      \
+  X(ERR_INPUT, 3)   /* an input file is missing, corrupt or does not fit the others */                                 \
+  X(ERR_STOPPED, 4) /* stopped after saving a snapshot */
 
 typedef enum nps_err {
-#define X(name, exit, text) NPS_##name,
+#define X(name, exit) NPS_##name,
   NPS_ERRORS(X)
 #undef X
       NPS_ERR_COUNT
@@ -46,9 +46,6 @@ typedef enum nps_err {
 
 /** Give the exit code (0 to 4) of the program for an error code. Local. */
 int nps_err_exit_code(nps_err_t err);
-
-/** Give the fixed English text of an error code. Local. The string is static. */
-const char *nps_err_text(nps_err_t err);
 
 /** Choose the code that several problems are reported under: the smallest exit code but 0 wins (2 before 3, 1 before
  *  both, as a run that failed says nothing about its inputs). Local. */
@@ -81,9 +78,6 @@ const char *nps_problem_text(int i);
 
 /** Give the code of recorded problem i. Local. */
 nps_err_t nps_problem_code(int i);
-
-/** Choose the code of all recorded problems (NPS_OK when there are none), see nps_err_worse(). Local. */
-nps_err_t nps_problem_worst(void);
 
 /** Forget all recorded problems. Local. */
 void nps_problem_clear(void);

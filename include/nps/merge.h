@@ -115,10 +115,6 @@ typedef struct nps_merge_method {
  *  @param where  "FILE:LINE: " for the message */
 nps_err_t nps_merge_method_find(const char *name, const char *where, const nps_merge_method_t **out);
 
-/** Count the methods / give one, for tables. Local. */
-int nps_merge_method_count(void);
-const nps_merge_method_t *nps_merge_method_at(int i);
-
 /* ---- a merge ---- */
 
 /** One model as the method counts them. */

@@ -4,11 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const struct {
-  int exit_code;
-  const char *text;
-} error_table[NPS_ERR_COUNT] = {
-#define X(name, exit, text) {exit, text},
+static const int exit_codes[NPS_ERR_COUNT] = {
+#define X(name, exit) exit,
     NPS_ERRORS(X)
 #undef X
 };
@@ -23,9 +20,7 @@ static struct {
   int count;
 } problems;
 
-int nps_err_exit_code(nps_err_t err) { return error_table[err].exit_code; }
-
-const char *nps_err_text(nps_err_t err) { return error_table[err].text; }
+int nps_err_exit_code(nps_err_t err) { return exit_codes[err]; }
 
 nps_err_t nps_err_worse(nps_err_t a, nps_err_t b) {
   if (a == NPS_OK) return b;
@@ -48,12 +43,6 @@ int nps_problem_count(void) { return problems.count; }
 const char *nps_problem_text(int i) { return problems.items[i].text; }
 
 nps_err_t nps_problem_code(int i) { return problems.items[i].code; }
-
-nps_err_t nps_problem_worst(void) {
-  nps_err_t worst = NPS_OK;
-  for (int i = 0; i < problems.count; i++) worst = nps_err_worse(worst, problems.items[i].code);
-  return worst;
-}
 
 void nps_problem_clear(void) {
   for (int i = 0; i < problems.count; i++) free(problems.items[i].text);

@@ -35,10 +35,6 @@ enum { OTHER_PARAMS = sizeof other_params / sizeof *other_params };
 
 const char *const nps_choices_bool[] = {"false", "true", NULL};
 
-int nps_merge_method_count(void) { return METHODS; }
-
-const nps_merge_method_t *nps_merge_method_at(int i) { return methods[i]; }
-
 nps_err_t nps_merge_method_find(const char *name, const char *where, const nps_merge_method_t **out) {
   const char *names[METHODS + PLANNED];
   for (int i = 0; i < METHODS; i++) {

@@ -308,6 +308,9 @@ END_TEST
 
 /* ---- methods ---- */
 
+static const char *const built[] = {"linear",    "task_arithmetic", "ties",       "dare_linear",
+                                    "dare_ties", "slerp",           "passthrough"};
+
 static const char *const methods[][2] = {
     {"tiess", "c.yaml:1: unknown merge_method 'tiess', did you mean 'ties'?"},
     {"model_stock", "c.yaml:1: merge_method 'model_stock' is not built yet"},
@@ -317,9 +320,9 @@ static const char *const methods[][2] = {
 
 START_TEST(methods_are_found_by_name) {
   const nps_merge_method_t *method = NULL;
-  for (int i = 0; i < nps_merge_method_count(); i++) {
-    ck_assert_int_eq(nps_merge_method_find(nps_merge_method_at(i)->name, "", &method), NPS_OK);
-    ck_assert_ptr_eq(method, nps_merge_method_at(i));
+  for (size_t i = 0; i < sizeof built / sizeof *built; i++) {
+    ck_assert_int_eq(nps_merge_method_find(built[i], "", &method), NPS_OK);
+    ck_assert_str_eq(method->name, built[i]);
   }
   for (size_t i = 0; i < sizeof methods / sizeof *methods; i++) {
     ck_assert_int_eq(nps_merge_method_find(methods[i][0], "c.yaml:1: ", &method), NPS_ERR_CONFIG);
