@@ -1,11 +1,7 @@
+#include "../nps_check.h"
 #include "nps/config.h"
 
-#include <check.h>
 #include <math.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <unistd.h>
 
 #define COUNT(array) ((int)(sizeof(array) / sizeof *(array)))
 
@@ -814,15 +810,6 @@ START_TEST(sizes_are_read) {
 }
 END_TEST
 
-static char *temporary_file(void) {
-  const char *folder = getenv("TMPDIR");
-  char *path = nps_xstrf("%s/nps-config-XXXXXX", folder ? folder : "/tmp");
-  int fd = mkstemp(path);
-  ck_assert_int_ge(fd, 0);
-  close(fd);
-  return path;
-}
-
 static void write_file(const char *path, const void *bytes, size_t size) {
   FILE *f = fopen(path, "wb");
   ck_assert_ptr_nonnull(f);
@@ -842,7 +829,8 @@ static void expect_load_problem(const char *path, const char *expected) {
 }
 
 START_TEST(files_are_loaded) {
-  char *path = temporary_file();
+  ck_assert(make_new_folder());
+  char *path = nps_xstrf("%s/config.yaml", folder);
   write_file(path, full, strlen(full));
   nps_recipe_t *recipe = NULL;
   start_notes();
@@ -864,6 +852,7 @@ START_TEST(files_are_loaded) {
   expect_load_problem(path, ": the config cannot be read: No such file or directory");
   expect_load_problem("/", ": the config cannot be read: Is a directory");
   free(path);
+  remove_all(folder);
 }
 END_TEST
 
@@ -937,7 +926,6 @@ START_TEST(mutated_configs_never_crash) {
 END_TEST
 
 int main(void) {
-  Suite *suite = suite_create("config");
   TCase *cases = tcase_create("config");
   tcase_set_timeout(cases, 0);
   tcase_add_test(cases, every_key_is_read);
@@ -967,14 +955,8 @@ int main(void) {
   tcase_add_test(cases, sizes_are_read);
   tcase_add_test(cases, files_are_loaded);
   tcase_add_test(cases, mutated_configs_never_crash);
-  suite_add_tcase(suite, cases);
-  SRunner *runner = srunner_create(suite);
-  srunner_set_fork_status(runner, CK_NOFORK);
-  srunner_set_tap(runner, "-");
-  srunner_run_all(runner, CK_SILENT);
-  int failed = srunner_ntests_failed(runner);
-  srunner_free(runner);
+  const int code = run_tests("config", cases);
   nps_note_set_sink(NULL, NULL);
   free(notes.text);
-  return failed == 0 ? 0 : 1;
+  return code;
 }
