@@ -9,13 +9,23 @@
 
 #include <signal.h>
 #include <string.h>
+#include <sys/resource.h>
 
 static void abort_all(int exit_code) { MPI_Abort(MPI_COMM_WORLD, exit_code); }
 
 static void drop_note(void *ctx, const char *text) { (void)ctx, (void)text; }
 
+/* MPI and HDF5 hold files open besides ours: the soft limit is often small for old programs' sake alone. */
+static void allow_many_files(void) {
+  struct rlimit limit;
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &limit);
+}
+
 nps_comm_t *cli_start(int *argc, char ***argv) {
   MPI_Init(argc, argv);
+  allow_many_files();
   signal(SIGXFSZ, SIG_IGN); /* a file-size limit is a failing write like a full disk, not the end */
   nps_fatal_set_handler(abort_all);
   nps_comm_t *comm = nps_comm_from_mpi(MPI_COMM_WORLD);

@@ -25,7 +25,6 @@ typedef struct block {
 typedef struct file {
   char *path;
   int64_t size;
-  int fd; /* -1 until bytes are read here */
   int64_t block_count;
   block_t *blocks; /* NULL after nps_digest_finish() */
   char hex[2 * SHA_BYTES + 1];
@@ -34,7 +33,9 @@ typedef struct file {
 struct nps_digest {
   file_t *files;
   int count;
-  int last; /* where the next search starts: ranks read file by file */
+  int last;           /* where the next search starts: ranks read file by file */
+  const file_t *open; /* the file last read here, open as fd; NULL: none */
+  int fd;
   unsigned char *buffer;
 };
 
@@ -82,7 +83,7 @@ static void add_file(nps_digest_t *d, const nps_model_file_t *file) {
   if (find_file(d, file->path)) return;
   d->files = nps_xrealloc(d->files, (size_t)d->count + 1, sizeof *d->files);
   file_t *f = &d->files[d->count++];
-  *f = (file_t){.path = nps_xstrdup(file->path), .size = file->size, .fd = -1};
+  *f = (file_t){.path = nps_xstrdup(file->path), .size = file->size};
   f->block_count = file->size / BLOCK_BYTES + (file->size % BLOCK_BYTES != 0);
   f->blocks = nps_xcalloc((size_t)f->block_count, sizeof *f->blocks);
 }
@@ -111,17 +112,32 @@ static void hash_bytes(file_t *f, int64_t index, const void *bytes, size_t n) {
   b->ctx = NULL;
 }
 
+static void close_file(nps_digest_t *d) {
+  if (d->open) close(d->fd);
+  d->open = NULL;
+}
+
+/* Returns 0 or an errno. One file at a time: there may be more than a process may open. */
+static int open_file(nps_digest_t *d, const file_t *f) {
+  if (d->open == f) return 0;
+  close_file(d);
+  d->fd = open(f->path, O_RDONLY | O_CLOEXEC);
+  if (d->fd < 0) return errno;
+  d->open = f;
+  return 0;
+}
+
 /* Continue the hashed prefix of a block up to `end` (counted from the block's start) from the file itself. Returns 0,
  * an errno, or -1 when the file ends before that. */
 static int hash_from_file(nps_digest_t *d, file_t *f, int64_t index, int64_t end) {
   block_t *b = &f->blocks[index];
   if (b->hashed >= end) return 0;
-  if (f->fd < 0) f->fd = open(f->path, O_RDONLY | O_CLOEXEC);
-  if (f->fd < 0) return errno;
+  int cause = open_file(d, f);
+  if (cause != 0) return cause;
   while (b->hashed < end) {
     int64_t left = end - b->hashed;
     size_t want = left < (int64_t)BUFFER_BYTES ? (size_t)left : BUFFER_BYTES;
-    ssize_t got = pread(f->fd, d->buffer, want, index * BLOCK_BYTES + b->hashed);
+    ssize_t got = pread(d->fd, d->buffer, want, index * BLOCK_BYTES + b->hashed);
     if (got < 0 && errno == EINTR) continue;
     if (got <= 0) return got < 0 ? errno : -1;
     hash_bytes(f, index, d->buffer, (size_t)got);
@@ -246,8 +262,6 @@ static void drop_blocks(file_t *f) {
     for (int64_t j = 0; j < f->block_count; j++) EVP_MD_CTX_free(f->blocks[j].ctx);
   free(f->blocks);
   f->blocks = NULL;
-  if (f->fd >= 0) close(f->fd);
-  f->fd = -1;
 }
 
 nps_err_t nps_digest_finish(const nps_comm_t *comm, nps_digest_t *d) {
@@ -260,6 +274,7 @@ nps_err_t nps_digest_finish(const nps_comm_t *comm, nps_digest_t *d) {
   nps_err_t err = nps_comm_agree(comm, hash_own_blocks(d, owner, nps_comm_rank(comm)));
   if (err == NPS_OK) gather(comm, d, n, owner);
   for (int i = 0; i < d->count; i++) drop_blocks(&d->files[i]);
+  close_file(d);
   free(hashed);
   free(owner);
   return err;
@@ -272,6 +287,7 @@ const char *nps_digest_hex(const nps_digest_t *d, int i) { return d->files[i].he
 
 void nps_digest_free(nps_digest_t *d) {
   if (!d) return;
+  close_file(d);
   for (int i = 0; i < d->count; i++) {
     drop_blocks(&d->files[i]);
     free(d->files[i].path);

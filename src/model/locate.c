@@ -37,27 +37,29 @@ static bool parse_hub_name(const char *model, char **repository, char **revision
 }
 
 /* refs/REVISION holds the commit's hash; a hash names the snapshot itself. */
-static char *snapshot_path(const char *folder, const char *revision) {
+static nps_err_t snapshot_path(const char *folder, const char *revision, char **out) {
   char *ref = nps_xstrf("%s/refs/%s", folder, revision), *hash = NULL;
-  size_t size = 0;
-  if (nps_path_exists(ref) && nps_file_read(ref, 4096, &hash, &size) == NPS_OK) hash[strcspn(hash, " \r\n\t/")] = '\0';
-  char *path = nps_xstrf("%s/snapshots/%s", folder, hash && *hash ? hash : revision);
+  nps_err_t err = nps_path_exists(ref) ? nps_file_read(ref, 4096, &hash, NULL) : NPS_OK;
+  if (hash) hash[strcspn(hash, " \r\n\t/")] = '\0';
+  if (err == NPS_OK) *out = nps_xstrf("%s/snapshots/%s", folder, hash && *hash ? hash : revision);
   free(hash);
   free(ref);
-  return path;
+  return err;
 }
 
-static bool try_cache(const char *model, nps_text_t *tried, bool *hub_name, char **out) {
-  char *repository = NULL, *revision = NULL;
+/* Leaves *out as it is when the model is not there. */
+static nps_err_t try_cache(const char *model, nps_text_t *tried, bool *hub_name, char **out) {
+  char *repository = NULL, *revision = NULL, *snapshot = NULL;
   *hub_name = parse_hub_name(model, &repository, &revision);
-  if (!*hub_name) return false;
+  if (!*hub_name) return NPS_OK;
   char *cache = cache_folder(), *folder = nps_path_join(cache, repository);
-  bool found = try_path(snapshot_path(folder, revision), tried, out);
+  nps_err_t err = snapshot_path(folder, revision, &snapshot);
+  if (err == NPS_OK) try_path(snapshot, tried, out);
   free(folder);
   free(cache);
   free(repository);
   free(revision);
-  return found;
+  return err;
 }
 
 nps_err_t nps_model_locate(const char *model, const char *config_dir, char **path) {
@@ -69,8 +71,9 @@ nps_err_t nps_model_locate(const char *model, const char *config_dir, char **pat
   if (model[0] == '\0')
     err = nps_fail(NPS_ERR_INPUT, "the name of a model is empty");
   else if (!(config_dir && relative && try_path(nps_path_join(config_dir, model), &tried, path)) &&
-           !(!(config_dir && relative && strcmp(config_dir, ".") == 0) && try_path(nps_xstrdup(model), &tried, path)) &&
-           !try_cache(model, &tried, &hub_name, path))
+           !(!(config_dir && relative && strcmp(config_dir, ".") == 0) && try_path(nps_xstrdup(model), &tried, path)))
+    err = try_cache(model, &tried, &hub_name, path);
+  if (err == NPS_OK && !*path)
     err = nps_fail(NPS_ERR_INPUT, "%s: model not found, tried %s%s", model, tried.text,
                    hub_name ? "; models are never downloaded, fetch it into the Hugging Face cache first" : "");
   free(tried.text);

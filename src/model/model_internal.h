@@ -39,6 +39,9 @@ nps_err_t nps_safetensors_read(nps_model_t *model, int file);
 /** Read and check a merged HDF5 file, file 0, with its config. */
 nps_err_t nps_hdf5_read(nps_model_t *model);
 
+/** Whether a file begins as HDF5 files do. */
+bool nps_has_hdf5_signature(const char *path);
+
 /** Read a folder's index with all files it names. */
 nps_err_t nps_index_read(nps_model_t *model, const char *index);
 

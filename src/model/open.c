@@ -113,7 +113,7 @@ static nps_err_t open_folder(nps_model_t *model) {
   return nps_err_worse(err, config);
 }
 
-static bool has_hdf5_signature(const char *path) {
+bool nps_has_hdf5_signature(const char *path) {
   char start[8] = {0};
   int fd = open(path, O_RDONLY | O_CLOEXEC);
   const bool found = fd >= 0 && read(fd, start, 8) == 8 && memcmp(start, "\x89HDF\r\n\x1a\n", 8) == 0;
@@ -147,7 +147,7 @@ nps_err_t nps_model_open(const char *path, const char *name, nps_model_t **out) 
   } else if (nps_ends_with(path, ".safetensors")) {
     model = nps_model_new(name, path, NPS_FORM_SAFETENSORS);
     err = open_single(model);
-  } else if (nps_ends_with(path, ".h5") || nps_ends_with(path, ".hdf5") || has_hdf5_signature(path)) {
+  } else if (nps_ends_with(path, ".h5") || nps_ends_with(path, ".hdf5") || nps_has_hdf5_signature(path)) {
     model = nps_model_new(name, path, NPS_FORM_HDF5);
     err = open_hdf5(model);
   } else

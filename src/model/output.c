@@ -2,6 +2,7 @@
 #define _GNU_SOURCE 1 /* renameat2 */
 #endif
 
+#include "model_internal.h"
 #include "writer_internal.h"
 
 #include <dirent.h>
@@ -17,12 +18,7 @@
 /* Marks a folder that was moved to NAME.old as ours: a user's own NAME.old is neither moved back nor removed. */
 #define OLD_MARK ".nps-merge-replaced"
 
-static bool ends_with(const char *text, const char *end) {
-  size_t n = strlen(text), m = strlen(end);
-  return n > m && strcmp(text + n - m, end) == 0;
-}
-
-bool nps_output_is_hdf5(const char *path) { return ends_with(path, ".h5") || ends_with(path, ".hdf5"); }
+bool nps_output_is_hdf5(const char *path) { return nps_ends_with(path, ".h5") || nps_ends_with(path, ".hdf5"); }
 
 /* ---- where an output lies ---- */
 
@@ -45,37 +41,40 @@ static nps_err_t resolve_target(const char *path, char **out) {
 }
 
 nps_err_t nps_place_make(const char *path, nps_place_t *out) {
-  *out = (nps_place_t){.hdf5 = nps_output_is_hdf5(path)};
+  *out = (nps_place_t){.hdf5 = nps_output_is_hdf5(path), .lock_fd = -1};
   NPS_TRY(resolve_target(path, &out->target));
   const char *slash = strrchr(out->target, '/');
   const char *name = slash ? slash + 1 : out->target;
   if (name[0] == '\0' || strcmp(name, ".") == 0 || strcmp(name, "..") == 0)
     return nps_fail(NPS_ERR_CONFIG, "\"%s\": expected the name of an output file or folder", path);
   int head = (int)(name - out->target);
-  out->folder = head == 0 ? nps_xstrdup(".") : nps_xstrndup(out->target, head == 1 ? 1 : (size_t)head - 1);
+  out->folder = nps_path_folder(out->target);
   out->partial = nps_xstrf("%.*s.%s.partial", head, out->target, name);
+  out->lock = nps_xstrf("%.*s.%s.lock", head, out->target, name);
   out->old = nps_xstrf("%s.old", out->target);
   return NPS_OK;
 }
 
+void nps_place_unlock(nps_place_t *place) {
+  nps_lock_release(place->lock, place->lock_fd);
+  place->lock_fd = -1;
+}
+
 void nps_place_clear(nps_place_t *place) {
+  nps_place_unlock(place);
   free(place->target);
   free(place->folder);
   free(place->partial);
   free(place->old);
-  *place = (nps_place_t){0};
+  free(place->lock);
+  *place = (nps_place_t){.lock_fd = -1};
 }
 
 /* ---- what is there already ---- */
 
 static nps_err_t check_hdf5(const char *path, const struct stat *st) {
-  static const char signature[8] = "\211HDF\r\n\032\n";
   if (S_ISDIR(st->st_mode)) return nps_fail(NPS_ERR_CONFIG, "%s: is a folder, which an HDF5 file never replaces", path);
-  char found[8] = "";
-  int fd = S_ISREG(st->st_mode) ? open(path, O_RDONLY | O_CLOEXEC) : -1;
-  bool same = fd >= 0 && pread(fd, found, sizeof found, 0) == 8 && memcmp(found, signature, sizeof found) == 0;
-  if (fd >= 0) close(fd);
-  if (same) return NPS_OK;
+  if (S_ISREG(st->st_mode) && nps_has_hdf5_signature(path)) return NPS_OK;
   return nps_fail(NPS_ERR_CONFIG, "%s: exists and is no HDF5 file, it is never replaced", path);
 }
 
@@ -96,7 +95,7 @@ static nps_err_t check_folder(const char *path, const struct stat *st) {
     if (fstatat(dirfd(dir), e->d_name, &entry, AT_SYMLINK_NOFOLLOW) == 0 && S_ISDIR(entry.st_mode))
       err = nps_fail(NPS_ERR_CONFIG, "%s: has a folder in it (%s), expected only a model's files: it is never replaced",
                      path, e->d_name);
-    model = model || strcmp(e->d_name, "config.json") == 0 || ends_with(e->d_name, ".safetensors");
+    model = model || strcmp(e->d_name, "config.json") == 0 || nps_ends_with(e->d_name, ".safetensors");
   }
   closedir(dir);
   if (err == NPS_OK && files > 0 && !model)
@@ -104,12 +103,18 @@ static nps_err_t check_folder(const char *path, const struct stat *st) {
   return err;
 }
 
-nps_err_t nps_place_check(const nps_place_t *place, bool force) {
+static nps_err_t check_parent(const nps_place_t *place) {
   struct stat st;
   if (stat(place->folder, &st) != 0)
     return nps_fail(NPS_ERR_CONFIG, "%s: the folder %s cannot be written to: %s", place->target, place->folder,
                     strerror(errno));
   if (!S_ISDIR(st.st_mode)) return nps_fail(NPS_ERR_CONFIG, "%s: %s is no folder", place->target, place->folder);
+  return NPS_OK;
+}
+
+nps_err_t nps_place_check(const nps_place_t *place, bool force) {
+  struct stat st;
+  NPS_TRY(check_parent(place));
   if (stat(place->target, &st) != 0) {
     if (errno == ENOENT) return NPS_OK;
     return nps_fail(NPS_ERR_IO, "%s: %s", place->target, strerror(errno));
@@ -137,11 +142,6 @@ static bool is_marked(const char *folder) {
   return found;
 }
 
-static bool exists(const char *path) {
-  struct stat st;
-  return lstat(path, &st) == 0;
-}
-
 static void unmark(const char *folder) {
   char *mark = nps_xstrf("%s/" OLD_MARK, folder);
   unlink(mark);
@@ -157,7 +157,7 @@ static nps_err_t move(const char *from, const char *to) {
  * becomes a stale partial output. */
 static nps_err_t recover_old(const nps_place_t *place) {
   if (place->hdf5 || !is_marked(place->old)) return NPS_OK;
-  if (!exists(place->target)) {
+  if (!nps_path_exists(place->target)) {
     NPS_TRY(move(place->old, place->target));
     unmark(place->target);
     nps_note("%s: put back from %s, where an interrupted run had moved it", place->target, place->old);
@@ -166,11 +166,18 @@ static nps_err_t recover_old(const nps_place_t *place) {
   return move(place->old, place->partial);
 }
 
+/* Before the work: say so when another run writes there, else clear up behind one that was killed. */
+static nps_err_t settle(nps_place_t *place) {
+  if (!nps_path_exists(place->lock) && !is_marked(place->old)) return NPS_OK;
+  NPS_TRY(nps_lock_take(place->lock, place->target, &place->lock_fd));
+  return recover_old(place);
+}
+
 nps_err_t nps_output_check(const nps_output_t *output, int64_t bytes) {
   nps_place_t place;
   nps_err_t err = NPS_OK;
   NPS_GOTO(nps_place_make(output->path, &place));
-  NPS_GOTO(recover_old(&place));
+  NPS_GOTO(settle(&place));
   NPS_GOTO(nps_place_check(&place, output->force));
   if (access(place.folder, W_OK | X_OK) != 0)
     err =
@@ -188,7 +195,7 @@ static bool exchange(const char *a, const char *b) { return renameat2(AT_FDCWD, 
 
 /* Where folders cannot be exchanged, NAME.old must be free: better to say so now than when all the work is done. */
 static nps_err_t check_old_is_free(const nps_place_t *place) {
-  if (place->hdf5 || !exists(place->target) || !exists(place->old)) return NPS_OK;
+  if (place->hdf5 || !nps_path_exists(place->target) || !nps_path_exists(place->old)) return NPS_OK;
   char *a = nps_xstrf("%s/a", place->partial);
   char *b = nps_xstrf("%s/b", place->partial);
   bool can = mkdir(a, 0777) == 0 && mkdir(b, 0777) == 0 && exchange(a, b);
@@ -201,13 +208,14 @@ static nps_err_t check_old_is_free(const nps_place_t *place) {
                   place->target);
 }
 
-nps_err_t nps_place_prepare(const nps_place_t *place, bool force) {
+nps_err_t nps_place_prepare(nps_place_t *place, bool force) {
+  NPS_TRY(check_parent(place));
+  NPS_TRY(nps_lock_take(place->lock, place->target, &place->lock_fd));
   NPS_TRY(recover_old(place));
   NPS_TRY(nps_place_check(place, force));
-  if (exists(place->partial)) {
-    NPS_TRY(nps_path_remove(place->partial));
-    nps_note("%s: left by an interrupted run, removed", place->partial);
-  }
+  bool stale = nps_path_exists(place->partial);
+  NPS_TRY(nps_path_remove(place->partial));
+  if (stale) nps_note("%s: left by an interrupted run, removed", place->partial);
   if (place->hdf5) return NPS_OK;
   if (mkdir(place->partial, 0777) != 0) return nps_fail(NPS_ERR_IO, "%s: %s", place->partial, strerror(errno));
   nps_err_t err = check_old_is_free(place);
@@ -215,36 +223,44 @@ nps_err_t nps_place_prepare(const nps_place_t *place, bool force) {
   return err;
 }
 
+/* The new output is complete: what cannot be removed of the old one is worth a note, no more. */
+static void note_unless_removed(nps_err_t err) {
+  if (err == NPS_OK) return;
+  nps_note("the replaced output could not be removed: %s", nps_problem_text(nps_problem_count() - 1));
+  nps_problem_clear();
+}
+
 nps_err_t nps_place_by_old(const nps_place_t *place) {
-  if (exists(place->old)) return nps_fail(NPS_ERR_IO, "%s: is in the way of replacing %s", place->old, place->target);
+  if (nps_path_exists(place->old))
+    return nps_fail(NPS_ERR_IO, "%s: is in the way of replacing %s", place->old, place->target);
   NPS_TRY(nps_file_put(place->target, OLD_MARK, "", 0));
   nps_err_t err = move(place->target, place->old);
   if (err == NPS_OK) {
     err = move(place->partial, place->target);
-    if (err != NPS_OK) rename(place->old, place->target);
+    if (err == NPS_OK) {
+      note_unless_removed(move(place->old, place->partial));
+      return NPS_OK;
+    }
+    /* It keeps its mark, for the next run to try again. */
+    if (rename(place->old, place->target) != 0)
+      return nps_fail(NPS_ERR_IO, "%s: the old output cannot be put back (%s), it now lies in %s", place->target,
+                      strerror(errno), place->old);
   }
-  if (err != NPS_OK) unmark(place->target);
-  return err == NPS_OK ? move(place->old, place->partial) : err;
-}
-
-/* The new output is complete: what cannot be removed of the old one is worth a note, no more. */
-static void remove_replaced(const char *path) {
-  if (nps_path_remove(path) == NPS_OK) return;
-  nps_note("the replaced output could not be removed: %s", nps_problem_text(nps_problem_count() - 1));
-  nps_problem_clear();
+  unmark(place->target);
+  return err;
 }
 
 nps_err_t nps_place_finish(const nps_place_t *place, bool force) {
   NPS_TRY(nps_path_sync(place->partial));
   /* Something may have come there since the start. */
   NPS_TRY(nps_place_check(place, force));
-  if (place->hdf5 || !exists(place->target)) {
+  if (place->hdf5 || !nps_path_exists(place->target)) {
     NPS_TRY(move(place->partial, place->target));
   } else if (exchange(place->partial, place->target)) {
-    remove_replaced(place->partial);
+    note_unless_removed(nps_path_remove(place->partial));
   } else if (errno == EINVAL || errno == ENOSYS || errno == ENOTSUP) {
     NPS_TRY(nps_place_by_old(place));
-    remove_replaced(place->partial);
+    note_unless_removed(nps_path_remove(place->partial));
   } else {
     return nps_fail(NPS_ERR_IO, "%s: cannot be exchanged with %s: %s", place->partial, place->target, strerror(errno));
   }

@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -84,4 +85,39 @@ int64_t nps_path_bytes(const char *path, bool allocated) {
       bytes += stat_bytes(&st, allocated);
   closedir(dir);
   return bytes;
+}
+
+/* Whether the path still names the open file: whoever held the lock before may have removed it. */
+static bool is_still_there(int fd, const char *path) {
+  struct stat opened, named;
+  return fstat(fd, &opened) == 0 && stat(path, &named) == 0 && opened.st_dev == named.st_dev &&
+         opened.st_ino == named.st_ino;
+}
+
+static bool has_no_locks(int cause) { return cause == ENOSYS || cause == EOPNOTSUPP || cause == ENOLCK; }
+
+nps_err_t nps_lock_take(const char *path, const char *what, int *out) {
+  *out = -1;
+  for (;;) {
+    int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+    if (fd < 0) return fail_errno(path);
+    int cause = flock(fd, LOCK_EX | LOCK_NB) == 0 ? 0 : errno;
+    if (cause == 0 && is_still_there(fd, path)) {
+      *out = fd;
+      return NPS_OK;
+    }
+    close(fd);
+    if (cause == EWOULDBLOCK) return nps_fail(NPS_ERR_IO, "%s: another run is writing it", what);
+    if (has_no_locks(cause)) {
+      unlink(path);
+      return NPS_OK;
+    }
+    if (cause != 0) return nps_fail(NPS_ERR_IO, "%s: cannot be locked: %s", path, strerror(cause));
+  }
+}
+
+void nps_lock_release(const char *path, int fd) {
+  if (fd < 0) return;
+  unlink(path);
+  close(fd);
 }

@@ -12,24 +12,26 @@
 struct nps_reader {
   const nps_model_t *model;
   nps_digest_t *digest;
-  int *fds; /* [file_count], -1: not opened yet */
+  int file; /* the one last used, open as fd: a model may have more files than a process may open */
+  int fd;   /* -1: none yet */
 };
 
 nps_reader_t *nps_reader_new(const nps_model_t *model, nps_digest_t *digest) {
   nps_reader_t *reader = nps_xcalloc(1, sizeof *reader);
   reader->model = model;
   reader->digest = digest;
-  reader->fds = nps_xcalloc((size_t)model->file_count, sizeof(int));
-  for (int i = 0; i < model->file_count; i++) reader->fds[i] = -1;
+  reader->fd = -1;
   return reader;
 }
 
-static nps_err_t open_once(nps_reader_t *reader, int file) {
+static nps_err_t use_file(nps_reader_t *reader, int file) {
   const char *path = reader->model->files[file].path;
-  if (reader->fds[file] >= 0) return NPS_OK;
-  reader->fds[file] = open(path, O_RDONLY | O_CLOEXEC);
-  if (reader->fds[file] < 0) return nps_fail(NPS_ERR_INPUT, "%s: cannot be opened: %s", path, strerror(errno));
-  posix_fadvise(reader->fds[file], 0, 0, POSIX_FADV_SEQUENTIAL);
+  if (reader->fd >= 0 && reader->file == file) return NPS_OK;
+  if (reader->fd >= 0) close(reader->fd);
+  reader->file = file;
+  reader->fd = open(path, O_RDONLY | O_CLOEXEC);
+  if (reader->fd < 0) return nps_fail(NPS_ERR_INPUT, "%s: cannot be opened: %s", path, strerror(errno));
+  posix_fadvise(reader->fd, 0, 0, POSIX_FADV_SEQUENTIAL);
   return NPS_OK;
 }
 
@@ -54,12 +56,12 @@ nps_err_t nps_reader_read(nps_reader_t *reader, int i, int64_t first, int64_t co
     return nps_fail(NPS_ERR_RUNTIME, "%s: tensor %s: elements %lld to %lld are outside of its %lld", path, t->name,
                     (long long)first, (long long)(first + count), (long long)t->count);
   if (count == 0) return NPS_OK;
-  NPS_TRY(open_once(reader, t->file));
+  NPS_TRY(use_file(reader, t->file));
   int64_t offset = t->offset + first * size;
   size_t left = (size_t)(count * size);
   for (char *to = dst; left > 0;) {
     const size_t n = left < PART_BYTES ? left : PART_BYTES;
-    NPS_TRY(read_part(reader->fds[t->file], path, to, n, offset));
+    NPS_TRY(read_part(reader->fd, path, to, n, offset));
     if (reader->digest) nps_digest_feed(reader->digest, path, offset, to, n);
     to += n;
     offset += (int64_t)n;
@@ -70,8 +72,6 @@ nps_err_t nps_reader_read(nps_reader_t *reader, int i, int64_t first, int64_t co
 
 void nps_reader_free(nps_reader_t *reader) {
   if (!reader) return;
-  for (int i = 0; i < reader->model->file_count; i++)
-    if (reader->fds[i] >= 0) close(reader->fds[i]);
-  free(reader->fds);
+  if (reader->fd >= 0) close(reader->fd);
   free(reader);
 }

@@ -24,16 +24,19 @@ typedef struct {
   int extent_count;
 } header_t;
 
-static bool read_at(int fd, void *dst, size_t n, off_t at) {
+static nps_err_t read_at(int fd, const nps_model_file_t *file, void *dst, size_t n, off_t at) {
   for (char *p = dst; n > 0;) {
     ssize_t got = pread(fd, p, n, at);
     if (got < 0 && errno == EINTR) continue;
-    if (got <= 0) return false;
+    if (got < 0) return nps_fail(NPS_ERR_INPUT, "%s: cannot be read: %s", file->path, strerror(errno));
+    if (got == 0)
+      return nps_fail(NPS_ERR_INPUT, "%s: became shorter while it was read: expected %lld bytes", file->path,
+                      (long long)file->size);
     p += got;
     at += got;
     n -= (size_t)got;
   }
-  return true;
+  return NPS_OK;
 }
 
 /* Reads the header's text and checks its length. */
@@ -46,8 +49,8 @@ static nps_err_t read_text(const nps_model_file_t *file, char **text, size_t *si
   if (file->size < 8)
     err = nps_fail(NPS_ERR_INPUT, "%s: is no safetensors file: it has %lld bytes, expected at least 8", file->path,
                    (long long)file->size);
-  else if (!read_at(fd, &length, 8, 0))
-    err = nps_fail(NPS_ERR_INPUT, "%s: cannot be read: %s", file->path, strerror(errno));
+  else
+    err = read_at(fd, file, &length, 8, 0);
   length = le64toh(length);
   if (err == NPS_OK && length > MAX_HEADER)
     err = nps_fail(NPS_ERR_INPUT, "%s: is no safetensors file: its header claims %llu bytes, at most %llu are accepted",
@@ -58,9 +61,8 @@ static nps_err_t read_text(const nps_model_file_t *file, char **text, size_t *si
   if (err == NPS_OK) {
     *size = (size_t)length;
     *text = nps_xcalloc(*size + 1, 1);
-    if (!read_at(fd, *text, *size, 8))
-      err = nps_fail(NPS_ERR_INPUT, "%s: cannot be read: %s", file->path, strerror(errno));
-    else if ((*text)[0] != '{')
+    err = read_at(fd, file, *text, *size, 8);
+    if (err == NPS_OK && (*text)[0] != '{')
       err = nps_fail(NPS_ERR_INPUT, "%s: is no safetensors file: its header does not start with '{'", file->path);
   }
   close(fd);

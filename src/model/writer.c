@@ -50,6 +50,7 @@ nps_err_t nps_writer_commit(nps_writer_t *w, const nps_digest_t *digest) {
   if (nps_comm_rank(w->comm) == 0) {
     w->bytes = nps_path_bytes(w->place.partial, false);
     err = nps_place_finish(&w->place, w->output.force);
+    if (err == NPS_OK) nps_place_unlock(&w->place); /* else the partial output is still to be removed */
   }
   nps_comm_bcast(w->comm, &w->bytes, sizeof w->bytes);
   err = nps_comm_agree(w->comm, err);

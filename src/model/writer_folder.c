@@ -18,7 +18,7 @@ typedef struct shard {
   char *header; /* length word and JSON; kept until it is written */
   size_t header_size;
   int64_t size; /* of the whole file */
-  int fd;       /* -1 until this rank writes to it */
+  bool touched; /* this rank has written to it */
 } shard_t;
 
 typedef struct state {
@@ -26,6 +26,8 @@ typedef struct state {
   int count;
   int *shard_of;   /* [layout->count] */
   int64_t *offset; /* [layout->count] of the tensor's first byte in its file */
+  shard_t *open;   /* the one last written to, open as fd, or NULL: there may be more than a process may open */
+  int fd;
 } state_t;
 
 static int64_t target_bytes(const nps_target_t *t) { return t->count * (int64_t)nps_dtype_size(t->dtype); }
@@ -34,7 +36,7 @@ static int64_t target_bytes(const nps_target_t *t) { return t->count * (int64_t)
 
 static void add_shard(state_t *s, int first) {
   s->shards = nps_xrealloc(s->shards, (size_t)s->count + 1, sizeof *s->shards);
-  s->shards[s->count++] = (shard_t){.first = first, .last = first, .fd = -1};
+  s->shards[s->count++] = (shard_t){.first = first, .last = first};
 }
 
 static void plan_shards(const nps_layout_t *layout, int64_t limit, state_t *s) {
@@ -109,14 +111,44 @@ static nps_err_t plan_folder(const nps_writer_t *w, state_t *s) {
 
 /* ---- writing ---- */
 
+static nps_err_t fail_errno(const shard_t *shard) {
+  return nps_fail(NPS_ERR_IO, "%s: %s", shard->path, strerror(errno));
+}
+
+/* Network file systems report failed writes here. */
+static nps_err_t close_shard(state_t *s) {
+  const shard_t *shard = s->open;
+  s->open = NULL;
+  return !shard || close(s->fd) == 0 ? NPS_OK : fail_errno(shard);
+}
+
 static nps_err_t create_shards(state_t *s) {
   for (int k = 0; k < s->count; k++) {
     shard_t *shard = &s->shards[k];
-    shard->fd = open(shard->path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-    if (shard->fd < 0 || ftruncate(shard->fd, shard->size) != 0)
-      return nps_fail(NPS_ERR_IO, "%s: %s", shard->path, strerror(errno));
-    NPS_TRY(nps_fd_write(shard->fd, shard->path, shard->header, shard->header_size, 0));
+    NPS_TRY(close_shard(s));
+    s->fd = open(shard->path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    if (s->fd < 0) return fail_errno(shard);
+    s->open = shard;
+    shard->touched = true;
+    if (ftruncate(s->fd, shard->size) != 0) return fail_errno(shard);
+    NPS_TRY(nps_fd_write(s->fd, shard->path, shard->header, shard->header_size, 0));
   }
+  return close_shard(s);
+}
+
+static nps_err_t use_shard(const nps_writer_t *w, shard_t *shard) {
+  state_t *s = w->state;
+  if (s->open == shard) return NPS_OK;
+  NPS_TRY(close_shard(s));
+  s->fd = open(shard->path, O_WRONLY | O_CLOEXEC);
+  int rank = nps_comm_rank(w->comm);
+  if (s->fd < 0 && rank > 0)
+    return nps_fail(NPS_ERR_IO,
+                    "%s: created by rank 0, cannot be opened by rank %d: %s; is the folder shared by all nodes?",
+                    shard->path, rank, strerror(errno));
+  if (s->fd < 0) return fail_errno(shard);
+  s->open = shard;
+  shard->touched = true;
   return NPS_OK;
 }
 
@@ -138,23 +170,17 @@ static nps_err_t folder_open(nps_writer_t *w) {
 static nps_err_t folder_write(nps_writer_t *w, int i, int64_t first, int64_t count, const void *data) {
   state_t *s = w->state;
   shard_t *shard = &s->shards[s->shard_of[i]];
-  if (shard->fd < 0) shard->fd = open(shard->path, O_WRONLY | O_CLOEXEC);
-  if (shard->fd < 0) return nps_fail(NPS_ERR_IO, "%s: %s", shard->path, strerror(errno));
+  NPS_TRY(use_shard(w, shard));
   int64_t width = (int64_t)nps_dtype_size(w->layout->targets[i].dtype);
-  return nps_fd_write(shard->fd, shard->path, data, (size_t)(count * width), s->offset[i] + first * width);
+  return nps_fd_write(s->fd, shard->path, data, (size_t)(count * width), s->offset[i] + first * width);
 }
 
+/* A rank brings to the device what went through its own node. */
 static nps_err_t sync_shards(state_t *s) {
-  nps_err_t err = NPS_OK;
-  for (int k = 0; k < s->count; k++) {
-    shard_t *shard = &s->shards[k];
-    if (shard->fd < 0) continue;
-    bool good = fsync(shard->fd) == 0;
-    if (close(shard->fd) != 0) good = false;
-    if (!good && err == NPS_OK) err = nps_fail(NPS_ERR_IO, "%s: %s", shard->path, strerror(errno));
-    shard->fd = -1;
-  }
-  return err;
+  NPS_TRY(close_shard(s));
+  for (int k = 0; k < s->count; k++)
+    if (s->shards[k].touched) NPS_TRY(nps_path_sync(s->shards[k].path));
+  return NPS_OK;
 }
 
 /* ---- small files, by rank 0 ---- */
@@ -217,8 +243,8 @@ static nps_err_t folder_finish(nps_writer_t *w, const nps_digest_t *digest) {
 static void folder_close(nps_writer_t *w) {
   state_t *s = w->state;
   if (!s) return;
+  if (s->open) close(s->fd);
   for (int k = 0; k < s->count; k++) {
-    if (s->shards[k].fd >= 0) close(s->shards[k].fd);
     free(s->shards[k].name);
     free(s->shards[k].path);
   }

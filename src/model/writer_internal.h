@@ -27,6 +27,13 @@ nps_err_t nps_file_put(const char *folder, const char *name, const void *data, s
  * occupy the device. 0 when there is nothing. */
 int64_t nps_path_bytes(const char *path, bool allocated);
 
+/* Lock a file, which is made for that, against other runs; the lock ends with the process. NPS_ERR_IO "WHAT: another
+ * run is writing it" when one has it. *fd is -1 where the file system has no locks. */
+nps_err_t nps_lock_take(const char *path, const char *what, int *fd);
+
+/* Remove the file while it is locked, so that a lock always is one of the file that the path names. fd may be -1. */
+void nps_lock_release(const char *path, int fd);
+
 /* ---- output.c: where an output lies and what may be replaced. All local, for rank 0 but for make and clear. ---- */
 
 typedef struct nps_place {
@@ -34,22 +41,30 @@ typedef struct nps_place {
   char *folder;  /* the folder it lies in */
   char *partial; /* folder/.NAME.partial */
   char *old;     /* folder/NAME.old: an old folder, while it is replaced where two folders cannot be exchanged */
+  char *lock;    /* folder/.NAME.lock: there while a run writes; one that a killed run left is not locked */
+  int lock_fd;   /* -1: not locked by this place */
   bool hdf5;
 } nps_place_t;
 
 nps_err_t nps_place_make(const char *path, nps_place_t *out);
+
+/* Give up the lock that nps_place_prepare() took. */
+void nps_place_unlock(nps_place_t *place);
+
+/* Give up the lock and free. */
 void nps_place_clear(nps_place_t *place);
 
 /* Look at what is there: nothing, or, with force, an output of the same form. */
 nps_err_t nps_place_check(const nps_place_t *place, bool force);
 
-/* Make ready for writing: check again, put back what an interrupted run moved away, remove what it left. */
-nps_err_t nps_place_prepare(const nps_place_t *place, bool force);
+/* Make ready for writing: lock, put back what an interrupted run moved away, check again, remove what it left. */
+nps_err_t nps_place_prepare(nps_place_t *place, bool force);
 
 /* Put the finished partial output in the target's place. */
 nps_err_t nps_place_finish(const nps_place_t *place, bool force);
 
-/* Exchange an existing folder with the partial one by way of NAME.old, where the file system cannot do it at once. */
+/* Exchange an existing folder with the partial one by way of NAME.old, where the file system cannot do it at once. When
+ * only the last step fails the old one stays NAME.old, with a note. */
 nps_err_t nps_place_by_old(const nps_place_t *place);
 
 /* ---- writer.c and the forms ---- */

@@ -388,7 +388,8 @@ START_TEST(an_existing_output_stays_without_force_and_goes_with_it) {
 END_TEST
 
 START_TEST(without_commit_nothing_is_left) {
-  const char *paths[] = {h5_path, hf_path}, *partial[] = {".merged.h5.partial ", ".merged.partial "};
+  const char *paths[] = {h5_path, hf_path};
+  const char *partial[] = {".merged.h5.lock .merged.h5.partial ", ".merged.lock .merged.partial "};
   bool ok = true;
   for (int i = 0; i < 2; i++) {
     nps_output_t o = output_to(paths[i]);
@@ -423,6 +424,51 @@ START_TEST(a_stale_partial_output_is_removed_with_a_note) {
   free(stale_h5);
   free(stale_hf);
   free(inside);
+  ck_assert(everywhere(ok));
+}
+END_TEST
+
+/* Another run: a writer of rank 0 alone. */
+START_TEST(a_second_writer_of_the_same_output_is_refused) {
+  const char *paths[] = {h5_path, hf_path};
+  bool ok = true;
+  for (int i = 0; i < 2; i++) {
+    nps_output_t o = output_to(paths[i]);
+    char *message = nps_xstrf("%s: another run is writing it", paths[i]);
+    nps_writer_t *w = NULL, *second = NULL;
+    ok = ok && nps_writer_open(comm, &o, &layout, &w) == NPS_OK;
+    if (rank == 0) {
+      ok = ok && nps_writer_open(self, &o, &layout, &second) == NPS_ERR_IO && !second && nps_problem_count() == 1 &&
+           strcmp(nps_problem_text(0), message) == 0;
+      nps_problem_clear();
+    }
+    nps_comm_barrier(comm);
+    ok = ok && write_blocks(comm, w) == NPS_OK && nps_writer_commit(w, NULL) == NPS_OK;
+    nps_writer_free(w);
+    free(message);
+  }
+  ck_assert(everywhere(ok && strcmp(listing(folder), "merged merged.h5 ") == 0));
+}
+END_TEST
+
+/* What a rank meets that does not see rank 0's folder. */
+START_TEST(a_shard_that_a_rank_cannot_open) {
+  nps_output_t o = output_to(hf_path);
+  nps_writer_t *w = NULL;
+  char *shard = nps_xstrf("%s/.merged.partial/model.safetensors", folder);
+  bool ok = nps_writer_open(comm, &o, &layout, &w) == NPS_OK && (rank != 0 || unlink(shard) == 0);
+  nps_comm_barrier(comm);
+  nps_err_t err = ok ? nps_writer_write(w, 6, 0, 3, "abc") : NPS_OK;
+  char *message = rank == 0
+                      ? nps_xstrf("%s: No such file or directory", shard)
+                      : nps_xstrf("%s: created by rank 0, cannot be opened by rank %d: No such file or directory; "
+                                  "is the folder shared by all nodes?",
+                                  shard, rank);
+  ok = ok && err == NPS_ERR_IO && strcmp(nps_problem_text(0), message) == 0;
+  nps_problem_clear();
+  nps_writer_free(w);
+  free(message);
+  free(shard);
   ck_assert(everywhere(ok));
 }
 END_TEST
@@ -499,6 +545,8 @@ int main(int argc, char **argv) {
   tcase_add_test(cases, an_existing_output_stays_without_force_and_goes_with_it);
   tcase_add_test(cases, without_commit_nothing_is_left);
   tcase_add_test(cases, a_stale_partial_output_is_removed_with_a_note);
+  tcase_add_test(cases, a_second_writer_of_the_same_output_is_refused);
+  tcase_add_test(cases, a_shard_that_a_rank_cannot_open);
   tcase_add_test(cases, without_config_a_note_says_so);
   tcase_add_test(cases, a_missing_folder_fails_everywhere);
   tcase_add_test(cases, a_write_that_fails_on_one_rank_leaves_nothing_and_nobody_waiting);

@@ -1,3 +1,4 @@
+#include "../../src/model/model_internal.h"
 #include "model_files.h"
 
 #include <sys/stat.h>
@@ -167,6 +168,34 @@ START_TEST(models_are_found_beside_the_config_and_in_the_cache) {
 }
 END_TEST
 
+START_TEST(a_revision_that_cannot_be_read_is_the_only_problem) {
+  char *path = NULL;
+  make_cache();
+  mkdir(in_folder("hub/models--org--name/refs/broken"), 0777);
+  unsetenv("HF_HUB_CACHE");
+  setenv("HF_HOME", folder, 1);
+  ck_assert_int_ne(nps_model_locate("org/name@broken", folder, &path), NPS_OK);
+  ck_assert_int_eq(nps_problem_count(), 1);
+  check_problem(0, "hub/models--org--name/refs/broken: ");
+  ck_assert_ptr_null(path);
+}
+END_TEST
+
+START_TEST(a_file_that_becomes_shorter_while_it_is_read) {
+  write_file("m.safetensors", ONE("a"), 4);
+  nps_model_t *model = nps_model_new("m", in_folder("m.safetensors"), NPS_FORM_SAFETENSORS);
+  ck_assert_int_eq(nps_model_add_file(model, model->path), NPS_OK);
+  ck_assert_int_eq(truncate(model->path, 20), 0);
+  ck_assert_int_eq(nps_safetensors_read(model, 0), NPS_ERR_INPUT);
+  char *message =
+      nps_xstrf("%s: became shorter while it was read: expected %zu bytes", model->path, 8 + strlen(ONE("a")) + 4);
+  ck_assert_int_eq(nps_problem_count(), 1);
+  ck_assert_str_eq(nps_problem_text(0), message);
+  free(message);
+  nps_model_free(model);
+}
+END_TEST
+
 START_TEST(the_bundled_examples_are_read) {
   const char *source = getenv("NPS_SRCDIR");
   char path[600];
@@ -197,6 +226,8 @@ int main(void) {
   tcase_add_test(cases, other_folders_are_refused);
   tcase_add_test(cases, a_bad_config_is_refused);
   tcase_add_test(cases, models_are_found_beside_the_config_and_in_the_cache);
+  tcase_add_test(cases, a_revision_that_cannot_be_read_is_the_only_problem);
+  tcase_add_test(cases, a_file_that_becomes_shorter_while_it_is_read);
   tcase_add_test(cases, the_bundled_examples_are_read);
   return run_tests("model_folder", cases);
 }

@@ -2,14 +2,33 @@
 
 #include <check.h>
 #include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
-static char folder[512], target[600], h5_target[600], note[1000];
+static char folder[512], target[600], h5_target[600], note[3000];
+
+/* Failures that no test can bring about otherwise: these take the place of the C library's functions. */
+static const char *refused_name; /* nothing can be renamed to it */
+static int lock_cause;           /* why no lock can be had */
+
+int rename(const char *from, const char *to) {
+  if (!refused_name || strcmp(to, refused_name) != 0) return renameat(AT_FDCWD, from, AT_FDCWD, to);
+  errno = EIO;
+  return -1;
+}
+
+int flock(int fd, int operation) {
+  if (lock_cause == 0) return (int)syscall(SYS_flock, fd, operation);
+  errno = lock_cause;
+  return -1;
+}
 
 static const char *in_folder(const char *name) {
   static char path[4][1200];
@@ -263,6 +282,41 @@ START_TEST(a_failed_change_of_places_is_undone) {
 }
 END_TEST
 
+START_TEST(an_old_folder_that_cannot_be_put_back_is_told_of) {
+  nps_place_t place = place_with("old", "new");
+  refused_name = target;
+  ck_assert_int_eq(nps_place_by_old(&place), NPS_ERR_IO);
+  refused_name = NULL;
+  ck_assert_int_eq(nps_problem_count(), 2);
+  char *message =
+      nps_xstrf("%s: the old output cannot be put back (Input/output error), it now lies in %s.old", target, target);
+  ck_assert_str_eq(nps_problem_text(1), message);
+  content_is("merged.old/config.json", "old");
+  nps_problem_clear();
+  /* The next run puts it back. */
+  check_fails(target, false, NPS_ERR_CONFIG, ": exists already; --force replaces it");
+  content_is("merged/config.json", "old");
+  free(message);
+  nps_place_clear(&place);
+}
+END_TEST
+
+START_TEST(an_old_folder_that_cannot_be_removed_is_worth_a_note) {
+  nps_place_t place = place_with("old", "new");
+  refused_name = place.partial;
+  ck_assert_int_eq(nps_place_by_old(&place), NPS_OK);
+  refused_name = NULL;
+  char *message = nps_xstrf("the replaced output could not be removed: %s.old: cannot be renamed to %s: "
+                            "Input/output error",
+                            target, place.partial);
+  ck_assert_str_eq(note, message);
+  ck_assert_int_eq(nps_problem_count(), 0);
+  content_is("merged/config.json", "new");
+  free(message);
+  nps_place_clear(&place);
+}
+END_TEST
+
 START_TEST(a_folder_of_the_users_in_the_way_stays) {
   nps_place_t place = place_with("old", "new");
   make_folder("merged.old");
@@ -311,6 +365,53 @@ START_TEST(an_old_folder_that_was_replaced_is_removed_by_the_next_run) {
 }
 END_TEST
 
+/* ---- locks ---- */
+
+START_TEST(two_runs_do_not_write_to_one_output) {
+  nps_place_t first, second;
+  ck_assert_int_eq(nps_place_make(h5_target, &first), NPS_OK);
+  ck_assert_int_eq(nps_place_make(h5_target, &second), NPS_OK);
+  ck_assert_int_eq(nps_place_prepare(&first, false), NPS_OK);
+  put(".merged.h5.partial", "half", 4);
+  check_fails(h5_target, false, NPS_ERR_IO, ": another run is writing it");
+  char *message = nps_xstrf("%s: another run is writing it", h5_target);
+  ck_assert_int_eq(nps_place_prepare(&second, true), NPS_ERR_IO);
+  ck_assert_str_eq(nps_problem_text(0), message);
+  nps_place_clear(&second);
+  content_is(".merged.h5.partial", "half");
+  ck_assert(there(".merged.h5.lock"));
+  nps_place_clear(&first);
+  ck_assert(!there(".merged.h5.lock"));
+  ck_assert_str_eq(note, "");
+  free(message);
+}
+END_TEST
+
+START_TEST(a_lock_file_that_was_left_disturbs_nobody) {
+  nps_place_t place;
+  put(".merged.lock", "", 0);
+  ck_assert_int_eq(check(target, false, 0), NPS_OK);
+  ck_assert(!there(".merged.lock"));
+  put(".merged.lock", "", 0);
+  ck_assert_int_eq(nps_place_make(target, &place), NPS_OK);
+  ck_assert_int_eq(nps_place_prepare(&place, false), NPS_OK);
+  ck_assert(there(".merged.lock"));
+  nps_place_clear(&place);
+  ck_assert(!there(".merged.lock"));
+}
+END_TEST
+
+START_TEST(without_locks_a_run_goes_on) {
+  nps_place_t place;
+  lock_cause = ENOSYS;
+  ck_assert_int_eq(nps_place_make(target, &place), NPS_OK);
+  ck_assert_int_eq(nps_place_prepare(&place, false), NPS_OK);
+  lock_cause = 0;
+  ck_assert(there(".merged.partial") && !there(".merged.lock"));
+  nps_place_clear(&place);
+}
+END_TEST
+
 START_TEST(files_are_put_under_plain_names_only) {
   static const char *const bad[] = {"", ".", "..", "a/b", "/etc/x"};
   for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
@@ -342,10 +443,15 @@ int main(void) {
   tcase_add_test(cases, a_finished_folder_takes_the_place_of_the_old_one);
   tcase_add_test(cases, two_folders_change_places_by_way_of_a_third_name);
   tcase_add_test(cases, a_failed_change_of_places_is_undone);
+  tcase_add_test(cases, an_old_folder_that_cannot_be_put_back_is_told_of);
+  tcase_add_test(cases, an_old_folder_that_cannot_be_removed_is_worth_a_note);
   tcase_add_test(cases, a_folder_of_the_users_in_the_way_stays);
   tcase_add_test(cases, what_an_interrupted_run_moved_away_is_put_back);
   tcase_add_test(cases, a_folder_that_the_user_moved_away_is_not_put_back);
   tcase_add_test(cases, an_old_folder_that_was_replaced_is_removed_by_the_next_run);
+  tcase_add_test(cases, two_runs_do_not_write_to_one_output);
+  tcase_add_test(cases, a_lock_file_that_was_left_disturbs_nobody);
+  tcase_add_test(cases, without_locks_a_run_goes_on);
   tcase_add_test(cases, files_are_put_under_plain_names_only);
   suite_add_tcase(suite, cases);
   SRunner *runner = srunner_create(suite);
