@@ -35,9 +35,6 @@ const char *nps_h5_version(void);
  *  @return NPS_ERR_IO on every rank alike */
 nps_err_t nps_h5_create(const nps_comm_t *comm, const char *path, nps_h5_t **out);
 
-/** Create a file for this process alone. Local. */
-nps_err_t nps_h5_create_serial(const char *path, nps_h5_t **out);
-
 /** Open a file for reading, this process alone. Local. NPS_ERR_INPUT when it is no HDF5 file or damaged. */
 nps_err_t nps_h5_open(const char *path, nps_h5_t **out);
 
@@ -73,8 +70,6 @@ nps_err_t nps_h5_reserve(nps_h5_t *file);
 void nps_h5_dataset_close(nps_h5_dataset_t *dataset);
 
 /** Write a whole small dataset: every rank passes the same values. Collective as the file is. */
-nps_err_t nps_h5_put_bytes(nps_h5_t *file, const char *path, const void *data, size_t bytes); /* uint8 [bytes] */
-nps_err_t nps_h5_put_f64(nps_h5_t *file, const char *path, const double *data, int ndim, const int64_t *shape);
 nps_err_t nps_h5_put_i64(nps_h5_t *file, const char *path, const int64_t *data, int ndim, const int64_t *shape);
 nps_err_t nps_h5_put_texts(nps_h5_t *file, const char *path, const char *const *texts,
                            int64_t count); /* UTF-8 [count] */

@@ -145,30 +145,16 @@ static nps_err_t write_whole(nps_h5_dataset_t *d, const void *data) {
 }
 
 /* The values are the same on every rank: rank 0 writes them. */
-static nps_err_t put(nps_h5_t *file, const char *path, nps_dtype_t dtype, int ndim, const int64_t *shape,
-                     const void *data) {
+nps_err_t nps_h5_put_i64(nps_h5_t *file, const char *path, const int64_t *data, int ndim, const int64_t *shape) {
   const char *name = NULL;
   char *group = nps_h5_split(path, &name);
   nps_h5_dataset_t *d = NULL;
-  nps_err_t err = nps_h5_dataset_create(file, group, name, dtype, ndim, shape, &d);
-  if (err == NPS_OK && (!file->comm || nps_comm_rank(file->comm) == 0)) err = write_whole(d, data);
+  nps_err_t err = nps_h5_dataset_create(file, group, name, NPS_I64, ndim, shape, &d);
+  if (err == NPS_OK && nps_comm_rank(file->comm) == 0) err = write_whole(d, data);
   err = nps_h5_agree(file, err);
   nps_h5_dataset_close(d);
   free(group);
   return err;
-}
-
-nps_err_t nps_h5_put_bytes(nps_h5_t *file, const char *path, const void *data, size_t bytes) {
-  int64_t shape = (int64_t)bytes;
-  return put(file, path, NPS_U8, 1, &shape, data);
-}
-
-nps_err_t nps_h5_put_f64(nps_h5_t *file, const char *path, const double *data, int ndim, const int64_t *shape) {
-  return put(file, path, NPS_F64, ndim, shape, data);
-}
-
-nps_err_t nps_h5_put_i64(nps_h5_t *file, const char *path, const int64_t *data, int ndim, const int64_t *shape) {
-  return put(file, path, NPS_I64, ndim, shape, data);
 }
 
 /* Fixed length: parallel HDF5 cannot write strings of variable length into datasets. */
@@ -196,7 +182,7 @@ nps_err_t nps_h5_put_texts(nps_h5_t *file, const char *path, const char *const *
     if (type >= 0) id = create_raw(file, group, name, type, 1, &count);
     if (id < 0) err = nps_h5_fail(file, NPS_ERR_IO, "dataset %s cannot be created", path);
   }
-  if (err == NPS_OK && count > 0 && (!file->comm || nps_comm_rank(file->comm) == 0) &&
+  if (err == NPS_OK && count > 0 && nps_comm_rank(file->comm) == 0 &&
       H5Dwrite(id, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, table) < 0)
     err = nps_h5_fail_write(file, path, NULL, 0, 0);
   err = nps_h5_agree(file, err);

@@ -106,7 +106,7 @@ static bool is_memory(int fd) {
 
 nps_err_t nps_h5_reserve(nps_h5_t *file) {
   if (is_memory(file->fd)) return NPS_OK; /* the same on every rank: they have the same file open */
-  const int64_t rank = file->comm ? nps_comm_rank(file->comm) : 0, size = file->comm ? nps_comm_size(file->comm) : 1;
+  const int64_t rank = nps_comm_rank(file->comm), size = nps_comm_size(file->comm);
   const int64_t part = file->end / size + 1, first = part * rank;
   int cause = allocate(file->fd, first, part < file->end - first ? part : file->end - first);
   return nps_h5_agree(file, cause ? fail_allocate(file, file->end, cause) : NPS_OK);
@@ -154,7 +154,7 @@ static void release(nps_h5_t *file) {
 
 /* A file that HDF5 could not close crashes it when MPI ends: end here, with what went wrong before. */
 static void fail_abandon(const nps_h5_t *file) {
-  if (file->comm && nps_comm_rank(file->comm) > 0) nps_comm_barrier(file->comm); /* until rank 0 ends all */
+  if (nps_comm_rank(file->comm) > 0) nps_comm_barrier(file->comm); /* until rank 0 ends all */
   nps_fatal("%s", nps_problem_count() ? nps_problem_text(0) : "an output file cannot be closed");
 }
 
@@ -173,7 +173,7 @@ void nps_h5_abandon(nps_h5_t *file) {
 /* Opened here first: only the system's own call says why it fails, and every rank must see the same file. */
 static nps_err_t open_descriptor(nps_h5_t *file) {
   nps_err_t err = NPS_OK;
-  const int rank = file->comm ? nps_comm_rank(file->comm) : 0;
+  const int rank = nps_comm_rank(file->comm);
   if (rank == 0) {
     file->fd = open(file->path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
     if (file->fd < 0) err = nps_fail(NPS_ERR_IO, "%s: cannot be created: %s", file->path, strerror(errno));
@@ -216,7 +216,7 @@ static nps_err_t create_file(nps_h5_t *file) {
   return nps_h5_agree(file, err);
 }
 
-static nps_err_t create(const nps_comm_t *comm, const char *path, nps_h5_t **out) {
+nps_err_t nps_h5_create(const nps_comm_t *comm, const char *path, nps_h5_t **out) {
   nps_h5_t *file = new_file(comm, path);
   nps_err_t err = open_descriptor(file);
   if (err == NPS_OK) err = create_file(file);
@@ -227,10 +227,6 @@ static nps_err_t create(const nps_comm_t *comm, const char *path, nps_h5_t **out
     nps_h5_abandon(file);
   return err;
 }
-
-nps_err_t nps_h5_create(const nps_comm_t *comm, const char *path, nps_h5_t **out) { return create(comm, path, out); }
-
-nps_err_t nps_h5_create_serial(const char *path, nps_h5_t **out) { return create(NULL, path, out); }
 
 static nps_err_t check_readable(const nps_h5_t *file) {
   int fd = open(file->path, O_RDONLY | O_CLOEXEC);
@@ -271,7 +267,7 @@ nps_err_t nps_h5_close(nps_h5_t *file) {
   if (!file) return NPS_OK;
   nps_err_t err = NPS_OK;
   const bool written = file->fd >= 0;
-  if (written && (!file->comm || nps_comm_rank(file->comm) == 0)) err = reserve_metadata(file);
+  if (written && nps_comm_rank(file->comm) == 0) err = reserve_metadata(file);
   err = nps_h5_agree(file, err);
   if (err != NPS_OK) {
     nps_h5_abandon(file);

@@ -9,7 +9,7 @@
 
 struct nps_h5 {
   char *path;
-  const nps_comm_t *comm; /**< NULL: this process alone */
+  const nps_comm_t *comm; /**< NULL: open for reading, by this process alone */
   hid_t id;
   int fd; /**< second descriptor, of files that are written: for fsync and to learn the system's cause of a failure */
   int64_t end;                  /**< of the last dataset's bytes in the file */

@@ -1,5 +1,5 @@
+#include "../h5_files.h"
 #include "../nps_check_mpi.h"
-#include "nps/h5.h"
 
 #include <fcntl.h>
 #include <signal.h>
@@ -88,7 +88,7 @@ START_TEST(small_things_are_written_once) {
   bool ok = nps_h5_put_attr_text(file, "/", "recipe", big) == NPS_OK;
   ok = nps_h5_put_attr_i64(file, "/", "format_version", 1) == NPS_OK && ok;
   ok = nps_h5_make_group(file, "/tokenizer") == NPS_OK && ok;
-  ok = nps_h5_put_bytes(file, "/tokenizer/tokenizer.json", big, large) == NPS_OK && ok;
+  ok = put_bytes(file, "/tokenizer", "tokenizer.json", big, large) == NPS_OK && ok;
   ok = nps_h5_put_texts(file, "/words", words, 2) == NPS_OK && ok;
   ck_assert(everywhere(ok));
   ck_assert_int_eq(nps_h5_close(file), NPS_OK);

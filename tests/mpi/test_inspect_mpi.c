@@ -1,6 +1,6 @@
 /* Norms, differences and counts of models written here byte by byte; expected values come from plain loops. */
+#include "../h5_files.h"
 #include "../nps_check_mpi.h"
-#include "nps/h5.h"
 #include "nps/inspect.h"
 
 #include <math.h>
@@ -228,15 +228,18 @@ END_TEST
 static bool write_merged(const char *path, const char *recipe) {
   nps_h5_t *file = NULL;
   const char *const inputs[] = {"base.safetensors", "a.safetensors", "b.safetensors"};
-  return nps_h5_create_serial(path, &file) == NPS_OK && nps_h5_make_group(file, "/tensors") == NPS_OK &&
-         nps_h5_make_group(file, "/tokenizer") == NPS_OK &&
-         nps_h5_put_bytes(file, "/tokenizer/vocab.txt", "a\nb\n", 4) == NPS_OK &&
-         nps_h5_put_attr_text(file, "/", "format", "nps-merged") == NPS_OK &&
-         nps_h5_put_attr_i64(file, "/", "format_version", 1) == NPS_OK &&
-         nps_h5_put_attr_text(file, "/", "created_by", "nps-merge 9.9") == NPS_OK &&
-         nps_h5_put_attr_text(file, "/", "recipe", recipe) == NPS_OK &&
-         nps_h5_make_group(file, "/provenance") == NPS_OK &&
-         nps_h5_put_texts(file, "/provenance/path", inputs, 3) == NPS_OK && nps_h5_close(file) == NPS_OK;
+  nps_comm_t *self = nps_comm_self();
+  const bool ok = nps_h5_create(self, path, &file) == NPS_OK && nps_h5_make_group(file, "/tensors") == NPS_OK &&
+                  nps_h5_make_group(file, "/tokenizer") == NPS_OK &&
+                  put_bytes(file, "/tokenizer", "vocab.txt", "a\nb\n", 4) == NPS_OK &&
+                  nps_h5_put_attr_text(file, "/", "format", "nps-merged") == NPS_OK &&
+                  nps_h5_put_attr_i64(file, "/", "format_version", 1) == NPS_OK &&
+                  nps_h5_put_attr_text(file, "/", "created_by", "nps-merge 9.9") == NPS_OK &&
+                  nps_h5_put_attr_text(file, "/", "recipe", recipe) == NPS_OK &&
+                  nps_h5_make_group(file, "/provenance") == NPS_OK &&
+                  nps_h5_put_texts(file, "/provenance/path", inputs, 3) == NPS_OK && nps_h5_close(file) == NPS_OK;
+  nps_comm_free(self);
+  return ok;
 }
 
 static bool has_text(const json_t *object, const char *key, const char *text) {

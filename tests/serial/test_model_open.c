@@ -1,6 +1,7 @@
 #include "model_files.h"
 
-#include "nps/h5.h"
+#include "../h5_files.h"
+#include "../nps_check_mpi.h"
 
 #define GOOD                                                                                                           \
   "{\"__metadata__\":{\"format\":\"pt\"},"                                                                             \
@@ -142,13 +143,13 @@ START_TEST(hdf5_files_are_read) {
   int count = 0;
   nps_h5_t *file = NULL;
   nps_h5_dataset_t *d = NULL;
-  ck_assert_int_eq(nps_h5_create_serial(in_folder("m.h5"), &file), NPS_OK);
+  ck_assert_int_eq(nps_h5_create(comm, in_folder("m.h5"), &file), NPS_OK);
   nps_h5_put_attr_text(file, "/", "format", "nps-merged");
   nps_h5_put_attr_i64(file, "/", "format_version", 1);
   nps_h5_put_attr_text(file, "/", "config_json", "{}");
   nps_h5_make_group(file, "/tensors");
   nps_h5_make_group(file, "/tokenizer");
-  nps_h5_put_bytes(file, "/tokenizer/vocab.txt", "word", 4);
+  put_bytes(file, "/tokenizer", "vocab.txt", "word", 4);
   ck_assert_int_eq(nps_h5_dataset_create(file, "/tensors", "a.weight", NPS_F32, 2, shape, &d), NPS_OK);
   ck_assert_int_eq(nps_h5_dataset_write(d, 0, 6, data), NPS_OK);
   nps_h5_dataset_close(d);
@@ -176,7 +177,7 @@ START_TEST(unusable_datasets_are_refused) {
   const int64_t shape[1] = {3};
   nps_h5_t *file = NULL;
   nps_model_t *m = NULL;
-  ck_assert_int_eq(nps_h5_create_serial(in_folder("m.h5"), &file), NPS_OK);
+  ck_assert_int_eq(nps_h5_create(comm, in_folder("m.h5"), &file), NPS_OK);
   nps_h5_put_attr_text(file, "/", "format", "nps-merged");
   nps_h5_put_attr_i64(file, "/", "format_version", 1);
   nps_h5_put_attr_text(file, "/", "config_json", "{}");
@@ -195,7 +196,7 @@ END_TEST
 START_TEST(archives_are_not_built_yet) {
   nps_h5_t *file = NULL;
   nps_model_t *m = NULL;
-  ck_assert_int_eq(nps_h5_create_serial(in_folder("m.h5"), &file), NPS_OK);
+  ck_assert_int_eq(nps_h5_create(comm, in_folder("m.h5"), &file), NPS_OK);
   nps_h5_put_attr_text(file, "/", "format", "nps-archive");
   ck_assert_int_eq(nps_h5_close(file), NPS_OK);
   ck_assert_int_eq(nps_model_open(in_folder("m.h5"), "m", &m), NPS_ERR_CONFIG);
@@ -217,7 +218,7 @@ static const struct {
 
 START_TEST(foreign_hdf5_files_are_refused) {
   nps_h5_t *file = NULL;
-  ck_assert_int_eq(nps_h5_create_serial(in_folder("m.h5"), &file), NPS_OK);
+  ck_assert_int_eq(nps_h5_create(comm, in_folder("m.h5"), &file), NPS_OK);
   if (bad_formats[_i].format) nps_h5_put_attr_text(file, "/", "format", bad_formats[_i].format);
   if (bad_formats[_i].version >= 0) nps_h5_put_attr_i64(file, "/", "format_version", bad_formats[_i].version);
   ck_assert_int_eq(nps_h5_close(file), NPS_OK);
@@ -250,7 +251,8 @@ START_TEST(mutated_headers_never_crash) {
 }
 END_TEST
 
-int main(void) {
+int main(int argc, char **argv) {
+  start_mpi(&argc, &argv);
   TCase *cases = tcase_create("model_open");
   tcase_set_timeout(cases, 60);
   tcase_add_checked_fixture(cases, set_up, tear_down);
@@ -264,5 +266,5 @@ int main(void) {
   tcase_add_test(cases, archives_are_not_built_yet);
   tcase_add_loop_test(cases, foreign_hdf5_files_are_refused, 0, (int)(sizeof bad_formats / sizeof *bad_formats));
   tcase_add_test(cases, mutated_headers_never_crash);
-  return run_tests("model_open", cases);
+  return end_mpi(run_tests_everywhere("model_open", cases));
 }

@@ -1,9 +1,7 @@
 #include "../naive_select.h"
-#include "../nps_check.h"
-#include "nps/comm_mpi.h"
+#include "../nps_check_mpi.h"
 #include "nps/delta.h"
 
-static nps_comm_t *self;
 static nps_select_t *selection; /* used again and again, as in a merge */
 
 static float of_bits(uint32_t bits) {
@@ -55,7 +53,7 @@ static void find_threshold(int64_t k, const float *x, int64_t n, int64_t chunk) 
   for (int pass = 0; pass < 2; pass++) {
     for (int64_t at = 0; at < n; at += chunk)
       nps_select_count(selection, pass, x + at, n - at < chunk ? n - at : chunk);
-    nps_select_reduce(selection, pass, self);
+    nps_select_reduce(selection, pass, comm);
   }
 }
 
@@ -170,8 +168,7 @@ START_TEST(task_vectors_are_rounded_differences) {
 END_TEST
 
 int main(int argc, char **argv) {
-  MPI_Init(&argc, &argv);
-  self = nps_comm_self();
+  start_mpi(&argc, &argv);
   selection = nps_select_new();
   TCase *cases = tcase_create("select");
   tcase_add_loop_test(cases, what_is_kept_is_what_sorting_keeps, 0, KINDS);
@@ -180,9 +177,7 @@ int main(int argc, char **argv) {
   tcase_add_test(cases, ties_are_counted);
   tcase_add_test(cases, ties_can_be_shared_out_in_another_order);
   tcase_add_loop_test(cases, task_vectors_are_rounded_differences, 0, 4);
-  const int code = run_tests("select", cases);
+  int64_t failed = run_tests_everywhere("select", cases);
   nps_select_free(selection);
-  nps_comm_free(self);
-  MPI_Finalize();
-  return code;
+  return end_mpi(failed);
 }
