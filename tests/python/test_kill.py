@@ -16,6 +16,7 @@ import tools
 RANKS = 2
 LAYERS, ROWS, COLUMNS = 40, 1000, 1000
 END_LIMIT = 30
+FILES = 64  # Open MPI itself needs some
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +126,7 @@ def test_killed_at_a_random_moment(form, with_old, how, attempt, outputs, tmp_pa
     state = assert_whole(out, old_print if with_old else None, new_print)
     assert state == "new" or result.code != 0, result
     left = sorted(p.name for p in tmp_path.iterdir())
-    assert set(left) <= {form, f".{form}.partial"}, left
+    assert set(left) <= {form, f".{form}.partial", f".{form}.lock"}, left
     print(f"{form}: {how} at {moment:.2f} of {seconds:.2f} s: {state}, {left}")
 
 
@@ -144,7 +145,52 @@ def test_the_next_run_removes_what_a_killed_one_left(form, outputs, tmp_path):
     assert partial.exists()
     result = tools.merge(outputs["config"], out, "--force", ranks=RANKS)
     assert result.err.count(f"{partial}: left by an interrupted run, removed") == 1, result
-    assert assert_whole(out, old_print, new_print) == "new" and not partial.exists()
+    assert assert_whole(out, old_print, new_print) == "new"
+    assert [p.name for p in tmp_path.iterdir()] == [form], "something is left behind"
+
+
+# ---- two runs at once --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["out.h5", "out"])
+def test_a_second_run_leaves_the_first_alone(form, outputs, tmp_path):
+    """The first one is stopped while it writes; a third, after it was killed, succeeds."""
+    _, _, new_print, _ = outputs[form]
+    out, partial = tmp_path / form, tmp_path / f".{form}.partial"
+    for end in (signal.SIGCONT, signal.SIGKILL):
+        first = tools.start(tools.MERGE, outputs["config"], out, "--force")
+        assert tools.wait_for(partial.exists), "no partial output was seen"
+        first.send_signal(signal.SIGSTOP)
+        inode = partial.stat().st_ino
+        second = tools.merge(outputs["config"], out, "--force", code=1)
+        assert f"error: {out}: another run is writing it" in second.err and second.err.count("error:") == 1, second
+        assert partial.stat().st_ino == inode
+        first.send_signal(end)
+        result = tools.finish(first)
+        assert (result.code == 0) == (end == signal.SIGCONT), result
+        assert fingerprint(out) == new_print
+    tools.merge(outputs["config"], out, "--force")
+    assert fingerprint(out) == new_print and [p.name for p in tmp_path.iterdir()] == [form]
+
+
+# ---- few open files ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ranks", [0, 2])
+def test_more_shards_than_open_files(ranks, tmp_path):
+    """Read and written: more files than a process may open."""
+    for name, values in (("base", 0), ("x", 2)):
+        tensors = {f"layers.{i}": ("F32", np.full(256, values + i, np.float32)) for i in range(2 * FILES)}
+        tools.write_folder(tmp_path / name, tensors, shards=2 * FILES)
+    config = {"merge_method": "task_arithmetic", "base_model": "base", "models": [{"model": "x"}],
+              "parameters": {"weight": 0.5}, "output": {"shard_size": "1KB"}}  # fmt: skip
+    file, out = tools.write_config(tmp_path / "c.yaml", config), tmp_path / "out"
+    program = shlex.join(tools.command(tools.MERGE, file, out, ranks=ranks))
+    result = tools.run("sh", "-c", f"ulimit -n {FILES} && exec {program}")
+    assert result.code == 0, result
+    assert len(list(out.glob("*.safetensors"))) == 2 * FILES
+    merged = tools.read_model(out)
+    assert all((merged[f"layers.{i}"][1] == 1 + i).all() for i in range(2 * FILES))
 
 
 # ---- disks -------------------------------------------------------------------------------------------------------------
