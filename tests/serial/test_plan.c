@@ -339,9 +339,10 @@ START_TEST(too_little_memory_is_refused_with_the_least_that_would_do) {
   ck_assert_int_eq(nps_plan_make(&layout, inputs, 4, &demands[1], &costs, least - 1, &plan), NPS_ERR_CONFIG);
   ck_assert_ptr_null(plan);
   ck_assert_int_eq(nps_problem_count(), 1);
-  ck_assert_str_eq(nps_problem_text(0),
-                   "a rank may use 54.2 MiB (resources.memory_per_rank, else its part of the host's memory), but this merge needs "
-                   "at least 55 MiB a rank");
+  ck_assert_str_eq(
+      nps_problem_text(0),
+      "a rank may use 54.2 MiB (resources.memory_per_rank, else its part of the host's memory), but this merge needs "
+      "at least 55 MiB a rank");
   nps_problem_clear();
   plan = make(4, &demands[1], least);
   ck_assert_int_eq(plan->slab, NPS_BLOCK);
