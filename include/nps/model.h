@@ -185,10 +185,12 @@ bool nps_output_is_hdf5(const char *path);
 
 /** Check the target before any work. Local, for rank 0: an existing output without `force`, something there that is not
  *  an output of the same form (never replaced), a folder that does not exist (NPS_ERR_CONFIG); a folder that cannot be
- *  written to, not enough free space for `bytes` (NPS_ERR_IO). Puts back a folder that a killed run had moved away. */
+ *  written to, not enough free space for `bytes`, another run that writes there (NPS_ERR_IO). Puts back a folder that a
+ *  killed run had moved away. */
 nps_err_t nps_output_check(const nps_output_t *output, int64_t bytes);
 
-/** Start writing to `.NAME.partial` beside the target; a stale one is removed with a note. Collective.
+/** Start writing to `.NAME.partial` beside the target; a stale one is removed with a note. Rank 0 holds a lock on
+ *  `.NAME.lock` until the end, so that two runs never write the same output. Collective.
  *  @param layout  the tensors; must outlive the writer */
 nps_err_t nps_writer_open(const nps_comm_t *comm, const nps_output_t *output, const nps_layout_t *layout,
                           nps_writer_t **out);
