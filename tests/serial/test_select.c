@@ -66,7 +66,7 @@ static int64_t keep_all(float *x, int64_t n, int64_t chunk) {
 enum { MOST = 7001 };
 
 static bool selects_as_sorting_does(entry_fn *kind, uint64_t seed, int64_t n, int64_t k, int64_t chunk) {
-  float expected[MOST], found[MOST];
+  float expected[MOST], found[MOST] = {0};
   for (int64_t i = 0; i < n; i++) expected[i] = found[i] = kind(&seed);
   find_threshold(k, found, n, chunk);
   int64_t kept = keep_all(found, n, chunk);
