@@ -460,7 +460,8 @@ COMMANDS = {
     "output below a file": (["c.yaml", "c.yaml/out.h5"], "c.yaml is no folder"),
     "output is here": (["c.yaml", "."], "expected the name of an output file or folder"),
     "output exists": (["c.yaml", "old.h5"], "old.h5: exists already; --force replaces it"),
-    "output folder exists": (["c.yaml", "base"], "base: exists already; --force replaces it"),
+    "output folder exists": (["c.yaml", "old"], "old: exists already; --force replaces it"),
+    "output an input": (["c.yaml", "base", "--force"], "base: the output would replace one of the inputs"),
     "output a foreign file": (["c.yaml", "c.h5", "--force"], "c.h5: exists and is no HDF5 file, it is never replaced"),
     "output a foreign folder": (["c.yaml", "src", "--force"], "it is never replaced"),
     "output a folder of folders": (["c.yaml", "deep", "--force"], "it is never replaced"),
@@ -473,6 +474,7 @@ COMMANDS = {
 def outputs(tmp_path):
     good_models(tmp_path)
     merged_file(tmp_path / "old.h5")
+    tools.copy_folder(tmp_path / "base", tmp_path / "old")
     (tmp_path / "c.h5").write_text("not HDF5")
     for folder in ("src", "deep/below", "base.h5"):
         (tmp_path / folder).mkdir(parents=True)
