@@ -30,7 +30,7 @@ typedef struct {
   double **theta;     /* [models][NPS_CHUNK], or NULL */
   float **tau;        /* [models][NPS_CHUNK], or NULL */
 
-  nps_pulse_t *pulse;       /* of the phase in which ranks work alone, else NULL */
+  nps_pulse_t *pulse;       /* of the phase in work, else NULL */
   bool stopped;             /* another rank has failed */
   int64_t done;             /* bytes, as nps_merge_work() counts them */
   int64_t *kept;            /* [models] */
@@ -65,7 +65,7 @@ static char *raw_at(const engine_t *e, const nps_target_t *target, int input, in
   return e->raw[input] + (size_t)at * nps_dtype_size(input_dtype(e, target, input));
 }
 
-/* Checks the elements [at, at + count) of the loaded slab, whose first element is `first` of the tensor. */
+/* Checks the elements [at, at + count) of the slab. */
 static nps_err_t check_finite(const engine_t *e, const nps_target_t *target, int input, int64_t at, int64_t count) {
   const nps_dtype_t dtype = input_dtype(e, target, input);
   const char *raw = raw_at(e, target, input, at);

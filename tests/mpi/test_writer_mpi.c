@@ -1,15 +1,10 @@
-#include "nps/comm_mpi.h"
+#include "../nps_check_mpi.h"
 #include "nps/h5.h"
 #include "nps/json.h"
 #include "nps/model.h"
 
-#include <check.h>
-#include <dirent.h>
 #include <fcntl.h>
 #include <signal.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -18,9 +13,8 @@
 #define CONFIG "{\"model_type\": \"test\"}\n"
 #define CARD "# A merged model\n"
 
-static nps_comm_t *comm, *self;
-static int rank, size;
-static char folder[512], h5_path[600], hf_path[600], note[2000];
+static nps_comm_t *self;
+static char h5_path[600], hf_path[600], note[2000];
 
 static const int64_t shapes[][3] = {{300, 257, 3}, {65536 * 2}, {7, 13}, {0}, {65537}, {0, 5}, {3}, {5}, {11, 4099}};
 static nps_target_t targets[] = {
@@ -39,14 +33,6 @@ static nps_layout_t layout = {targets, TARGETS, 0, NULL};
 
 static nps_sidecar_t sidecars[] = {{"tokenizer.json", "{\"a\": 1}", 8}, {"merges.txt", "", 0}};
 
-/* A failing assertion on one rank alone would leave the others waiting. */
-static bool everywhere(bool ok) {
-  for (int i = 0; !ok && i < nps_problem_count(); i++) fprintf(stderr, "rank %d: %s\n", rank, nps_problem_text(i));
-  int64_t bad = ok ? 0 : 1;
-  nps_comm_sum_i64(comm, &bad, 1);
-  return bad == 0;
-}
-
 static int64_t bytes_of(int i) { return targets[i].count * (int64_t)nps_dtype_size(targets[i].dtype); }
 
 static unsigned char byte_of(int i, int64_t k) {
@@ -60,34 +46,16 @@ static void keep_note(void *ctx, const char *text) {
   strcat(note, "\n");
 }
 
-static void remove_all(const char *path) {
-  DIR *dir = opendir(path);
-  if (dir) {
-    for (struct dirent *e; (e = readdir(dir));) {
-      char *entry = nps_xstrf("%s/%s", path, e->d_name);
-      if (strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0) remove_all(entry);
-      free(entry);
-    }
-    closedir(dir);
-  }
-  remove(path);
-}
-
 static void set_up(void) {
-  const char *tmp = getenv("TMPDIR");
-  snprintf(folder, sizeof folder, "%s/nps-test-writer-XXXXXX", tmp ? tmp : "/tmp");
-  bool ok = rank != 0 || mkdtemp(folder);
-  nps_comm_bcast(comm, folder, sizeof folder);
+  ck_assert(make_common_folder());
   snprintf(h5_path, sizeof h5_path, "%s/merged.h5", folder);
   snprintf(hf_path, sizeof hf_path, "%s/merged", folder);
   for (int i = 0; i < TARGETS; i++) targets[i].shape = shapes[i];
   note[0] = '\0';
-  ck_assert(everywhere(ok));
 }
 
 static void tear_down(void) {
-  nps_comm_barrier(comm);
-  if (rank == 0) remove_all(folder);
+  remove_common_folder();
   nps_problem_clear();
 }
 
@@ -528,13 +496,9 @@ START_TEST(a_write_that_fails_on_one_rank_leaves_nothing_and_nobody_waiting) {
 END_TEST
 
 int main(int argc, char **argv) {
-  MPI_Init(&argc, &argv);
-  comm = nps_comm_from_mpi(MPI_COMM_WORLD);
+  start_mpi(&argc, &argv);
   self = nps_comm_self();
-  rank = nps_comm_rank(comm);
-  size = nps_comm_size(comm);
   nps_note_set_sink(keep_note, NULL);
-  Suite *suite = suite_create("writer");
   TCase *cases = tcase_create("writer");
   tcase_add_checked_fixture(cases, set_up, tear_down);
   tcase_add_test(cases, hdf5_holds_tensors_attributes_and_files);
@@ -550,15 +514,7 @@ int main(int argc, char **argv) {
   tcase_add_test(cases, without_config_a_note_says_so);
   tcase_add_test(cases, a_missing_folder_fails_everywhere);
   tcase_add_test(cases, a_write_that_fails_on_one_rank_leaves_nothing_and_nobody_waiting);
-  suite_add_tcase(suite, cases);
-  SRunner *runner = srunner_create(suite);
-  srunner_set_fork_status(runner, CK_NOFORK);
-  if (rank == 0) srunner_set_tap(runner, "-");
-  srunner_run_all(runner, CK_SILENT);
-  int failed = srunner_ntests_failed(runner);
-  srunner_free(runner);
+  const int64_t failed = run_tests_everywhere("writer", cases);
   nps_comm_free(self);
-  nps_comm_free(comm);
-  MPI_Finalize();
-  return failed == 0 ? 0 : 1;
+  return end_mpi(failed);
 }

@@ -1,18 +1,14 @@
 #include "../../src/model/writer_internal.h"
+#include "../nps_check.h"
 
-#include <check.h>
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-static char folder[512], target[600], h5_target[600], note[3000];
+static char target[600], h5_target[600], note[3000];
 
 /* Failures that no test can bring about otherwise: these take the place of the C library's functions. */
 static const char *refused_name; /* nothing can be renamed to it */
@@ -54,23 +50,8 @@ static void keep_note(void *ctx, const char *text) {
   snprintf(note, sizeof note, "%s", text);
 }
 
-static void remove_all(const char *path) {
-  DIR *dir = opendir(path);
-  if (dir) {
-    for (struct dirent *e; (e = readdir(dir));) {
-      char *entry = nps_xstrf("%s/%s", path, e->d_name);
-      if (strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0) remove_all(entry);
-      free(entry);
-    }
-    closedir(dir);
-  }
-  remove(path);
-}
-
 static void set_up(void) {
-  const char *tmp = getenv("TMPDIR");
-  snprintf(folder, sizeof folder, "%s/nps-test-output-XXXXXX", tmp ? tmp : "/tmp");
-  ck_assert_ptr_nonnull(mkdtemp(folder));
+  ck_assert(make_new_folder());
   snprintf(target, sizeof target, "%s/merged", folder);
   snprintf(h5_target, sizeof h5_target, "%s/merged.h5", folder);
   nps_note_set_sink(keep_note, NULL);
@@ -427,7 +408,6 @@ START_TEST(files_are_put_under_plain_names_only) {
 END_TEST
 
 int main(void) {
-  Suite *suite = suite_create("output");
   TCase *cases = tcase_create("output");
   tcase_add_checked_fixture(cases, set_up, tear_down);
   tcase_add_test(cases, names_tell_the_form);
@@ -453,12 +433,5 @@ int main(void) {
   tcase_add_test(cases, a_lock_file_that_was_left_disturbs_nobody);
   tcase_add_test(cases, without_locks_a_run_goes_on);
   tcase_add_test(cases, files_are_put_under_plain_names_only);
-  suite_add_tcase(suite, cases);
-  SRunner *runner = srunner_create(suite);
-  srunner_set_fork_status(runner, CK_NOFORK);
-  srunner_set_tap(runner, "-");
-  srunner_run_all(runner, CK_SILENT);
-  int failed = srunner_ntests_failed(runner);
-  srunner_free(runner);
-  return failed == 0 ? 0 : 1;
+  return run_tests("output", cases);
 }
