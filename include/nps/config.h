@@ -59,6 +59,90 @@ typedef struct nps_recipe_model {
   int line;                  /**< of its entry; 0 for --set */
 } nps_recipe_model_t;
 
+/** What magnitudes are ranked over. */
+typedef enum nps_scope { NPS_SCOPE_MODEL, NPS_SCOPE_TENSOR } nps_scope_t;
+
+/** What is made of the pruned task vectors. */
+typedef enum nps_application { NPS_APPLICATION_FUSION, NPS_APPLICATION_TRANSFER } nps_application_t;
+
+/** Numbers for every subspace, of all models or of one. */
+typedef struct nps_recipe_row {
+  char *model;     /**< name of a listed model, or NULL: of all; owned */
+  double *numbers; /**< [count] finite; count is the number of subspaces; owned */
+  int count;
+} nps_recipe_row_t;
+
+/** `nps:` */
+typedef struct nps_recipe_nps {
+  bool given;
+  nps_application_t application;
+  int subspaces; /**< M */
+  nps_scope_t scope;
+  double density;             /**< 0 to 1 */
+  nps_recipe_row_t *weights;  /**< [weight_rows] none: all 1; owned */
+  int weight_rows;
+  nps_recipe_row_t *priorities; /**< [priority_rows] at least 0; none: |w|; owned */
+  int priority_rows;
+} nps_recipe_nps_t;
+
+typedef enum nps_algorithm {
+  NPS_ALGORITHM_CMA_ES,
+  NPS_ALGORITHM_SEP_CMA_ES,
+  NPS_ALGORITHM_RANDOM,
+  NPS_ALGORITHM_NONE
+} nps_algorithm_t;
+
+typedef enum nps_stage { NPS_STAGE_PRUNE, NPS_STAGE_FUSE, NPS_STAGE_JOINT } nps_stage_t;
+
+/** Kinds of variables of a search. */
+typedef enum nps_variable { NPS_VARIABLE_WEIGHT, NPS_VARIABLE_LOG_PRIORITY, NPS_VARIABLE_LAMBDA } nps_variable_t;
+enum { NPS_VARIABLES = 3 };
+
+/** `search:` */
+typedef struct nps_recipe_search {
+  bool given;
+  nps_algorithm_t algorithm;
+  nps_stage_t stages[2]; /**< in order; the default depends on the application */
+  int stage_count;
+  bool vary_weight, vary_density; /**< `variables`, at least one */
+  bool per_model;
+  double bounds[NPS_VARIABLES][2]; /**< [variable][lower, upper], lower < upper */
+  double start_weight, start_log_priority;
+  char *start_from; /**< path as written, or NULL; owned */
+  int restarts;
+  int generations;         /**< at least 1 */
+  int population;          /**< 0: by the formula; else at least 2 */
+  double sigma;            /**< above 0 */
+  int64_t max_evaluations; /**< 0: no limit */
+  int patience;            /**< generations; 0: by the formula */
+} nps_recipe_search_t;
+
+typedef enum nps_evaluator { NPS_EVALUATOR_NATIVE, NPS_EVALUATOR_NONE } nps_evaluator_t;
+typedef enum nps_metric { NPS_METRIC_ACCURACY, NPS_METRIC_NLL } nps_metric_t;
+typedef enum nps_objective { NPS_OBJECTIVE_MEAN, NPS_OBJECTIVE_WORST, NPS_OBJECTIVE_NORMALIZED } nps_objective_t;
+
+/** One entry of `fitness.tasks`. Texts are owned. */
+typedef struct nps_recipe_task {
+  char *name;  /**< unique */
+  char *model; /**< name of a listed model: `model`, else `name` where a model has that name; NULL: a task of no model */
+  char *data;  /**< path as written */
+  char *group; /**< default: the name */
+  char *head;  /**< name of a listed model, or a path, as written; NULL: the task's model */
+  int line;
+} nps_recipe_task_t;
+
+/** `fitness:` */
+typedef struct nps_recipe_fitness {
+  bool given;
+  nps_evaluator_t evaluator;
+  nps_metric_t metric;
+  nps_objective_t objective;
+  double holdout; /**< 0 to below 1 */
+  int batch;      /**< samples, at least 1 */
+  nps_recipe_task_t *tasks; /**< [task_count]; owned */
+  int task_count;
+} nps_recipe_fitness_t;
+
 /** A config, checked as far as it can be without looking at other files. All pointers are owned by the recipe. */
 typedef struct nps_recipe {
   char *file;         /**< the config's path, for messages; its folder is where paths are looked up first */
@@ -76,6 +160,9 @@ typedef struct nps_recipe {
   char *output_path;       /**< OUT, -o, or output.path; NULL when none */
   char *output_head;       /**< name of a listed model, or NULL */
   int64_t shard_size;      /**< largest shard of a Hugging Face folder, bytes */
+  nps_recipe_nps_t nps;    /**< merge_method nps only; defaults where not given */
+  nps_recipe_search_t search;
+  nps_recipe_fitness_t fitness;
 } nps_recipe_t;
 
 /** A change from the command line: "key.path" and the value in YAML ("models.0.parameters.weight", "0.3"). */

@@ -1,5 +1,6 @@
 /** @file delta.h
- *  Task vectors: forming them, exact selection of their largest entries, ordered sums. Layer 5.
+ *  Task vectors: forming them, exact selection of their largest entries, ordered sums; their subspaces and how these are
+ *  weighed, pruned and put together (NPS-Pruning: Du et al., ACL 2025, arXiv 2505.18713). Layer 5.
  *
  *  A task vector is τ = fl32(θ − θ0). Entries are looked at in chunks of at most NPS_CHUNK. */
 #ifndef NPS_DELTA_H
@@ -7,6 +8,8 @@
 
 #include "nps/base.h"
 #include "nps/comm.h"
+#include "nps/config.h"
+#include "nps/model.h"
 #include "nps/tensor.h"
 
 /** Most entries looked at in one go: working arrays of this length stay in the first cache. Divides NPS_BLOCK. */
@@ -79,5 +82,154 @@ void nps_block_sums_advance(nps_block_sums_t *sums, int64_t first, int64_t n, bo
 double nps_block_sums_total(nps_block_sums_t *sums, const nps_comm_t *comm);
 
 void nps_block_sums_free(nps_block_sums_t *sums);
+
+/* ---- subspaces: how task vectors are weighed, pruned and put together ---- */
+
+/** What the sum Σ λ_i q_i is divided by. */
+typedef enum nps_normalize {
+  NPS_NORMALIZE_NONE,      /**< nothing */
+  NPS_NORMALIZE_SUM,       /**< Σ λ_i; below NPS_TINY_LAMBDA the result is undefined */
+  NPS_NORMALIZE_COORDINATE /**< at each coordinate the λ-sum of the models whose q_i is not 0 there; where there is none, or
+                                that sum is 0, the update is 0 */
+} nps_normalize_t;
+
+/** A |Σ λ_i| below it cannot be divided by. */
+#define NPS_TINY_LAMBDA 1e-6
+
+/** Most subspaces. */
+#define NPS_MAX_SUBSPACES 256
+
+/** How T task vectors, each split into M subspaces by magnitude, are weighed: an entry τ of subspace m of model i has the
+ *  score fl32(fl32(priority)·|τ|) and the value fl32(fl32(weight)·τ); the ⌊density·d⌋ entries of largest score keep their
+ *  value, the others become 0 (scope tensor: ⌊density·n⌋ in each tensor); then Σ λ_i q_i / divisor, in float64, models in
+ *  order, any division last. Subspaces: smallest magnitudes first. */
+typedef struct nps_weighting {
+  int models;    /**< T */
+  int subspaces; /**< M, 1 to NPS_MAX_SUBSPACES */
+  nps_scope_t scope;
+  nps_normalize_t normalize;
+  double *weight;   /**< [T][M] owned */
+  double *priority; /**< [T][M] at least 0; owned */
+  double *lambda;   /**< [T] owned. A model with λ = 0 has no part */
+  double *density;  /**< [T] 0 to 1; owned */
+} nps_weighting_t;
+
+/** Make a weighting: weights, priorities and λ 1, densities 1. Local. Freed with nps_weighting_free(). */
+nps_weighting_t *nps_weighting_new(int models, int subspaces);
+nps_weighting_t *nps_weighting_copy(const nps_weighting_t *weighting);
+void nps_weighting_free(nps_weighting_t *weighting);
+
+/** The thresholds that split magnitudes into M subspaces: threshold m (1 … M − 1) is the ⌊m·d/M⌋-th smallest |τ| from 0, and
+ *  the subspace of x is the number of thresholds ≤ |x|. Found exactly by two radix histograms, entries spread over ranks.
+ *  Use: start; every rank counts all its entries with pass 0; reduce; again with pass 1; reduce. Opaque. */
+typedef struct nps_partition nps_partition_t;
+
+/** Make a partition into M subspaces. Freed with nps_partition_free(). Local. */
+nps_partition_t *nps_partition_new(int subspaces);
+void nps_partition_free(nps_partition_t *partition);
+
+/** Bytes of one partition. */
+size_t nps_partition_bytes(int subspaces);
+
+/** Begin anew. Local. @param entries  d, over all ranks */
+void nps_partition_start(nps_partition_t *partition, int64_t entries);
+
+/** Count entries: pass 0 or 1. Local. */
+void nps_partition_count(nps_partition_t *partition, int pass, const float *x, int64_t n);
+
+/** Put the counts of all ranks together after a pass. Collective over the ranks that share the entries. */
+void nps_partition_reduce(nps_partition_t *partition, int pass, const nps_comm_t *comm);
+
+/** Give the thresholds, after pass 1. @return [M − 1] ascending, owned by the partition */
+const float *nps_partition_thresholds(const nps_partition_t *partition);
+
+/** Give the counts of pass 0 over all ranks: [65536] entries by the upper 16 of the 31 bits of their magnitude. Owned by
+ *  the partition. */
+const int64_t *nps_partition_histogram(const nps_partition_t *partition);
+
+/** Weigh and score entries. Local.
+ *  @param thresholds  [subspaces − 1] ascending; @param weight, priority  [subspaces]
+ *  @param x  [n] task vector
+ *  @param[out] value  [n] fl32(w_m·x); may be x itself, or NULL
+ *  @param[out] score  [n] fl32(a_m·|x|); may be NULL */
+void nps_subspace_apply(const float *thresholds, int subspaces, const double *weight, const double *priority,
+                        const float *x, int64_t n, float *value, float *score);
+
+/** Count entries by subspace: counts[m] is raised for every x[i] of subspace m with keep[i] != 0 (keep NULL: all). Local.
+ *  @param[in,out] counts  [subspaces] */
+void nps_subspace_count(const float *thresholds, int subspaces, const float *x, const float *keep, int64_t n,
+                        int64_t *counts);
+
+/** Put models together: out = Σ λ_i q_i, divided as `normalize` says. Local.
+ *  @param q  [models][n], n at most NPS_CHUNK; a model with λ = 0 is not read
+ *  @param[out] out  [n] */
+void nps_fuse(int models, const float *const *q, const double *lambda, nps_normalize_t normalize, int64_t n,
+              double *out);
+
+/* ---- candidates in memory ---- */
+
+/** The weights of a base and of T fine-tuned models in memory, at the width in which they are stored: the merged tensors of
+ *  a layout, in byte order of their names (the order in which ties are broken). Opaque. */
+typedef struct nps_store nps_store_t;
+
+/** Read the weights. Local, reads files.
+ *  @param input_of  [models] index into inputs of each model; @param base  index of the base
+ *  @param digest    gets every byte read; may be NULL
+ *  @param[out] out  freed with nps_store_free(); borrows layout and inputs
+ *  @return NPS_ERR_INPUT (a file cannot be read; NaN or infinity, with model, tensor, index), NPS_ERR_MEMORY */
+nps_err_t nps_store_load(const nps_layout_t *layout, const nps_model_t *const *inputs, int base, const int *input_of,
+                         int models, nps_digest_t *digest, nps_store_t **out);
+void nps_store_free(nps_store_t *store);
+
+/** Predict the bytes of a store and of the candidates built from it, from headers. Local. */
+int64_t nps_store_bytes(const nps_layout_t *layout, const nps_model_t *const *inputs, int base, const int *input_of,
+                        int models);
+int64_t nps_candidate_bytes(const nps_layout_t *layout);
+
+int nps_store_models(const nps_store_t *store);
+int nps_store_tensors(const nps_store_t *store);
+const char *nps_store_name(const nps_store_t *store, int tensor);
+int64_t nps_store_count(const nps_store_t *store, int tensor);
+int64_t nps_store_elements(const nps_store_t *store); /* d: of all tensors */
+
+/** Find a tensor by name. @return its index or -1 */
+int nps_store_find(const nps_store_t *store, const char *name);
+
+/** Form the task vector of a model: entries [first, first + n) of a tensor, n at most NPS_CHUNK. Local. */
+void nps_store_tau(const nps_store_t *store, int model, int tensor, int64_t first, int64_t n, float *tau);
+
+/** The subspaces of every model of a store: thresholds, and histograms that the threshold of a candidate is found by.
+ *  Opaque. */
+typedef struct nps_subspaces nps_subspaces_t;
+
+/** Split the task vectors. Collective: the ranks, all of which hold the store, share the counting.
+ *  @param[out] out  freed with nps_subspaces_free(); borrows the store */
+nps_err_t nps_subspaces_new(const nps_comm_t *comm, const nps_store_t *store, int subspaces, nps_scope_t scope,
+                            nps_subspaces_t **out);
+void nps_subspaces_free(nps_subspaces_t *subspaces);
+
+/** Give the thresholds of a model (scope tensor: of a tensor of it; else `tensor` is not looked at). [M − 1], owned. */
+const float *nps_subspaces_thresholds(const nps_subspaces_t *subspaces, int model, int tensor);
+
+/** A whole model in float32 as it would be written, made from a store: one buffer, built again for every candidate.
+ *  Opaque. */
+typedef struct nps_candidate nps_candidate_t;
+
+/** Make room for candidates. Local. Freed with nps_candidate_free(). Borrows store and subspaces.
+ *  @param round  whether values are rounded to the target's type in the layout first (as the output will be)
+ *  @return NPS_ERR_MEMORY */
+nps_err_t nps_candidate_new(const nps_store_t *store, const nps_subspaces_t *subspaces, bool round,
+                            nps_candidate_t **out);
+void nps_candidate_free(nps_candidate_t *candidate);
+
+/** Build θ0 + Σ λ_i q_i / divisor: the same bits as the merge method nps writes. Local.
+ *  @return false when the weighting has no result (normalize sum with |Σ λ| < NPS_TINY_LAMBDA), or a value is not finite */
+bool nps_candidate_build(nps_candidate_t *candidate, const nps_weighting_t *weighting);
+
+/** Take a stored model as it is: model 0 … T − 1, or -1 for the base. Local. */
+void nps_candidate_take(nps_candidate_t *candidate, int model);
+
+/** Give the values of a tensor of the candidate. [count], owned by the candidate, there until the next build. */
+const float *nps_candidate_tensor(const nps_candidate_t *candidate, int tensor);
 
 #endif

@@ -70,17 +70,22 @@ nps_err_t nps_h5_reserve(nps_h5_t *file);
 void nps_h5_dataset_close(nps_h5_dataset_t *dataset);
 
 /** Write a whole small dataset: every rank passes the same values. Collective as the file is. */
-nps_err_t nps_h5_put_i64(nps_h5_t *file, const char *path, const int64_t *data, int ndim, const int64_t *shape);
+nps_err_t nps_h5_put(nps_h5_t *file, const char *path, nps_dtype_t dtype, const void *data, int ndim,
+                     const int64_t *shape);
 nps_err_t nps_h5_put_texts(nps_h5_t *file, const char *path, const char *const *texts,
                            int64_t count); /* UTF-8 [count] */
 
 /** Write an attribute of a group ("/": the root). Collective as the file is. */
 nps_err_t nps_h5_put_attr_text(nps_h5_t *file, const char *group, const char *name, const char *text);
 nps_err_t nps_h5_put_attr_i64(nps_h5_t *file, const char *group, const char *name, int64_t value);
+nps_err_t nps_h5_put_attr_texts(nps_h5_t *file, const char *group, const char *name, const char *const *texts,
+                                int64_t count); /* an array of UTF-8 texts */
 
 /** Read an attribute. Local. A missing one gives NPS_OK with *text = NULL (freed with free()), or *found = false. */
 nps_err_t nps_h5_get_attr_text(nps_h5_t *file, const char *group, const char *name, char **text);
 nps_err_t nps_h5_get_attr_i64(nps_h5_t *file, const char *group, const char *name, int64_t *value, bool *found);
+nps_err_t nps_h5_get_attr_texts(nps_h5_t *file, const char *group, const char *name, char ***texts,
+                                int *count); /* freed with nps_h5_free_names(); fixed or variable length */
 
 /** List the members of a group in byte order of their names; a missing group has none. Local.
  *  @param[out] names  [*count] strings and the array, freed by nps_h5_free_names() */
@@ -89,6 +94,13 @@ void nps_h5_free_names(char **names, int count);
 
 /** Describe a member of a group. Local. */
 nps_err_t nps_h5_describe(nps_h5_t *file, const char *group, const char *name, nps_h5_info_t *out);
+
+/** Read a whole dataset, however it is stored (chunked, compressed, any byte order), as a type: floats as NPS_F32 or
+ *  NPS_F64, integers as NPS_I32 or NPS_I64. Local. NPS_ERR_INPUT when it is missing, of another class, or holds a value that
+ *  does not fit.
+ *  @param[out] ndim, shape  [NPS_MAX_DIMS]
+ *  @param[out] data  freed with free() */
+nps_err_t nps_h5_read(nps_h5_t *file, const char *path, nps_dtype_t dtype, int *ndim, int64_t *shape, void **data);
 
 /** Read a whole dataset of uint8. Local. @param[out] data freed with free() */
 nps_err_t nps_h5_get_bytes(nps_h5_t *file, const char *path, void **data, size_t *bytes);

@@ -65,6 +65,9 @@ typedef enum nps_base_use {
   NPS_BASE_LISTED        /**< one of the models where it is listed, otherwise not used */
 } nps_base_use_t;
 
+typedef struct nps_merge_spec nps_merge_spec_t;
+typedef struct nps_merge_subspaces nps_merge_subspaces_t;
+
 /** A merge method. */
 typedef struct nps_merge_method {
   const char *name;
@@ -90,9 +93,9 @@ typedef struct nps_merge_method {
 
   /** Make / free the statistics of the tensor in work (with whole_model: of all); give their bytes. NULL for methods
    *  without statistics. */
-  void *(*state_new)(int models);
+  void *(*state_new)(const nps_merge_spec_t *spec);
   void (*state_free)(void *state);
-  size_t (*state_bytes)(int models);
+  size_t (*state_bytes)(const nps_merge_spec_t *spec);
 
   /** Begin the statistics of a tensor, or, with whole_model, of all. */
   void (*start)(void *state, const nps_merge_tensor_t *tensor);
@@ -108,6 +111,9 @@ typedef struct nps_merge_method {
    *  @param[in,out] kept  [models] entries of the task vectors kept, added to */
   void (*merge)(void *state, const nps_merge_tensor_t *tensor, const nps_merge_chunk_t *chunk, double *out,
                 int64_t *kept);
+
+  /** Put what is known of the subspaces together, after merging. Collective over all ranks. NULL: the method has none. */
+  void (*subspaces)(void *state, const nps_comm_t *comm, nps_merge_subspaces_t *out);
 } nps_merge_method_t;
 
 /** Find a method by name. Local.
@@ -124,8 +130,15 @@ typedef struct nps_merge_model {
   const nps_settings_t *settings; /**< its parameters, or NULL */
 } nps_merge_model_t;
 
+/** Subspaces and their weights under merge_method nps: what `nps:` in the config gives, or a search has found. */
+typedef struct nps_merge_nps {
+  nps_weighting_t *weighting; /**< weights, priorities and scope; λ with has_lambda; density and normalize are parameters */
+  bool has_lambda;            /**< λ is the weighting's for all tensors; else parameters.lambda × the model's weight */
+  double density;             /**< where neither the model nor the global parameters have one */
+} nps_merge_nps_t;
+
 /** What is to be merged. Borrowed by the merge. */
-typedef struct nps_merge_spec {
+struct nps_merge_spec {
   const nps_merge_method_t *method;
   const nps_model_t *const *inputs; /**< [input_count] all different catalogues */
   int input_count;
@@ -136,7 +149,8 @@ typedef struct nps_merge_spec {
   const char *config_file;        /**< for messages */
   uint64_t seed;
   const nps_layout_t *layout;
-} nps_merge_spec_t;
+  const nps_merge_nps_t *nps; /**< merge_method nps only */
+};
 
 /** A checked merge: every parameter is evaluated for every tensor and model. */
 typedef struct nps_merge nps_merge_t;
@@ -157,6 +171,22 @@ typedef struct nps_merge_result {
   double norm; /**< ‖τ‖ over all merged tensors; NaN where the method does not see task vectors */
   double kept; /**< fraction of the task vector's entries that were kept */
 } nps_merge_result_t;
+
+/** What is known of the subspaces after merging by nps. */
+struct nps_merge_subspaces {
+  int models, subspaces; /**< 0: none */
+  float *thresholds;     /**< [models][subspaces − 1] scope model; NULL for scope tensor; owned */
+  int64_t *entries;      /**< [models][subspaces] entries of the task vector; owned */
+  int64_t *kept;         /**< [models][subspaces] those that were kept; owned */
+};
+
+/** Give the subspaces, after nps_merge_run(). NULL for other methods. Owned by the merge. Local. */
+const nps_merge_subspaces_t *nps_merge_subspaces(const nps_merge_t *merge);
+
+/** Give a parameter that is the same for all tensors. Local.
+ *  @param model  for a parameter of a model, else 0
+ *  @return false when the method has no such parameter or it varies over the tensors */
+bool nps_merge_plain_value(const nps_merge_t *merge, const char *name, int model, double *value);
 
 /** Receives progress: bytes done over all ranks, of nps_merge_work(). */
 typedef void nps_merge_progress_fn(void *ctx, int64_t done);

@@ -1,0 +1,105 @@
+/** @file fitness.h
+ *  Native evaluators: networks from Hugging Face configs, their forward passes in float32 on BLAS, and scores on
+ *  calibration data. Layer 5. Everything here is local but what says otherwise.
+ *
+ *  A network is a description: tensors by name and shape, and a forward pass. It holds no weights: whoever calls gives an
+ *  array of pointers, one a tensor, so that candidates, heads and stored models can be mixed. A family of networks is one
+ *  nps_net_family_t in src/fitness/ and one line in its table. */
+#ifndef NPS_FITNESS_H
+#define NPS_FITNESS_H
+
+#include "nps/base.h"
+#include "nps/model.h"
+
+/* ---- calibration data ---- */
+
+/** One task's samples, in memory. All pointers are owned. */
+typedef struct nps_dataset {
+  char *path;  /**< file */
+  char *group; /**< in it */
+  int64_t samples;
+  int64_t channels, height, width; /**< of an image */
+  float *inputs;                   /**< [samples][channels][height][width] */
+  int32_t *labels;                 /**< [samples] */
+} nps_dataset_t;
+
+/** List the groups of a calibration file (HDF5), in byte order. @param[out] names  freed with nps_h5_free_names() */
+nps_err_t nps_dataset_groups(const char *path, char ***names, int *count);
+
+/** Read one group: `inputs` float32 [N, channels, height, width], `labels` int32 [N] (other float and integer types are
+ *  converted). NPS_ERR_INPUT: not HDF5, a missing group or dataset, shapes that disagree, NaN or infinity, no sample;
+ *  the message names file, group and what was expected. @param[out] out  freed with nps_dataset_free() */
+nps_err_t nps_dataset_read(const char *path, const char *group, nps_dataset_t **out);
+void nps_dataset_free(nps_dataset_t *dataset);
+
+/* ---- networks ---- */
+
+/** A tensor that a network needs. */
+typedef struct nps_net_tensor {
+  char *name; /**< Hugging Face name as in the model; owned by the network */
+  bool of_head; /**< taken from the head model, else from the body */
+  int source;   /**< index in the catalogue of the head model or the body */
+  int64_t count;
+} nps_net_tensor_t;
+
+typedef struct nps_net nps_net_t;
+
+/** Make the network of a model. All problems are recorded.
+ *  @param body  catalogue with config_json; its tensors are the network's
+ *  @param head  catalogue that tensors which the body lacks (classifier.*) are taken from; NULL: none. May be the body's
+ *    own fine-tuned sibling: only what the body lacks is taken.
+ *  @param[out] out  freed with nps_net_free(); borrows the catalogues
+ *  @return NPS_ERR_INPUT: no config, unknown model_type, an option that is not implemented (named), a missing tensor, a
+ *    shape that does not fit the config */
+nps_err_t nps_net_new(const nps_model_t *body, const nps_model_t *head, nps_net_t **out);
+void nps_net_free(nps_net_t *net);
+
+/** Give the tensors of a network. */
+int nps_net_tensor_count(const nps_net_t *net);
+const nps_net_tensor_t *nps_net_tensor(const nps_net_t *net, int i);
+
+/** Give the number of classes. */
+int nps_net_classes(const nps_net_t *net);
+
+/** Give the floating-point operations of the matrix products in one forward pass over n samples. */
+double nps_net_flops(const nps_net_t *net, int64_t n);
+
+/** Check that data fit a network: image size, channels, labels within the classes. NPS_ERR_INPUT. */
+nps_err_t nps_net_check_data(const nps_net_t *net, const nps_dataset_t *data);
+
+/** Give the bytes of working memory for batches of up to `batch` samples. */
+size_t nps_net_scratch_bytes(const nps_net_t *net, int batch);
+
+/** Run the network on samples.
+ *  @param weights  [tensors] float32, row-major, in the order of nps_net_tensor()
+ *  @param samples  [n] which samples of the data; n at most the batch that scratch was sized for
+ *  @param scratch  nps_net_scratch_bytes(), aligned to 64
+ *  @param[out] logits  [n][classes] */
+void nps_net_logits(const nps_net_t *net, const float *const *weights, const nps_dataset_t *data,
+                    const int64_t *samples, int n, void *scratch, float *logits);
+
+/* ---- scores ---- */
+
+/** What is known of a model on a task, or on a batch of it. Scores add up. */
+typedef struct nps_score {
+  int64_t correct; /**< samples whose largest logit is the label's (of equal ones the first) */
+  int64_t total;
+  double nll_sum; /**< Σ −ln softmax(logits)[label]; NaN where a logit is not finite */
+} nps_score_t;
+
+/** Score logits. @param logits  [n][classes]; @param samples  [n] whose labels count */
+nps_score_t nps_logits_score(const float *logits, int classes, const nps_dataset_t *data, const int64_t *samples,
+                             int n);
+
+/** Run the network on one batch and score it: nps_net_logits() and nps_logits_score().
+ *  Scratch as there, which has room for the logits too. */
+nps_score_t nps_net_score(const nps_net_t *net, const float *const *weights, const nps_dataset_t *data,
+                          const int64_t *samples, int n, void *scratch);
+
+/** Read the tensors of a network that stand in given catalogues into float32 memory.
+ *  @param only_head  leave out what comes from the body (those pointers stay NULL)
+ *  @param[out] weights  [tensors] each freed with free(), and the array */
+nps_err_t nps_net_read_weights(const nps_net_t *net, bool only_head, float ***weights);
+void nps_net_free_weights(const nps_net_t *net, float **weights);
+
+#endif

@@ -1,0 +1,117 @@
+/** @file search.h
+ *  Neural parameter search (Du et al., ACL 2025, arXiv 2505.18713): CMA-ES over the weights and priorities of subspaces and
+ *  over the models' λ, scored by the native evaluators, candidates spread over the ranks. Layer 6.
+ *
+ *  One evaluation is one candidate on all its tasks. A generation is a list of items (candidate, task), cut into contiguous
+ *  stretches of about equal samples, one a rank; every batch has a slot of its own (correct, total, Σ nll), filled by one
+ *  rank; one reduction brings all slots to all ranks, and they are summed in slot order. Rank 0 leads CMA-ES and broadcasts
+ *  the candidates: the history is the same bytes on any number of ranks. */
+#ifndef NPS_SEARCH_H
+#define NPS_SEARCH_H
+
+#include "nps/base.h"
+#include "nps/cmaes.h"
+#include "nps/comm.h"
+#include "nps/config.h"
+#include "nps/delta.h"
+#include "nps/fitness.h"
+#include "nps/h5.h"
+#include "nps/report.h"
+
+/** One task that candidates are scored on. All pointers are borrowed. */
+typedef struct nps_search_task {
+  const char *name;
+  int model; /**< index of the model it belongs to, or -1: none */
+  const nps_net_t *net;
+  const nps_dataset_t *data;
+  float *const *own; /**< [tensors of the net] weights that are not the candidate's (heads); NULL: the candidate's */
+} nps_search_task_t;
+
+/** What is to be searched. Borrowed. */
+typedef struct nps_search_spec {
+  const nps_store_t *store;
+  const char *const *models;    /**< [T] names */
+  const nps_weighting_t *start; /**< given weights, priorities, densities, scope, normalize; λ: the models' weights */
+  bool given_priorities;        /**< priorities are as given; else they follow the weights: a = |w| */
+  nps_application_t application;
+  bool round; /**< as nps_candidate_new() */
+  const nps_search_task_t *tasks; /**< [task_count] */
+  int task_count;
+  const nps_recipe_search_t *search; /**< NULL, or algorithm none: no search, only the scores of `start` */
+  const nps_recipe_fitness_t *fitness;
+  uint64_t seed;
+} nps_search_spec_t;
+
+/** One search: all it has evaluated, in order. Arrays are owned. */
+typedef struct nps_search_history {
+  char *path;     /**< "prune/NAME", "fuse", "joint" */
+  char **columns; /**< [variables] "weight[0]", "log_priority[0]", "lambda[plain]", "weight[plain,0]" */
+  int variables;
+  const char **tasks; /**< [task_count] names */
+  int task_count;
+  int64_t evaluations;
+  double *genome;      /**< [evaluations][variables] */
+  int32_t *generation; /**< [evaluations] 0: starting points; from 1: CMA-ES */
+  int32_t *candidate;  /**< [evaluations] within the generation; -1: CMA-ES's last mean */
+  int64_t *correct;    /**< [evaluations][tasks], as the rest on the samples that the search sees */
+  int64_t *total;
+  double *nll_sum;
+  int64_t best;     /**< row of the final genome */
+  int64_t start;    /**< row the search began at: the best of generation 0 */
+  const char *stop; /**< why it ended; static */
+  double *held_fitness; /**< [evaluations] primary fitness on held-out samples; NaN where it was not evaluated on them */
+} nps_search_history_t;
+
+/** Scores of one task for the table; [0] on samples that the search sees, [1] on those held out (total 0: none). */
+typedef struct nps_search_row {
+  int task;
+  int model;           /**< whose output the row is about: transfer; else -1 */
+  double kept;         /**< fraction of the task vector of the task's model that is kept; NaN without model */
+  nps_score_t base[2]; /**< θ0 with the task's head */
+  nps_score_t tuned[2]; /**< the task's model; total 0 where there is none */
+  nps_score_t start[2]; /**< where the last stage began */
+  nps_score_t merged[2];
+} nps_search_row_t;
+
+/** What a search has found; the same on every rank. All pointers are owned. */
+typedef struct nps_search {
+  nps_weighting_t *weighting; /**< of the result */
+  bool has_lambda;            /**< λ was searched */
+  nps_search_history_t *histories; /**< [history_count] */
+  int history_count;
+  nps_search_row_t *rows; /**< [row_count] */
+  int row_count;
+  int64_t evaluations; /**< of candidates, all searches */
+  double seconds;      /**< of searching */
+  double flops;        /**< of matrix products, all ranks */
+} nps_search_t;
+
+/** Search, and score base, fine-tuned models, start and result. Collective: every rank holds the store, nets and data.
+ *  Shows progress and logs an event for each generation.
+ *  @param report  rank 0's, else NULL
+ *  @param[out] out  freed with nps_search_free()
+ *  @return the same on every rank. NPS_ERR_CONFIG: a model without a task under prune, …; NPS_ERR_RUNTIME: every candidate
+ *    failed; NPS_ERR_MEMORY */
+nps_err_t nps_search_run(const nps_comm_t *comm, const nps_search_spec_t *spec, nps_report_t *report,
+                         nps_search_t **out);
+void nps_search_free(nps_search_t *search);
+
+/** Give the mean over rows of accuracy / nll, unweighted: of which = base, tuned, start or merged as an offset into the row.
+ *  Local. @param part  0: samples the search saw; 1: held out; 2: both together. NaN where there is none */
+double nps_search_mean_accuracy(const nps_search_t *search, size_t which, int part);
+double nps_search_mean_nll(const nps_search_t *search, size_t which, int part);
+
+/** Print the table of results (task, base, fine-tuned, merged, kept, difference), warn where the held-out score fell while the
+ *  calibration score rose, and log the event "scores". Local, rank 0. @param tasks  as in the spec */
+void nps_search_show(const nps_search_t *search, const nps_search_spec_t *spec, nps_report_t *report);
+
+/** Write /search and /timing into a merged file. Collective as the file is. */
+nps_err_t nps_search_write(const nps_search_t *search, nps_h5_t *file);
+
+/** Read the best genome of an earlier merged file, for search.start_from. Local.
+ *  @param path  "prune/NAME", "fuse", "joint"
+ *  @param columns  [n] wanted; @param[in,out] x  [n] set where the file has the column
+ *  @return NPS_ERR_INPUT: no merged file, no such search in it, none of the columns */
+nps_err_t nps_search_read_best(const char *file, const char *path, char *const *columns, int n, double *x);
+
+#endif
