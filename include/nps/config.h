@@ -78,8 +78,8 @@ typedef struct nps_recipe_nps {
   nps_application_t application;
   int subspaces; /**< M */
   nps_scope_t scope;
-  double density;             /**< 0 to 1 */
-  nps_recipe_row_t *weights;  /**< [weight_rows] none: all 1; owned */
+  double density;            /**< 0 to 1 */
+  nps_recipe_row_t *weights; /**< [weight_rows] none: all 1; owned */
   int weight_rows;
   nps_recipe_row_t *priorities; /**< [priority_rows] at least 0; none: |w|; owned */
   int priority_rows;
@@ -123,9 +123,10 @@ typedef enum nps_objective { NPS_OBJECTIVE_MEAN, NPS_OBJECTIVE_WORST, NPS_OBJECT
 
 /** One entry of `fitness.tasks`. Texts are owned. */
 typedef struct nps_recipe_task {
-  char *name;  /**< unique */
-  char *model; /**< name of a listed model: `model`, else `name` where a model has that name; NULL: a task of no model */
-  char *data;  /**< path as written */
+  char *name; /**< unique */
+  char
+      *model; /**< name of a listed model: `model`, else `name` where a model has that name; NULL: a task of no model */
+  char *data; /**< path as written */
   char *group; /**< default: the name */
   char *head;  /**< name of a listed model, or a path, as written; NULL: the task's model */
   int line;
@@ -137,8 +138,8 @@ typedef struct nps_recipe_fitness {
   nps_evaluator_t evaluator;
   nps_metric_t metric;
   nps_objective_t objective;
-  double holdout; /**< 0 to below 1 */
-  int batch;      /**< samples, at least 1 */
+  double holdout;           /**< 0 to below 1 */
+  int batch;                /**< samples, at least 1 */
   nps_recipe_task_t *tasks; /**< [task_count]; owned */
   int task_count;
 } nps_recipe_fitness_t;

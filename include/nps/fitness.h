@@ -36,7 +36,7 @@ void nps_dataset_free(nps_dataset_t *dataset);
 
 /** A tensor that a network needs. */
 typedef struct nps_net_tensor {
-  char *name; /**< Hugging Face name as in the model; owned by the network */
+  char *name;   /**< Hugging Face name as in the model; owned by the network */
   bool of_head; /**< taken from the head model, else from the body */
   int source;   /**< index in the catalogue of the head model or the body */
   int64_t count;

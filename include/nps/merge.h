@@ -132,9 +132,10 @@ typedef struct nps_merge_model {
 
 /** Subspaces and their weights under merge_method nps: what `nps:` in the config gives, or a search has found. */
 typedef struct nps_merge_nps {
-  nps_weighting_t *weighting; /**< weights, priorities and scope; λ with has_lambda; density and normalize are parameters */
-  bool has_lambda;            /**< λ is the weighting's for all tensors; else parameters.lambda × the model's weight */
-  double density;             /**< where neither the model nor the global parameters have one */
+  nps_weighting_t
+      *weighting;  /**< weights, priorities and scope; λ with has_lambda; density and normalize are parameters */
+  bool has_lambda; /**< λ is the weighting's for all tensors; else parameters.lambda × the model's weight */
+  double density;  /**< where neither the model nor the global parameters have one */
 } nps_merge_nps_t;
 
 /** What is to be merged. Borrowed by the merge. */

@@ -9,6 +9,7 @@
 
 #include "nps/base.h"
 #include "nps/comm.h"
+#include "nps/h5.h"
 #include "nps/tensor.h"
 
 /** One tensor of a catalogue. */
@@ -176,6 +177,10 @@ typedef struct nps_output {
   const char *model_card;        /**< README.md of a folder */
   const nps_sidecar_t *sidecars; /**< [sidecar_count]; only rank 0's are used */
   int sidecar_count;
+  /** Writes more groups into the merged HDF5, or into findings.h5 of a folder, before the output is committed: collective as
+   *  the file is (a folder's file belongs to rank 0 alone). NULL: nothing. */
+  nps_err_t (*extra)(void *ctx, nps_h5_t *file);
+  void *extra_ctx;
 } nps_output_t;
 
 typedef struct nps_writer nps_writer_t;

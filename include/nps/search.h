@@ -34,7 +34,7 @@ typedef struct nps_search_spec {
   const nps_weighting_t *start; /**< given weights, priorities, densities, scope, normalize; λ: the models' weights */
   bool given_priorities;        /**< priorities are as given; else they follow the weights: a = |w| */
   nps_application_t application;
-  bool round; /**< as nps_candidate_new() */
+  bool round;                     /**< as nps_candidate_new() */
   const nps_search_task_t *tasks; /**< [task_count] */
   int task_count;
   const nps_recipe_search_t *search; /**< NULL, or algorithm none: no search, only the scores of `start` */
@@ -59,15 +59,16 @@ typedef struct nps_search_history {
   int64_t best;     /**< row of the final genome */
   int64_t start;    /**< row the search began at: the best of generation 0 */
   const char *stop; /**< why it ended; static */
-  double *held_fitness; /**< [evaluations] primary fitness on held-out samples; NaN where it was not evaluated on them */
+  double
+      *held_fitness; /**< [evaluations] primary fitness on held-out samples; NaN where it was not evaluated on them */
 } nps_search_history_t;
 
 /** Scores of one task for the table; [0] on samples that the search sees, [1] on those held out (total 0: none). */
 typedef struct nps_search_row {
   int task;
-  int model;           /**< whose output the row is about: transfer; else -1 */
-  double kept;         /**< fraction of the task vector of the task's model that is kept; NaN without model */
-  nps_score_t base[2]; /**< θ0 with the task's head */
+  int model;            /**< whose output the row is about: transfer; else -1 */
+  double kept;          /**< fraction of the task vector of the task's model that is kept; NaN without model */
+  nps_score_t base[2];  /**< θ0 with the task's head */
   nps_score_t tuned[2]; /**< the task's model; total 0 where there is none */
   nps_score_t start[2]; /**< where the last stage began */
   nps_score_t merged[2];
@@ -75,8 +76,8 @@ typedef struct nps_search_row {
 
 /** What a search has found; the same on every rank. All pointers are owned. */
 typedef struct nps_search {
-  nps_weighting_t *weighting; /**< of the result */
-  bool has_lambda;            /**< λ was searched */
+  nps_weighting_t *weighting;      /**< of the result */
+  bool has_lambda;                 /**< λ was searched */
   nps_search_history_t *histories; /**< [history_count] */
   int history_count;
   nps_search_row_t *rows; /**< [row_count] */

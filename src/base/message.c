@@ -7,6 +7,7 @@
 
 static nps_note_sink_fn *note_sink;
 static void *note_ctx;
+static bool note_muted;
 static void (*fatal_handler)(int exit_code);
 
 void nps_note_set_sink(nps_note_sink_fn *sink, void *ctx) {
@@ -14,8 +15,11 @@ void nps_note_set_sink(nps_note_sink_fn *sink, void *ctx) {
   note_ctx = ctx;
 }
 
+void nps_note_mute(bool mute) { note_muted = mute; }
+
 void nps_note(const char *fmt, ...) {
   va_list args;
+  if (note_muted) return;
   va_start(args, fmt);
   char *text = nps_text_printable(nps_xvstrf(fmt, args));
   va_end(args);

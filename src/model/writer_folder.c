@@ -218,6 +218,23 @@ static nps_err_t put_provenance(const nps_writer_t *w, const nps_digest_t *diges
   return put_json(w, "provenance.json", all, 0);
 }
 
+/* What a merged HDF5 has in groups of its own. */
+static nps_err_t put_findings(const nps_writer_t *w) {
+  nps_comm_t *self = nps_comm_self();
+  nps_h5_t *file = NULL;
+  char *path = nps_xstrf("%s/findings.h5", w->place.partial);
+  nps_err_t err = nps_h5_create(self, path, &file);
+  if (err == NPS_OK) err = w->output.extra(w->output.extra_ctx, file);
+  if (err == NPS_OK) {
+    err = nps_h5_close(file);
+    file = NULL;
+  }
+  nps_h5_abandon(file);
+  free(path);
+  nps_comm_free(self);
+  return err;
+}
+
 static nps_err_t put_small_files(const nps_writer_t *w, const state_t *s, const nps_digest_t *digest) {
   const nps_output_t *o = &w->output;
   const char *folder = w->place.partial;
@@ -230,6 +247,7 @@ static nps_err_t put_small_files(const nps_writer_t *w, const state_t *s, const 
   NPS_TRY(nps_file_put(folder, "README.md", o->model_card, strlen(o->model_card)));
   NPS_TRY(nps_file_put(folder, "nps-merge.yaml", o->recipe, strlen(o->recipe)));
   if (digest) NPS_TRY(put_provenance(w, digest));
+  if (o->extra) NPS_TRY(put_findings(w));
   return s->count > 1 ? put_index(w, s) : NPS_OK;
 }
 

@@ -58,7 +58,7 @@ static nps_err_t put_provenance(nps_h5_t *file, const nps_digest_t *digest) {
   nps_err_t err = NPS_OK;
   NPS_GOTO(nps_h5_make_group(file, "/provenance"));
   NPS_GOTO(nps_h5_put_texts(file, "/provenance/path", paths, n));
-  NPS_GOTO(nps_h5_put_i64(file, "/provenance/size", sizes, 1, &n));
+  NPS_GOTO(nps_h5_put(file, "/provenance/size", NPS_I64, sizes, 1, &n));
   NPS_GOTO(nps_h5_put_texts(file, "/provenance/sha256", hashes, n));
 done:
   free(paths);
@@ -93,7 +93,8 @@ static nps_err_t put_sidecars(const nps_writer_t *w, nps_h5_t *file) {
 
 static nps_err_t put_all(const nps_writer_t *w, nps_h5_t *file, const nps_digest_t *digest) {
   NPS_TRY(put_attributes(w, file));
-  return digest ? put_provenance(file, digest) : NPS_OK;
+  if (digest) NPS_TRY(put_provenance(file, digest));
+  return w->output.extra ? w->output.extra(w->output.extra_ctx, file) : NPS_OK;
 }
 
 static void close_datasets(const nps_writer_t *w, state_t *s) {

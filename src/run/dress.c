@@ -10,10 +10,11 @@ static const char *torch_name(nps_dtype_t dtype) {
 }
 
 /* The input whose head tensors are in the layout, or -1. */
-static int head_input(const nps_run_state_t *run) {
-  for (int t = 0; t < run->layout->count; t++)
-    for (int i = 0; run->layout->targets[t].action == NPS_ACTION_HEAD && i < run->input_count; i++)
-      if (run->layout->targets[t].source[i] >= 0) return i;
+static int head_input(const nps_run_output_t *output) {
+  const nps_layout_t *layout = output->layout;
+  for (int t = 0; t < layout->count; t++)
+    for (int i = 0; layout->targets[t].action == NPS_ACTION_HEAD && i < output->input_count; i++)
+      if (layout->targets[t].source[i] >= 0) return i;
   return -1;
 }
 
@@ -51,16 +52,16 @@ static char *write_json(const json_t *value) {
   return line;
 }
 
-static nps_err_t make_config(nps_run_state_t *run) {
-  const char *text = run->inputs[run->base >= 0 ? run->base : run->models[0].input]->config_json;
-  const int head = head_input(run);
+static nps_err_t make_config(const nps_run_state_t *run, nps_run_output_t *output) {
+  const char *text = output->inputs[output->base >= 0 ? output->base : output->models[0].input]->config_json;
+  const int head = head_input(output);
   json_t *config = NULL;
-  if (!text && head >= 0) text = run->inputs[head]->config_json;
+  if (!text && head >= 0) text = output->inputs[head]->config_json;
   if (!text) return NPS_OK;
   NPS_TRY(nps_json_parse(text, strlen(text), "config.json", &config));
-  if (head >= 0) take_head_keys(config, run->inputs[head]->config_json);
+  if (head >= 0) take_head_keys(config, output->inputs[head]->config_json);
   if (run->recipe->has_out_dtype) set_type(config, torch_name(run->recipe->out_dtype));
-  run->config_json = write_json(config);
+  output->config_json = write_json(config);
   json_decref(config);
   return NPS_OK;
 }
@@ -72,22 +73,44 @@ static const char *as_written(const nps_recipe_t *recipe, const char *name) {
   return name;
 }
 
-static void make_card(nps_run_state_t *run) {
+/* The average scores, where there are some. */
+static void add_scores(nps_text_t *card, const nps_search_t *search) {
+  if (!search) return;
+  nps_text_add(
+      card, "\n## Scores\n\nAverages over the tasks of the calibration data.\n\n| | accuracy | nll |\n|---|---|---|\n");
+  static const struct {
+    const char *name;
+    size_t which;
+  } rows[] = {{"base", offsetof(nps_search_row_t, base)},
+              {"fine-tuned", offsetof(nps_search_row_t, tuned)},
+              {"merged", offsetof(nps_search_row_t, merged)}};
+  for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
+    nps_text_add(card, "| %s | %.4f | %.4f |\n", rows[i].name, nps_search_mean_accuracy(search, rows[i].which, 2),
+                 nps_search_mean_nll(search, rows[i].which, 2));
+}
+
+static void make_card(const nps_run_state_t *run, nps_run_output_t *output) {
   nps_text_t card = {0};
   nps_text_add(&card,
                "---\nlibrary_name: transformers\ntags:\n- merge\n- nps-merge\n---\n# Merged model\n\n"
                "Made with nps-merge by the method `%s`: %s.\n\n## Models\n\n",
                run->method->name, run->method->summary);
   if (run->recipe->base_model) nps_text_add(&card, "- %s (base)\n", run->recipe->base_model);
-  for (int m = 0; m < run->model_count; m++)
-    if (run->models[m].input != run->base) nps_text_add(&card, "- %s\n", as_written(run->recipe, run->models[m].name));
+  for (int m = 0; m < output->model_count; m++)
+    if (output->models[m].input != output->base)
+      nps_text_add(&card, "- %s\n", as_written(run->recipe, output->models[m].name));
+  add_scores(&card, run->search);
   nps_text_add(&card, "\n## Recipe\n\n```yaml\n%s```\n", run->recipe_text);
-  run->model_card = card.text;
+  output->model_card = card.text;
 }
 
-nps_err_t nps_run_dress(nps_run_state_t *run) {
-  NPS_TRY(make_config(run));
-  make_card(run);
+nps_err_t nps_run_dress(nps_run_state_t *run, nps_run_output_t *output) {
+  NPS_TRY(make_config(run, output));
+  make_card(run, output);
+  return NPS_OK;
+}
+
+nps_err_t nps_run_read_sidecars(nps_run_state_t *run) {
   if (nps_comm_rank(run->comm) != 0) return NPS_OK;
   const int source = run->base >= 0 ? run->base : run->models[0].input;
   return nps_sidecars_read(run->inputs[source], &run->sidecars, &run->sidecar_count);

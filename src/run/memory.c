@@ -67,7 +67,9 @@ static int64_t free_memory(void) {
   return kib > 0 ? kib << 10 : (int64_t)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE);
 }
 
-int64_t nps_run_memory_per_rank(int ranks_here) {
+/* What a rank may use: the cgroup's or Slurm's limit, else the free memory of this host, divided by the ranks on it, less a
+ * reserve. */
+static int64_t memory_per_rank(int ranks_here) {
   int64_t limits[3] = {free_memory(), cgroup_limit(), slurm_limit()};
   int64_t least = 0;
   for (int i = 0; i < 3; i++)
@@ -115,17 +117,26 @@ static int most_ranks_on_a_host(const nps_comm_t *comm) {
   return (int)most;
 }
 
-nps_err_t nps_run_plan(nps_run_state_t *run, int ranks) {
+int nps_run_ranks_per_node(const nps_run_state_t *run) {
   const nps_run_options_t *o = run->options;
-  int per_node = o->ranks_per_node ? o->ranks_per_node : o->ranks ? o->ranks : most_ranks_on_a_host(run->comm);
+  return o->ranks_per_node ? o->ranks_per_node : o->ranks ? o->ranks : most_ranks_on_a_host(run->comm);
+}
+
+int64_t nps_run_memory_limit(const nps_run_state_t *run, int ranks_per_node) {
+  double most = -(double)memory_per_rank(ranks_per_node);
+  nps_comm_max_f64(run->comm, &most, 1); /* the worst of all hosts, so that all ranks plan alike */
+  return run->recipe->memory_per_rank ? run->recipe->memory_per_rank : (int64_t)-most;
+}
+
+nps_err_t nps_run_plan(nps_run_state_t *run, nps_run_output_t *output, int ranks) {
+  const int per_node = nps_run_ranks_per_node(run);
   nps_costs_t costs = machine_costs(per_node);
-  double most[2] = {-(double)nps_run_memory_per_rank(per_node), (double)costs.fixed_memory};
-  nps_comm_max_f64(run->comm, most, 2); /* the worst of all hosts, so that all ranks plan alike */
-  costs.fixed_memory = (int64_t)most[1];
-  int64_t limit = run->recipe->memory_per_rank ? run->recipe->memory_per_rank : (int64_t)-most[0];
+  double fixed = (double)costs.fixed_memory;
+  nps_comm_max_f64(run->comm, &fixed, 1);
+  costs.fixed_memory = (int64_t)fixed;
   costs.compute_time = run->method->element_seconds;
-  nps_demand_t demand = nps_merge_demand(run->merge);
-  nps_err_t err =
-      nps_plan_make(run->layout, (const nps_model_t *const *)run->inputs, ranks, &demand, &costs, limit, &run->plan);
+  nps_demand_t demand = nps_merge_demand(output->merge);
+  nps_err_t err = nps_plan_make(output->layout, output->inputs, ranks, &demand, &costs,
+                                nps_run_memory_limit(run, per_node), &output->plan);
   return nps_comm_agree(run->comm, err);
 }

@@ -3,16 +3,15 @@
 #include <stdlib.h>
 
 static void free_run(nps_run_state_t *run) {
-  nps_plan_free(run->plan);
-  nps_merge_free(run->merge);
-  nps_layout_free(run->layout);
+  nps_search_free(run->search);
+  nps_run_free_tasks(run);
+  nps_run_free_outputs(run);
   for (int i = 0; i < run->input_count; i++) nps_model_free(run->inputs[i]);
   free(run->inputs);
+  free(run->input_of);
   free(run->models);
   nps_sidecars_free(run->sidecars, run->sidecar_count);
   free(run->recipe_text);
-  free(run->config_json);
-  free(run->model_card);
   nps_recipe_free(run->recipe);
 }
 
@@ -23,14 +22,61 @@ static int64_t output_bytes(const nps_layout_t *layout) {
   return bytes;
 }
 
-static nps_output_t describe_output(const nps_run_state_t *run) {
+/* What the search and the method tell besides tensors. */
+typedef struct {
+  const nps_run_state_t *run;
+  const nps_run_output_t *output;
+} findings_t;
+
+static nps_err_t put_names(nps_h5_t *file, const nps_run_output_t *output) {
+  const char **names = nps_xcalloc((size_t)output->model_count, sizeof *names);
+  for (int m = 0; m < output->model_count; m++) names[m] = output->models[m].name;
+  nps_err_t err = nps_h5_put_attr_texts(file, "/subspaces", "models", names, output->model_count);
+  free(names);
+  return err;
+}
+
+static nps_err_t put_subspaces(nps_h5_t *file, const nps_run_output_t *output) {
+  const nps_merge_subspaces_t *found = nps_merge_subspaces(output->merge);
+  if (!found || found->models == 0) return NPS_OK;
+  const int64_t shape[2] = {found->models, found->subspaces}, inner[2] = {found->models, found->subspaces - 1};
+  const int64_t cells = shape[0] * shape[1];
+  double *density = nps_xcalloc((size_t)cells, sizeof *density);
+  for (int64_t i = 0; i < cells; i++)
+    density[i] = found->entries[i] ? (double)found->kept[i] / (double)found->entries[i] : 0;
+  nps_err_t err = NPS_OK;
+  NPS_GOTO(nps_h5_make_group(file, "/subspaces"));
+  NPS_GOTO(put_names(file, output));
+  NPS_GOTO(nps_h5_put(file, "/subspaces/entries", NPS_I64, found->entries, 2, shape));
+  NPS_GOTO(nps_h5_put(file, "/subspaces/kept", NPS_I64, found->kept, 2, shape));
+  NPS_GOTO(nps_h5_put(file, "/subspaces/density", NPS_F64, density, 2, shape));
+  NPS_GOTO(nps_h5_put(file, "/subspaces/weight", NPS_F64, output->nps.weighting->weight, 2, shape));
+  NPS_GOTO(nps_h5_put(file, "/subspaces/priority", NPS_F64, output->nps.weighting->priority, 2, shape));
+  if (found->thresholds && found->subspaces > 1)
+    NPS_GOTO(nps_h5_put(file, "/subspaces/threshold", NPS_F32, found->thresholds, 2, inner));
+done:
+  free(density);
+  return err;
+}
+
+static nps_err_t put_findings(void *ctx, nps_h5_t *file) {
+  const findings_t *findings = ctx;
+  NPS_TRY(put_subspaces(file, findings->output));
+  return findings->run->search ? nps_search_write(findings->run->search, file) : NPS_OK;
+}
+
+static bool has_findings(const nps_run_state_t *run, const nps_run_output_t *output) {
+  return run->search || output->nps.weighting;
+}
+
+static nps_output_t describe_output(const nps_run_state_t *run, const nps_run_output_t *output) {
   return (nps_output_t){
-      .path = run->out,
+      .path = output->path,
       .force = run->options->force,
       .shard_size = run->recipe->shard_size,
-      .config_json = run->config_json,
+      .config_json = output->config_json,
       .recipe = run->recipe_text,
-      .model_card = run->model_card,
+      .model_card = output->model_card,
       .sidecars = run->sidecars,
       .sidecar_count = run->sidecar_count,
   };
@@ -45,17 +91,23 @@ static double tell_step(const nps_run_state_t *run, const char *step, double sin
 static void show_progress(void *ctx, int64_t done) { nps_report_progress(ctx, done); }
 
 /* Reads, merges, writes and puts the output in place. Collective. */
-static nps_err_t merge_and_write(nps_run_state_t *run, nps_merge_result_t *results, int64_t *bytes) {
-  const nps_output_t output = describe_output(run);
+static nps_err_t merge_and_write(nps_run_state_t *run, nps_run_output_t *output, nps_merge_result_t *results,
+                                 int64_t *bytes) {
+  nps_output_t described = describe_output(run, output);
+  findings_t findings = {run, output};
+  if (has_findings(run, output)) {
+    described.extra = put_findings;
+    described.extra_ctx = &findings;
+  }
   nps_writer_t *writer = NULL;
-  nps_digest_t *digest = nps_digest_start((const nps_model_t *const *)run->inputs, run->input_count);
+  nps_digest_t *digest = nps_digest_start(output->inputs, output->input_count);
   nps_err_t err = NPS_OK;
   double since = nps_now();
-  NPS_GOTO(nps_writer_open(run->comm, &output, run->layout, &writer));
+  NPS_GOTO(nps_writer_open(run->comm, &described, output->layout, &writer));
   since = tell_step(run, "output created", since);
-  nps_report_phase(run->report, "merging", nps_merge_work(run->merge));
-  err = nps_merge_run(run->merge, run->comm, run->plan, digest, writer, show_progress, run->report, results);
-  if (err == NPS_OK) nps_report_progress(run->report, nps_merge_work(run->merge));
+  nps_report_phase(run->report, "merging", nps_merge_work(output->merge));
+  err = nps_merge_run(output->merge, run->comm, output->plan, digest, writer, show_progress, run->report, results);
+  if (err == NPS_OK) nps_report_progress(run->report, nps_merge_work(output->merge));
   nps_report_phase_end(run->report);
   if (err != NPS_OK) goto done;
   since = tell_step(run, "read, merged and written", since);
@@ -70,26 +122,50 @@ done:
   return err;
 }
 
-static nps_err_t check_target(const nps_run_state_t *run) {
+static nps_err_t check_targets(const nps_run_state_t *run) {
+  nps_err_t err = NPS_OK;
   if (nps_comm_rank(run->comm) != 0) return NPS_OK;
-  const nps_output_t output = describe_output(run);
-  if (nps_run_is_input(run, run->out))
-    return nps_fail(NPS_ERR_CONFIG, "%s: the output would replace one of the inputs", run->out);
-  return nps_output_check(&output, output_bytes(run->layout));
+  for (int i = 0; i < run->output_count; i++) {
+    const nps_run_output_t *output = &run->outputs[i];
+    const nps_output_t described = describe_output(run, output);
+    if (nps_run_is_input(run, output->path))
+      err = nps_fail(NPS_ERR_CONFIG, "%s: the output would replace one of the inputs", output->path);
+    else
+      err = nps_err_worse(err, nps_output_check(&described, output_bytes(output->layout)));
+  }
+  return err;
+}
+
+static nps_err_t write_output(nps_run_state_t *run, nps_run_output_t *output) {
+  int64_t bytes = 0;
+  NPS_TRY(nps_comm_agree(run->comm, nps_run_dress(run, output)));
+  NPS_TRY(nps_run_plan(run, output, nps_comm_size(run->comm)));
+  if (run->options->verbose) nps_run_show_plan(run, output);
+  nps_merge_result_t *results = nps_xcalloc((size_t)output->model_count, sizeof *results);
+  nps_err_t err = merge_and_write(run, output, results, &bytes);
+  if (err == NPS_OK) nps_run_show_summary(run, output, results, bytes);
+  free(results);
+  return err;
 }
 
 /* The whole of a run that writes. Collective. */
 static nps_err_t write_merged(nps_run_state_t *run) {
-  int64_t bytes = 0;
-  NPS_TRY(nps_comm_agree(run->comm, nps_run_dress(run)));
-  NPS_TRY(nps_comm_agree(run->comm, check_target(run)));
-  NPS_TRY(nps_run_plan(run, nps_comm_size(run->comm)));
-  if (run->options->verbose) nps_run_show_plan(run);
-  nps_merge_result_t *results = nps_xcalloc((size_t)run->model_count, sizeof *results);
-  nps_err_t err = merge_and_write(run, results, &bytes);
-  if (err == NPS_OK) nps_run_show_summary(run, results, bytes);
-  free(results);
-  return err;
+  NPS_TRY(nps_comm_agree(run->comm, check_targets(run)));
+  NPS_TRY(nps_comm_agree(run->comm, nps_run_read_sidecars(run)));
+  NPS_TRY(nps_run_search(run));
+  for (int i = 0; i < run->output_count; i++) NPS_TRY(write_output(run, &run->outputs[i]));
+  return NPS_OK;
+}
+
+/* Shows what a run would do. Collective. */
+static nps_err_t show_plans(nps_run_state_t *run) {
+  const int ranks = run->options->ranks ? run->options->ranks : nps_comm_size(run->comm);
+  const int64_t limit = nps_run_memory_limit(run, nps_run_ranks_per_node(run));
+  for (int i = 0; i < run->output_count; i++) {
+    NPS_TRY(nps_run_plan(run, &run->outputs[i], ranks));
+    nps_run_show_plan(run, &run->outputs[i]);
+  }
+  return nps_comm_agree(run->comm, nps_run_plan_search(run, limit));
 }
 
 static nps_err_t run_phases(nps_run_state_t *run) {
@@ -100,13 +176,10 @@ static nps_err_t run_phases(nps_run_state_t *run) {
                       run->inputs[i]->tensor_count, run->inputs[i]->file_count);
   if (o->check) {
     nps_report_line(run->report, "%s: config and %d inputs are fine: %s, %d tensors", o->config, run->input_count,
-                    run->method->name, run->layout->count);
+                    run->method->name, run->outputs[0].layout->count);
     return NPS_OK;
   }
-  if (!o->plan) return write_merged(run);
-  NPS_TRY(nps_run_plan(run, o->ranks ? o->ranks : nps_comm_size(run->comm)));
-  nps_run_show_plan(run);
-  return NPS_OK;
+  return o->plan ? show_plans(run) : write_merged(run);
 }
 
 nps_err_t nps_run(const nps_comm_t *comm, const nps_run_options_t *options) {

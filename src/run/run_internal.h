@@ -3,11 +3,40 @@
 #ifndef NPS_RUN_INTERNAL_H
 #define NPS_RUN_INTERNAL_H
 
+#include "nps/fitness.h"
 #include "nps/merge.h"
 #include "nps/model.h"
 #include "nps/plan.h"
 #include "nps/report.h"
 #include "nps/run.h"
+#include "nps/search.h"
+
+/** One output: what it is merged from, and all that is made for it. A run has one, but transfer has one a model. */
+typedef struct nps_run_output {
+  char *path;                 /**< or NULL */
+  const nps_model_t **inputs; /**< [input_count] those of the run that it is made from */
+  int input_count;
+  int base;                  /**< index into inputs, or -1 */
+  int head;                  /**< index into inputs, or -1 */
+  nps_merge_model_t *models; /**< [model_count] as the method counts them */
+  int model_count;
+  int first_model; /**< index of models[0] among the models of the run */
+  nps_layout_t *layout;
+  nps_merge_nps_t nps; /**< weights of its models' subspaces; merge_method nps only */
+  nps_merge_t *merge;
+  nps_plan_t *plan;
+  char *config_json; /**< or NULL */
+  char *model_card;
+} nps_run_output_t;
+
+/** One task of `fitness.tasks`, with the files it needs. */
+typedef struct nps_run_task {
+  char *data;     /**< resolved path */
+  int head;       /**< catalogue its head comes from: index into inputs, or input_count + index into extras; -1: none */
+  nps_net_t *net; /**< on every rank from the search on; before, on rank 0 */
+  nps_dataset_t *dataset; /**< likewise */
+  float **own;            /**< weights of the head */
+} nps_run_task_t;
 
 typedef struct nps_run_state {
   const nps_comm_t *comm;
@@ -16,24 +45,28 @@ typedef struct nps_run_state {
   double started;
 
   nps_recipe_t *recipe;
-  const char *out;      /**< output path, or NULL */
+  char *recipe_text;
   nps_model_t **inputs; /**< [input_count] all different; the base is first */
   int input_count;
-  int base; /**< index into inputs, or -1 */
-  int head; /**< index into inputs, or -1 */
-  nps_layout_t *layout;
+  int base;      /**< index into inputs, or -1 */
+  int head;      /**< index into inputs, or -1 */
+  int *input_of; /**< [recipe->model_count] index into inputs */
 
   const nps_merge_method_t *method;
   nps_merge_model_t *models; /**< [model_count] as the method counts them */
   int model_count;
-  nps_merge_t *merge;
-  nps_plan_t *plan;
+  nps_run_output_t *outputs; /**< [output_count] */
+  int output_count;
+  nps_layout_t *layout; /**< of all models together; that of the only output, or owned */
+
+  nps_model_t **extras; /**< [extra_count] models that only lend a head to a task */
+  int extra_count;
+  nps_run_task_t *tasks; /**< [recipe->fitness.task_count] */
+  char *start_from;      /**< resolved path, or NULL */
+  nps_search_t *search;  /**< NULL before the search, and without tasks */
 
   nps_sidecar_t *sidecars; /**< [sidecar_count] rank 0 only */
   int sidecar_count;
-  char *recipe_text;
-  char *config_json; /**< of the output, or NULL */
-  char *model_card;
 } nps_run_state_t;
 
 /** Read config and headers, check everything against everything, choose the method. Collective. */
@@ -42,18 +75,49 @@ nps_err_t nps_run_validate(nps_run_state_t *run);
 /** Whether a path leads to one of the inputs. Local. */
 bool nps_run_is_input(const nps_run_state_t *run, const char *path);
 
-/** Share out the work. Collective. @param ranks  as many as the plan is for */
-nps_err_t nps_run_plan(nps_run_state_t *run, int ranks);
+/** Give the folder of the config, or NULL for the current one. @return freed with free() */
+char *nps_run_config_folder(const nps_run_state_t *run);
 
-/** Find the memory that a rank may use: the cgroup's or Slurm's limit, else the free memory of this host, divided by the
- *  ranks on it, less a reserve. Local. @param ranks_here  ranks on this host */
-int64_t nps_run_memory_per_rank(int ranks_here);
+/** Make the outputs: models, layouts, merges with checked parameters. Local, the same on every rank. */
+nps_err_t nps_run_make_outputs(nps_run_state_t *run);
+void nps_run_free_outputs(nps_run_state_t *run);
 
-/** Prepare what is written besides tensors: recipe, config.json, model card, sidecars. Local; reads files on rank 0. */
-nps_err_t nps_run_dress(nps_run_state_t *run);
+/** Find what the tasks need: data, heads, networks, and check them against each other. Local, for rank 0. */
+nps_err_t nps_run_find_tasks(nps_run_state_t *run);
+
+/** Make every rank know what rank 0 has found. Collective. */
+nps_err_t nps_run_share_tasks(nps_run_state_t *run);
+void nps_run_free_tasks(nps_run_state_t *run);
+
+/** Whether there is something to score: merge_method nps with tasks. */
+bool nps_run_has_tasks(const nps_run_state_t *run);
+
+/** Search and score; the outputs are to be merged with what was found. Does nothing without tasks. Collective. */
+nps_err_t nps_run_search(nps_run_state_t *run);
+
+/** Show what the search will take, and check that it fits into memory. Local.
+ *  @param limit  bytes a rank may use */
+nps_err_t nps_run_plan_search(const nps_run_state_t *run, int64_t limit);
+
+/** Share out the work of an output. Collective. @param ranks  as many as the plan is for */
+nps_err_t nps_run_plan(nps_run_state_t *run, nps_run_output_t *output, int ranks);
+
+/** Find the memory that every rank may use, as the config or the hosts say; the least of all ranks. Collective.
+ *  @param ranks_per_node  as the plan assumes */
+int64_t nps_run_memory_limit(const nps_run_state_t *run, int ranks_per_node);
+
+/** Give the ranks on a host that the plan assumes. Collective. */
+int nps_run_ranks_per_node(const nps_run_state_t *run);
+
+/** Read what travels with the outputs: tokenizer and other files. Local; reads files on rank 0. */
+nps_err_t nps_run_read_sidecars(nps_run_state_t *run);
+
+/** Prepare what is written besides tensors: config.json, model card. Local. */
+nps_err_t nps_run_dress(nps_run_state_t *run, nps_run_output_t *output);
 
 /** Print the plan / the summary at the end, and log them. Local, does nothing where there is no report. */
-void nps_run_show_plan(const nps_run_state_t *run);
-void nps_run_show_summary(const nps_run_state_t *run, const nps_merge_result_t *results, int64_t bytes);
+void nps_run_show_plan(const nps_run_state_t *run, const nps_run_output_t *output);
+void nps_run_show_summary(const nps_run_state_t *run, const nps_run_output_t *output, const nps_merge_result_t *results,
+                          int64_t bytes);
 
 #endif

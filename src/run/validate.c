@@ -5,9 +5,8 @@
 #include <string.h>
 #include <sys/stat.h>
 
-/* NULL for the current folder. */
-static char *folder_of(const char *path) {
-  const char *slash = strrchr(path, '/');
+char *nps_run_config_folder(const nps_run_state_t *run) {
+  const char *path = run->recipe->file, *slash = strrchr(path, '/');
   return slash ? nps_xstrndup(path, slash == path ? 1 : (size_t)(slash - path)) : NULL;
 }
 
@@ -25,7 +24,7 @@ bool nps_run_is_input(const nps_run_state_t *run, const char *path) {
 
 /* Finds the input with a path, or adds it from its headers. Problems are recorded; *index is -1 then. */
 static nps_err_t add_input(nps_run_state_t *run, const char *model, const char *name, int *index) {
-  char *folder = folder_of(run->recipe->file), *path = NULL;
+  char *folder = nps_run_config_folder(run), *path = NULL;
   nps_model_t *catalogue = NULL;
   *index = -1;
   nps_err_t err = nps_model_locate(model, folder, &path);
@@ -42,24 +41,24 @@ static nps_err_t add_input(nps_run_state_t *run, const char *model, const char *
   return err;
 }
 
-/* Opens base and models: all problems of all of them are recorded. Fills input_of[models]. */
-static nps_err_t open_inputs(nps_run_state_t *run, int *input_of) {
+/* Opens base and models: all problems of all of them are recorded. */
+static nps_err_t open_inputs(nps_run_state_t *run) {
   const nps_recipe_t *recipe = run->recipe;
   nps_err_t err = NPS_OK;
   run->base = -1;
   if (recipe->base_model) err = add_input(run, recipe->base_model, "base", &run->base);
   for (int m = 0; m < recipe->model_count; m++) {
     const nps_recipe_model_t *model = &recipe->models[m];
-    err = nps_err_worse(err, add_input(run, model->model, model->name, &input_of[m]));
+    err = nps_err_worse(err, add_input(run, model->model, model->name, &run->input_of[m]));
   }
   return err;
 }
 
 /* The config has made sure that a model of that name is listed. */
-static void find_head(nps_run_state_t *run, const int *input_of) {
+static void find_head(nps_run_state_t *run) {
   const nps_recipe_t *recipe = run->recipe;
   for (int m = 0; recipe->output_head && m < recipe->model_count; m++)
-    if (strcmp(recipe->models[m].name, recipe->output_head) == 0) run->head = input_of[m];
+    if (strcmp(recipe->models[m].name, recipe->output_head) == 0) run->head = run->input_of[m];
 }
 
 /* Whether models[m] takes part as the method counts models; the base of a task-vector method does not. */
@@ -68,7 +67,7 @@ static bool takes_part(const nps_run_state_t *run, int input) {
 }
 
 /* Lists the models in the method's order. */
-static void choose_models(nps_run_state_t *run, const int *input_of) {
+static void choose_models(nps_run_state_t *run) {
   const nps_recipe_t *recipe = run->recipe;
   const nps_recipe_model_t *listed_base = NULL;
   run->models = nps_xcalloc((size_t)recipe->model_count + 1, sizeof *run->models);
@@ -76,13 +75,13 @@ static void choose_models(nps_run_state_t *run, const int *input_of) {
   run->model_count = base_first;
   for (int m = 0; m < recipe->model_count; m++) {
     const nps_recipe_model_t *model = &recipe->models[m];
-    if (!takes_part(run, input_of[m])) {
+    if (!takes_part(run, run->input_of[m])) {
       listed_base = model;
       if (run->method->base == NPS_BASE_TASK_VECTORS)
         nps_note("model '%s' is the base model and has no task vector: it is left out", model->name);
       continue;
     }
-    run->models[run->model_count++] = (nps_merge_model_t){input_of[m], model->name, &model->parameters};
+    run->models[run->model_count++] = (nps_merge_model_t){run->input_of[m], model->name, &model->parameters};
   }
   if (base_first)
     run->models[0] = (nps_merge_model_t){run->base, listed_base ? listed_base->name : "base",
@@ -90,7 +89,7 @@ static void choose_models(nps_run_state_t *run, const int *input_of) {
 }
 
 /* Makes every rank know rank 0's recipe, inputs and choices. Collective. */
-static nps_err_t broadcast(nps_run_state_t *run, int **input_of) {
+static nps_err_t broadcast(nps_run_state_t *run) {
   const bool root = nps_comm_rank(run->comm) == 0;
   int numbers[4] = {run->input_count, run->base, run->head, root ? run->recipe->model_count : 0};
   char *text = root ? nps_recipe_emit(run->recipe) : NULL;
@@ -103,10 +102,10 @@ static nps_err_t broadcast(nps_run_state_t *run, int **input_of) {
     run->base = numbers[1];
     run->head = numbers[2];
     run->inputs = nps_xcalloc((size_t)run->input_count, sizeof *run->inputs);
-    *input_of = nps_xcalloc((size_t)numbers[3], sizeof **input_of);
+    run->input_of = nps_xcalloc((size_t)numbers[3], sizeof *run->input_of);
   }
   run->recipe_text = text;
-  nps_comm_bcast(run->comm, *input_of, (size_t)numbers[3] * sizeof **input_of);
+  nps_comm_bcast(run->comm, run->input_of, (size_t)numbers[3] * sizeof *run->input_of);
   for (int i = 0; i < run->input_count; i++) {
     char *packed = root ? nps_model_pack(run->inputs[i]) : NULL;
     nps_comm_bcast_text(run->comm, &packed);
@@ -126,58 +125,29 @@ static nps_err_t find_method(nps_run_state_t *run) {
 }
 
 /* Rank 0's part before anything is broadcast: all problems of config and headers. */
-static nps_err_t look_at_files(nps_run_state_t *run, int **input_of) {
+static nps_err_t look_at_files(nps_run_state_t *run) {
   const nps_run_options_t *o = run->options;
   NPS_TRY(nps_recipe_load(o->config, o->overrides, o->override_count, &run->recipe));
   nps_err_t err = find_method(run);
   if (!o->out && !run->recipe->output_path && !o->check && !o->plan)
     err = nps_fail(NPS_ERR_CONFIG, "no output: give OUT on the command line, or output.path in %s", run->recipe->file);
-  *input_of = nps_xcalloc((size_t)run->recipe->model_count, sizeof **input_of);
-  err = nps_err_worse(err, open_inputs(run, *input_of));
-  find_head(run, *input_of);
-  return err;
-}
-
-/* A base that the method does not merge only tells which tensors there are: its merged ones are not read. */
-static void leave_base_unread(nps_run_state_t *run) {
-  for (int m = 0; m < run->model_count; m++)
-    if (run->models[m].input == run->base) return;
-  if (run->base < 0 || run->method->base == NPS_BASE_TASK_VECTORS) return;
-  for (int t = 0; t < run->layout->count; t++)
-    if (run->layout->targets[t].action == NPS_ACTION_MERGE)
-      run->layout->source[(size_t)t * (size_t)run->layout->inputs + (size_t)run->base] = -1;
+  run->input_of = nps_xcalloc((size_t)run->recipe->model_count, sizeof *run->input_of);
+  const nps_err_t opened = open_inputs(run);
+  err = nps_err_worse(err, opened);
+  find_head(run);
+  return opened == NPS_OK ? nps_err_worse(err, nps_run_find_tasks(run)) : err;
 }
 
 /* The same on every rank: what is merged, with which parameters. */
-static nps_err_t build(nps_run_state_t *run, const int *input_of) {
-  const nps_recipe_t *recipe = run->recipe;
-  if (!run->method) NPS_TRY(nps_merge_method_find(recipe->merge_method, "", &run->method));
-  choose_models(run, input_of);
-  NPS_TRY(nps_layout_match((const nps_model_t *const *)run->inputs, run->input_count, run->base, run->head,
-                           recipe->has_out_dtype ? &recipe->out_dtype : NULL, &run->layout));
-  leave_base_unread(run);
-  nps_merge_spec_t spec = {
-      .method = run->method,
-      .inputs = (const nps_model_t *const *)run->inputs,
-      .input_count = run->input_count,
-      .base = run->base,
-      .models = run->models,
-      .model_count = run->model_count,
-      .settings = &recipe->parameters,
-      .config_file = recipe->file,
-      .seed = recipe->seed,
-      .layout = run->layout,
-  };
-  return nps_merge_new(&spec, &run->merge);
+static nps_err_t build(nps_run_state_t *run) {
+  if (!run->method) NPS_TRY(nps_merge_method_find(run->recipe->merge_method, "", &run->method));
+  choose_models(run);
+  return nps_run_make_outputs(run);
 }
 
 nps_err_t nps_run_validate(nps_run_state_t *run) {
-  int *input_of = NULL;
-  nps_err_t err = nps_comm_rank(run->comm) == 0 ? look_at_files(run, &input_of) : NPS_OK;
-  err = nps_comm_agree(run->comm, err);
-  if (err == NPS_OK) err = broadcast(run, &input_of);
-  if (err == NPS_OK) err = nps_comm_agree(run->comm, build(run, input_of));
-  if (err == NPS_OK) run->out = run->options->out ? run->options->out : run->recipe->output_path;
-  free(input_of);
-  return err;
+  NPS_TRY(nps_comm_agree(run->comm, nps_comm_rank(run->comm) == 0 ? look_at_files(run) : NPS_OK));
+  NPS_TRY(broadcast(run));
+  NPS_TRY(nps_run_share_tasks(run));
+  return nps_comm_agree(run->comm, build(run));
 }

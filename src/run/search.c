@@ -1,0 +1,199 @@
+/* The search phase: models in memory, the search over their subspaces, and what it found handed to the outputs. */
+#include "run_internal.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* What the search borrows while it runs. */
+typedef struct {
+  int *input_of; /* [model_count] */
+  const char **names;
+  nps_store_t *store;
+  nps_weighting_t *start;
+  nps_search_task_t *tasks;
+} work_t;
+
+static bool searches(const nps_run_state_t *run) {
+  return run->recipe->search.given && run->recipe->search.algorithm != NPS_ALGORITHM_NONE;
+}
+
+/* A parameter as one number: candidates are weighed as a whole. */
+static nps_err_t plain_value(const nps_run_state_t *run, const nps_run_output_t *output, const char *name, int model,
+                             double *value) {
+  if (nps_merge_plain_value(output->merge, name, model, value)) return NPS_OK;
+  return nps_fail(NPS_ERR_CONFIG,
+                  "%s: parameter '%s' varies over the tensors, but candidates are scored with one number",
+                  run->recipe->file, name);
+}
+
+/* Weights, priorities, densities and λ of all models, as the outputs have them. */
+static nps_err_t collect_start(const nps_run_state_t *run, work_t *work) {
+  const int subspaces = run->recipe->nps.subspaces;
+  nps_weighting_t *start = work->start = nps_weighting_new(run->model_count, subspaces);
+  start->scope = run->recipe->nps.scope;
+  for (int o = 0; o < run->output_count; o++) {
+    const nps_run_output_t *output = &run->outputs[o];
+    double normalize, lambda, weight;
+    NPS_TRY(plain_value(run, output, "normalize", 0, &normalize));
+    NPS_TRY(plain_value(run, output, "lambda", 0, &lambda));
+    start->normalize = (nps_normalize_t)normalize;
+    for (int i = 0; i < output->model_count; i++) {
+      const int model = output->first_model + i;
+      NPS_TRY(plain_value(run, output, "weight", i, &weight));
+      NPS_TRY(plain_value(run, output, "density", i, &start->density[model]));
+      start->lambda[model] = lambda * weight;
+      memcpy(start->weight + model * subspaces, output->nps.weighting->weight + i * subspaces,
+             (size_t)subspaces * sizeof(double));
+      memcpy(start->priority + model * subspaces, output->nps.weighting->priority + i * subspaces,
+             (size_t)subspaces * sizeof(double));
+    }
+  }
+  return NPS_OK;
+}
+
+/* The index of a task's model among the models of the run, or -1. */
+static int model_index(const nps_run_state_t *run, const char *name) {
+  for (int m = 0; name && m < run->model_count; m++)
+    if (strcmp(run->models[m].name, name) == 0) return m;
+  return -1;
+}
+
+static nps_err_t load(const nps_run_state_t *run, work_t *work) {
+  const nps_recipe_fitness_t *fitness = &run->recipe->fitness;
+  work->input_of = nps_xcalloc((size_t)run->model_count, sizeof *work->input_of);
+  work->names = nps_xcalloc((size_t)run->model_count, sizeof *work->names);
+  work->tasks = nps_xcalloc((size_t)fitness->task_count, sizeof *work->tasks);
+  for (int m = 0; m < run->model_count; m++) {
+    work->input_of[m] = run->models[m].input;
+    work->names[m] = run->models[m].name;
+  }
+  NPS_TRY(collect_start(run, work));
+  NPS_TRY(nps_store_load(run->layout, (const nps_model_t *const *)run->inputs, run->base, work->input_of,
+                         run->model_count, NULL, &work->store));
+  for (int i = 0; i < fitness->task_count; i++) {
+    nps_run_task_t *task = &run->tasks[i];
+    NPS_TRY(nps_net_read_weights(task->net, true, &task->own));
+    work->tasks[i] = (nps_search_task_t){.name = fitness->tasks[i].name,
+                                         .model = model_index(run, fitness->tasks[i].model),
+                                         .net = task->net,
+                                         .data = task->dataset,
+                                         .own = task->own};
+  }
+  return NPS_OK;
+}
+
+static void unload(work_t *work) {
+  nps_store_free(work->store);
+  nps_weighting_free(work->start);
+  free(work->input_of);
+  free(work->names);
+  free(work->tasks);
+}
+
+/* Hands what was found to the outputs: each takes the rows of its models. */
+static void take_result(nps_run_state_t *run) {
+  const nps_weighting_t *found = run->search->weighting;
+  const int subspaces = found->subspaces;
+  for (int o = 0; o < run->output_count; o++) {
+    nps_run_output_t *output = &run->outputs[o];
+    nps_weighting_t *w = output->nps.weighting;
+    const int first = output->first_model;
+    const size_t cells = (size_t)(output->model_count * subspaces) * sizeof(double);
+    memcpy(w->weight, found->weight + first * subspaces, cells);
+    memcpy(w->priority, found->priority + first * subspaces, cells);
+    memcpy(w->lambda, found->lambda + first, (size_t)output->model_count * sizeof(double));
+    output->nps.has_lambda = run->search->has_lambda;
+  }
+}
+
+static nps_err_t search(nps_run_state_t *run, const work_t *work) {
+  const nps_recipe_t *recipe = run->recipe;
+  nps_recipe_search_t settings = recipe->search;
+  settings.start_from = run->start_from;
+  const nps_search_spec_t spec = {
+      .store = work->store,
+      .models = work->names,
+      .start = work->start,
+      .given_priorities = recipe->nps.priority_rows > 0,
+      .application = recipe->nps.application,
+      .round = true,
+      .tasks = work->tasks,
+      .task_count = recipe->fitness.task_count,
+      .search = searches(run) ? &settings : NULL,
+      .fitness = &recipe->fitness,
+      .seed = recipe->seed,
+  };
+  NPS_TRY(nps_search_run(run->comm, &spec, run->report, &run->search));
+  take_result(run);
+  if (run->report) nps_search_show(run->search, &spec, run->report);
+  return NPS_OK;
+}
+
+/* Bytes of data and working memory besides the models. */
+static int64_t task_bytes(const nps_run_state_t *run) {
+  int64_t bytes = 0;
+  size_t scratch = 0;
+  for (int i = 0; i < run->recipe->fitness.task_count; i++) {
+    const nps_run_task_t *task = &run->tasks[i];
+    const nps_dataset_t *data = task->dataset;
+    const size_t needed = nps_net_scratch_bytes(task->net, run->recipe->fitness.batch);
+    if (needed > scratch) scratch = needed;
+    bytes += data->samples *
+             (data->channels * data->height * data->width * (int64_t)sizeof(float) + (int64_t)sizeof(int32_t));
+    for (int t = 0; t < nps_net_tensor_count(task->net); t++)
+      if (nps_net_tensor(task->net, t)->of_head) bytes += nps_net_tensor(task->net, t)->count * (int64_t)sizeof(float);
+  }
+  return bytes + (int64_t)scratch;
+}
+
+/* Bytes that every rank needs to search: it holds all models. */
+static int64_t search_bytes(const nps_run_state_t *run) {
+  int *input_of = nps_xcalloc((size_t)run->model_count, sizeof *input_of);
+  for (int m = 0; m < run->model_count; m++) input_of[m] = run->models[m].input;
+  const int64_t models =
+      nps_store_bytes(run->layout, (const nps_model_t *const *)run->inputs, run->base, input_of, run->model_count);
+  free(input_of);
+  return models + nps_candidate_bytes(run->layout) + task_bytes(run);
+}
+
+static nps_err_t check_memory(const nps_run_state_t *run, int64_t limit) {
+  char needed[32], allowed[32];
+  const int64_t bytes = search_bytes(run);
+  if (bytes <= limit) return NPS_OK;
+  return nps_fail(
+      NPS_ERR_CONFIG,
+      "%s: the search needs %s a rank, as every rank holds all models, but %s are allowed: use fewer ranks on "
+      "a host (search.ranks_per_model above 1 is not built yet)",
+      run->recipe->file, nps_format_bytes((double)bytes, needed), nps_format_bytes((double)limit, allowed));
+}
+
+nps_err_t nps_run_plan_search(const nps_run_state_t *run, int64_t limit) {
+  const nps_recipe_t *recipe = run->recipe;
+  char bytes[32];
+  double flops = 0;
+  int64_t samples = 0;
+  if (!nps_run_has_tasks(run) || nps_comm_rank(run->comm) != 0) return NPS_OK; /* rank 0 has opened the tasks */
+  for (int i = 0; i < recipe->fitness.task_count; i++) {
+    samples += run->tasks[i].dataset->samples;
+    flops += nps_net_flops(run->tasks[i].net, run->tasks[i].dataset->samples);
+  }
+  nps_report_line(run->report, "%s", "");
+  if (searches(run))
+    nps_report_line(run->report, "search: at most %d generations in each search", recipe->search.generations);
+  nps_report_line(run->report, "scores: %d tasks, %lld samples, %.3g GFLOP in one evaluation of all of them",
+                  recipe->fitness.task_count, (long long)samples, 1e-9 * flops);
+  nps_report_line(run->report, "memory while scoring: %s a rank, as every rank holds all models",
+                  nps_format_bytes((double)search_bytes(run), bytes));
+  return check_memory(run, limit);
+}
+
+nps_err_t nps_run_search(nps_run_state_t *run) {
+  work_t work = {0};
+  if (!nps_run_has_tasks(run)) return NPS_OK;
+  const int64_t limit = nps_run_memory_limit(run, nps_run_ranks_per_node(run));
+  nps_err_t err = nps_comm_agree(run->comm, check_memory(run, limit));
+  if (err == NPS_OK) err = nps_comm_agree(run->comm, load(run, &work));
+  if (err == NPS_OK) err = search(run, &work);
+  unload(&work);
+  return err;
+}
