@@ -145,11 +145,12 @@ static nps_err_t write_whole(nps_h5_dataset_t *d, const void *data) {
 }
 
 /* The values are the same on every rank: rank 0 writes them. */
-nps_err_t nps_h5_put_i64(nps_h5_t *file, const char *path, const int64_t *data, int ndim, const int64_t *shape) {
+nps_err_t nps_h5_put(nps_h5_t *file, const char *path, nps_dtype_t dtype, const void *data, int ndim,
+                     const int64_t *shape) {
   const char *name = NULL;
   char *group = nps_h5_split(path, &name);
   nps_h5_dataset_t *d = NULL;
-  nps_err_t err = nps_h5_dataset_create(file, group, name, NPS_I64, ndim, shape, &d);
+  nps_err_t err = nps_h5_dataset_create(file, group, name, dtype, ndim, shape, &d);
   if (err == NPS_OK && nps_comm_rank(file->comm) == 0) err = write_whole(d, data);
   err = nps_h5_agree(file, err);
   nps_h5_dataset_close(d);

@@ -141,7 +141,7 @@ START_TEST(attributes_and_small_datasets_come_back) {
   ck_assert_int_eq(put_bytes(file, "/a", "z.json", "{}\0x", 4), NPS_OK);
   ck_assert_int_eq(put_bytes(file, "/a", "nothing", NULL, 0), NPS_OK);
   ck_assert_int_eq(nps_h5_put_texts(file, "/a/texts", words, 2), NPS_OK);
-  ck_assert_int_eq(nps_h5_put_i64(file, "/a/b/i", integers, 1, shape), NPS_OK);
+  ck_assert_int_eq(nps_h5_put(file, "/a/b/i", NPS_I64, integers, 1, shape), NPS_OK);
   ck_assert_int_eq(nps_h5_close(file), NPS_OK);
   ck_assert_int_eq(nps_h5_open(path, &file), NPS_OK);
   ck_assert_int_eq(nps_h5_get_attr_text(file, "/", "big", &text), NPS_OK);
@@ -174,6 +174,95 @@ START_TEST(attributes_and_small_datasets_come_back) {
   check_problem("expected a one-dimensional dataset of uint8");
   nps_h5_abandon(file);
   free(big);
+}
+END_TEST
+
+/* Written as one type, read as another: the values come through. */
+START_TEST(datasets_are_read_as_the_type_asked_for) {
+  const double reals[6] = {1.5, -0.0, 3e38, -7.25, 1e-3, 2};
+  const int64_t integers[3] = {-2147483648, 7, 2147483647}, shape[2] = {2, 3}, three[1] = {3};
+  const unsigned char small[3] = {0, 9, 255};
+  nps_h5_t *file = NULL;
+  int ndim = 0;
+  int64_t found[NPS_MAX_DIMS];
+  void *data = NULL;
+  ck_assert_int_eq(nps_h5_create(comm, path, &file), NPS_OK);
+  ck_assert_int_eq(nps_h5_make_group(file, "/g"), NPS_OK);
+  ck_assert_int_eq(nps_h5_put(file, "/g/reals", NPS_F64, reals, 2, shape), NPS_OK);
+  ck_assert_int_eq(nps_h5_put(file, "/g/integers", NPS_I64, integers, 1, three), NPS_OK);
+  ck_assert_int_eq(nps_h5_put(file, "/g/small", NPS_U8, small, 1, three), NPS_OK);
+  ck_assert_int_eq(nps_h5_close(file), NPS_OK);
+  ck_assert_int_eq(nps_h5_open(path, &file), NPS_OK);
+  ck_assert_int_eq(nps_h5_read(file, "/g/reals", NPS_F32, &ndim, found, &data), NPS_OK);
+  ck_assert(ndim == 2 && found[0] == 2 && found[1] == 3);
+  for (int i = 0; i < 6; i++) ck_assert(((float *)data)[i] == (float)reals[i]);
+  free(data);
+  ck_assert_int_eq(nps_h5_read(file, "/g/reals", NPS_F64, &ndim, found, &data), NPS_OK);
+  ck_assert_mem_eq(data, reals, sizeof reals);
+  free(data);
+  ck_assert_int_eq(nps_h5_read(file, "/g/integers", NPS_I32, &ndim, found, &data), NPS_OK);
+  for (int i = 0; i < 3; i++) ck_assert_int_eq(((int32_t *)data)[i], integers[i]);
+  free(data);
+  ck_assert_int_eq(nps_h5_read(file, "/g/small", NPS_I64, &ndim, found, &data), NPS_OK);
+  ck_assert(ndim == 1 && found[0] == 3);
+  for (int i = 0; i < 3; i++) ck_assert_int_eq(((int64_t *)data)[i], small[i]);
+  free(data);
+  nps_h5_abandon(file);
+}
+END_TEST
+
+START_TEST(datasets_that_cannot_be_read_say_why) {
+  const double reals[2] = {0, -1e300};
+  const int64_t integers[2] = {1, INT64_C(1) << 31}, two[1] = {2};
+  nps_h5_t *file = NULL;
+  int ndim = 0;
+  int64_t found[NPS_MAX_DIMS];
+  void *data = NULL;
+  ck_assert_int_eq(nps_h5_create(comm, path, &file), NPS_OK);
+  ck_assert_int_eq(nps_h5_put(file, "/reals", NPS_F64, reals, 1, two), NPS_OK);
+  ck_assert_int_eq(nps_h5_put(file, "/integers", NPS_I64, integers, 1, two), NPS_OK);
+  ck_assert_int_eq(nps_h5_make_group(file, "/group"), NPS_OK);
+  ck_assert_int_eq(nps_h5_close(file), NPS_OK);
+  ck_assert_int_eq(nps_h5_open(path, &file), NPS_OK);
+  ck_assert_int_eq(nps_h5_read(file, "/reals", NPS_F32, &ndim, found, &data), NPS_ERR_INPUT);
+  check_problem("/reals holds a value that does not fit type F32");
+  ck_assert_int_eq(nps_h5_read(file, "/integers", NPS_I32, &ndim, found, &data), NPS_ERR_INPUT);
+  check_problem("/integers holds a value that does not fit type I32");
+  ck_assert_int_eq(nps_h5_read(file, "/integers", NPS_F32, &ndim, found, &data), NPS_ERR_INPUT);
+  check_problem("/integers: expected a dataset of floating-point numbers");
+  ck_assert_int_eq(nps_h5_read(file, "/reals", NPS_I64, &ndim, found, &data), NPS_ERR_INPUT);
+  check_problem("/reals: expected a dataset of whole numbers");
+  ck_assert_int_eq(nps_h5_read(file, "/group", NPS_F32, &ndim, found, &data), NPS_ERR_INPUT);
+  check_problem("/group: expected a dataset, found a group");
+  ck_assert_int_eq(nps_h5_read(file, "/none/deeper", NPS_F32, &ndim, found, &data), NPS_ERR_INPUT);
+  check_problem("there is no dataset /none/deeper");
+  nps_h5_abandon(file);
+}
+END_TEST
+
+START_TEST(arrays_of_texts_come_back) {
+  const char *const words[3] = {"weight[0]", "", "größer"};
+  char **texts = NULL;
+  int count = 0;
+  nps_h5_t *file = NULL;
+  ck_assert_int_eq(nps_h5_create(comm, path, &file), NPS_OK);
+  ck_assert_int_eq(nps_h5_put_attr_texts(file, "/", "columns", words, 3), NPS_OK);
+  ck_assert_int_eq(nps_h5_put_attr_texts(file, "/", "nothing", words, 0), NPS_OK);
+  ck_assert_int_eq(nps_h5_put_attr_i64(file, "/", "number", 1), NPS_OK);
+  ck_assert_int_eq(nps_h5_close(file), NPS_OK);
+  ck_assert_int_eq(nps_h5_open(path, &file), NPS_OK);
+  ck_assert_int_eq(nps_h5_get_attr_texts(file, "/", "columns", &texts, &count), NPS_OK);
+  ck_assert_int_eq(count, 3);
+  for (int i = 0; i < 3; i++) ck_assert_str_eq(texts[i], words[i]);
+  nps_h5_free_names(texts, count);
+  ck_assert_int_eq(nps_h5_get_attr_texts(file, "/", "nothing", &texts, &count), NPS_OK);
+  ck_assert_int_eq(count, 0);
+  nps_h5_free_names(texts, count);
+  ck_assert_int_eq(nps_h5_get_attr_texts(file, "/", "none", &texts, &count), NPS_OK);
+  ck_assert(texts == NULL && count == 0);
+  ck_assert_int_eq(nps_h5_get_attr_texts(file, "/", "number", &texts, &count), NPS_ERR_INPUT);
+  check_problem("attribute number of /: expected texts");
+  nps_h5_abandon(file);
 }
 END_TEST
 
@@ -302,6 +391,9 @@ int main(int argc, char **argv) {
   tcase_add_test(cases, ranges_are_row_major);
   tcase_add_test(cases, scalars_and_empty_datasets_work);
   tcase_add_test(cases, attributes_and_small_datasets_come_back);
+  tcase_add_test(cases, datasets_are_read_as_the_type_asked_for);
+  tcase_add_test(cases, datasets_that_cannot_be_read_say_why);
+  tcase_add_test(cases, arrays_of_texts_come_back);
   tcase_add_test(cases, wrong_names_types_and_ranges_are_refused);
   tcase_add_test(cases, files_that_cannot_be_used_say_why);
   tcase_add_test(cases, a_truncated_file_is_an_error);

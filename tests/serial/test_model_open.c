@@ -184,7 +184,7 @@ START_TEST(unusable_datasets_are_refused) {
   nps_h5_make_group(file, "/tensors/group");
   const char *const words[1] = {"word"};
   nps_h5_put_texts(file, "/tensors/words", words, 1);
-  nps_h5_put_i64(file, "/tensors/good", (const int64_t[]){1, 2, 3}, 1, shape);
+  nps_h5_put(file, "/tensors/good", NPS_I64, (const int64_t[]){1, 2, 3}, 1, shape);
   ck_assert_int_eq(nps_h5_close(file), NPS_OK);
   ck_assert_int_eq(nps_model_open(in_folder("m.h5"), "m", &m), NPS_ERR_INPUT);
   ck_assert_int_eq(nps_problem_count(), 2);
