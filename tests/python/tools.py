@@ -22,7 +22,7 @@ import yaml
 ROOT = pathlib.Path(os.environ.get("NPS_SRCDIR") or pathlib.Path(__file__).resolve().parents[2])
 BUILD = pathlib.Path(os.environ.get("NPS_BUILDDIR") or ROOT / "build/tests")
 MODELS = ROOT / "examples/models"
-MERGE, INSPECT = BUILD / "nps-merge", BUILD / "nps-inspect"
+MERGE, INSPECT, EVAL = BUILD / "nps-merge", BUILD / "nps-inspect", BUILD / "nps-eval"
 
 TASKS = {
     "digits-vit": ["plain", "rot90", "invert", "shift", "noise", "parity", "lefthalf", "blur"],

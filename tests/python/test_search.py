@@ -1,0 +1,158 @@
+"""The search end to end, on the bundled digits-vit family: its output, its history, its claims, the same on any number of
+ranks."""
+
+import json
+
+import h5py
+import numpy as np
+import pytest
+import tools
+
+FAMILY = "digits-vit"
+TASKS = tools.TASKS[FAMILY]
+CALIBRATION = str(tools.MODELS / FAMILY / "calibration.h5")
+
+
+def config_of(search, fitness=None, nps=None, names=TASKS, **more):
+    tasks = [{"name": name, "data": CALIBRATION} for name in names]
+    config = tools.recipe(FAMILY, "nps", names=names, **more)
+    config["nps"] = {"subspaces": 8, "density": 0.1, **(nps or {})}
+    config["fitness"] = {"metric": "accuracy", "objective": "mean", "holdout": 0, **(fitness or {}), "tasks": tasks}
+    if search is not None:
+        config["search"] = search
+    return config
+
+
+def dump(group):
+    """Everything below an HDF5 group, as bytes."""
+    found = {}
+
+    def visit(name, item):
+        found[name] = {key: np.asarray(value).tolist() for key, value in item.attrs.items()}
+        if isinstance(item, h5py.Dataset):
+            found[name + " data"] = (str(item.dtype), item.shape, item[()].tobytes())
+
+    group.visititems(visit)
+    return found
+
+
+def averages(path, stage):
+    """The average accuracy of every evaluation of a search, and which is the best and the start."""
+    with h5py.File(path) as file:
+        group = file[f"search/{stage}"]
+        return (group["correct"][:] / group["total"][:]).mean(1), int(group.attrs["best"]), int(group.attrs["start"])
+
+
+SHORT = {"generations": 3, "population": 5}
+
+CASES = {
+    "prune, fuse": ({**SHORT, "stages": ["prune", "fuse"], "variables": ["weight"]}, {}, {}),
+    "density too, tensor scope": (
+        {**SHORT, "stages": ["prune"], "variables": ["weight", "density"]}, {"metric": "nll"}, {"scope": "tensor"}),
+    "joint, holdout": (
+        {**SHORT, "stages": ["joint"], "variables": ["weight", "density"]}, {"holdout": 0.25, "objective": "normalized"},
+        {}),
+    "joint, per model": ({**SHORT, "stages": ["joint"], "per_model": True}, {"objective": "worst"}, {}),
+    "random": ({**SHORT, "stages": ["fuse"], "algorithm": "random"}, {"metric": "nll"}, {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_ranks_give_the_same_bytes(case, tmp_path):
+    search, fitness, nps = CASES[case]
+    config = config_of(search, fitness, nps, names=TASKS[:3], seed=5, output={"head": "plain"})
+    first = None
+    for ranks in (1, 2, 3, 4, 8):
+        out = tmp_path / f"{ranks}.h5"
+        tools.merge(config, out, ranks=ranks)
+        with h5py.File(out) as file:
+            found = (dump(file["search"]), dump(file["subspaces"]))
+        tensors = tools.read_model(out)
+        first = first or (found, tensors)
+        assert found == first[0], f"{ranks} ranks have another history"
+        assert tools.same_tensors(tensors, first[1]), f"{ranks} ranks have other tensors"
+        out.unlink()
+
+
+def test_transfer_writes_one_output_a_model(tmp_path):
+    config = config_of({**SHORT, "stages": ["prune"]}, nps={"application": "transfer"}, names=TASKS[:2])
+    tools.merge(config, tmp_path / "{name}.h5", ranks=2)
+    for name in TASKS[:2]:
+        model = tools.read_model(tmp_path / f"{name}.h5")
+        own = tools.read_model(tools.MODELS / FAMILY / name)
+        assert model.keys() == own.keys(), "the head travels with a single model"
+        with h5py.File(tmp_path / f"{name}.h5") as file:
+            assert file["subspaces/kept"][:].sum() == np.floor(0.1 * file["subspaces/entries"][:].sum())
+            assert list(file["search/prune"]) == sorted(TASKS[:2])
+    assert tools.merge(config, tmp_path / "one.h5", code=2).err.count("{name}") == 1
+
+
+def test_result_is_reported(tmp_path):
+    """The table, the log and the file say the same, and what was searched is what was merged."""
+    config = config_of({**SHORT, "stages": ["fuse"]}, names=TASKS[:2])
+    result = tools.merge(config, tmp_path / "out.h5", "--log", str(tmp_path / "log"), ranks=2)
+    events = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    generations = [e for e in events if e["event"] == "generation"]
+    assert len(generations) >= 3 and {"best", "mean", "sigma", "evaluations"} <= generations[-1].keys()
+    scores = [e for e in events if e["event"] == "scores"]
+    assert len(scores) == 1
+    for name in TASKS[:2]:
+        assert name in result.out
+    all_, best, _ = averages(tmp_path / "out.h5", "fuse")
+    assert f"{all_[best]:.4f}".lstrip("0") in result.out, result
+    evaluated = tools.run(
+        tools.EVAL, tmp_path / "out.h5", "--data", CALIBRATION, "--json",
+        *(word for name in TASKS[:2] for word in ("--group", name, "--head", f"{name}={tools.MODELS / FAMILY / name}")))  # fmt: skip
+    assert evaluated.code == 0, evaluated
+    assert json.loads(evaluated.out)["average"]["accuracy"] == pytest.approx(all_[best], abs=1e-12)
+
+
+def test_folder_has_the_findings(tmp_path):
+    config = config_of({**SHORT, "stages": ["fuse"]}, names=TASKS[:2])
+    tools.merge(config, tmp_path / "out", ranks=2)
+    with h5py.File(tmp_path / "out/findings.h5") as file:
+        assert "search/fuse/genome" in file and "subspaces/kept" in file
+    assert "## Scores" in (tmp_path / "out/README.md").read_text()
+
+
+def test_starting_from_an_earlier_search(tmp_path):
+    config = config_of({**SHORT, "stages": ["fuse"]}, names=TASKS[:2])
+    tools.merge(config, tmp_path / "first.h5")
+    config["search"]["start_from"] = str(tmp_path / "first.h5")
+    tools.merge(config, tmp_path / "second.h5")
+    with h5py.File(tmp_path / "first.h5") as a, h5py.File(tmp_path / "second.h5") as b:
+        best = a["search/fuse/genome"][int(a["search/fuse"].attrs["best"])]
+        start = b["search/fuse/genome"][int(b["search/fuse"].attrs["start"])]
+        assert np.array_equal(best, start)
+
+
+def claims(density, stages, seed, tmp_path):
+    search = {"stages": stages, "variables": ["weight"], "generations": 20}
+    out = tmp_path / "out.h5"
+    tools.merge(config_of(search, nps={"density": density}, seed=seed), out, ranks=2, limit=600)
+    own = []
+    for task in TASKS:
+        scores, best, _ = averages(out, f"prune/{task}")
+        with h5py.File(out) as file:
+            tasks = [t.decode() if isinstance(t, bytes) else t for t in file[f"search/prune/{task}"].attrs["tasks"]]
+        assert tasks == [task]
+        own.append(scores[best])
+    return np.mean(own), out
+
+
+@pytest.mark.timeout(700)
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.full), pytest.param(3, marks=pytest.mark.full)])
+def test_pruning_and_fusing_hold_what_the_paper_says(seed, tmp_path):
+    pruned, out = claims(0.1, ["prune", "fuse"], seed, tmp_path)
+    assert pruned >= 0.869
+    scores, best, start = averages(out, "fuse")
+    assert scores[best] >= 0.860
+    assert best != start and scores[best] > scores[start]
+
+
+@pytest.mark.full
+@pytest.mark.timeout(700)
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_pruning_hard_holds_what_the_paper_says(seed, tmp_path):
+    pruned, _ = claims(0.04, ["prune"], seed, tmp_path)
+    assert pruned >= 0.861
