@@ -46,12 +46,15 @@ typedef struct nps_net nps_net_t;
 
 /** Make the network of a model. All problems are recorded.
  *  @param body  catalogue with config_json; its tensors are the network's
- *  @param head  catalogue that tensors which the body lacks (classifier.*) are taken from; NULL: none. May be the body's
- *    own fine-tuned sibling: only what the body lacks is taken.
+ *  @param head  catalogue that tensors of the head (classifier.*) which the body lacks are taken from; NULL: none
  *  @param[out] out  freed with nps_net_free(); borrows the catalogues
  *  @return NPS_ERR_INPUT: no config, unknown model_type, an option that is not implemented (named), a missing tensor, a
  *    shape that does not fit the config */
 nps_err_t nps_net_new(const nps_model_t *body, const nps_model_t *head, nps_net_t **out);
+
+/** The same, but a tensor of the head (classifier.*) that both models have is taken from the head model. */
+nps_err_t nps_net_new_with_head(const nps_model_t *body, const nps_model_t *head, nps_net_t **out);
+
 void nps_net_free(nps_net_t *net);
 
 /** Give the tensors of a network. */
@@ -67,7 +70,10 @@ double nps_net_flops(const nps_net_t *net, int64_t n);
 /** Check that data fit a network: image size, channels, labels within the classes. NPS_ERR_INPUT. */
 nps_err_t nps_net_check_data(const nps_net_t *net, const nps_dataset_t *data);
 
-/** Give the bytes of working memory for batches of up to `batch` samples. */
+/** Largest number of samples in a batch: products of larger ones would be too large for BLAS. */
+#define NPS_NET_MOST_BATCH 4096
+
+/** Give the bytes of working memory for batches of up to `batch` samples, at most NPS_NET_MOST_BATCH. */
 size_t nps_net_scratch_bytes(const nps_net_t *net, int batch);
 
 /** Run the network on samples.

@@ -1,0 +1,231 @@
+#include "kernels.h"
+
+#include <math.h>
+#include <string.h>
+
+/* Independent partial sums and maxima, so that loops over them become vector instructions. */
+#define LANES NPS_PAD
+
+typedef union {
+  float value;
+  uint32_t bits;
+} float_bits_t;
+
+/* e^x = 2^n e^r with |r| ≤ ln 2 / 2. Adding 1.5·2^23 rounds to a whole number n, which then stands in the low bits.
+ * The polynomial is the least largest relative error over r; n·LN2_HIGH is exact. */
+static inline float exp_of(float x) {
+  const float shift = 12582912.0F, ln2_high = 0.693359375F, ln2_low = -2.12194440e-4F;
+  const float bounded = x > 89.0F ? 89.0F : x < -88.0F ? -88.0F : x;
+  const float_bits_t rounded = {.value = bounded * 1.44269504F + shift};
+  const float n = rounded.value - shift, r = (bounded - n * ln2_high) - n * ln2_low;
+  float p = 1.381314476e-03F;
+  p = p * r + 8.369418792e-03F;
+  p = p * r + 4.166845605e-02F;
+  p = p * r + 1.666651517e-01F;
+  p = p * r + 4.999999404e-01F;
+  const float_bits_t power = {.bits = (rounded.bits << 23) + UINT32_C(0x3f800000)};
+  const float y = ((r * r) * p + r + 1.0F) * power.value;
+  return x < -87.0F ? 0.0F : y;
+}
+
+/* A rational function in x², fitted for the least largest relative error up to 3.9; from there on erf rounds to ±1. */
+static inline float erf_of(float x) {
+  const float most = 3.9F, bounded = x > most ? most : x < -most ? -most : x, t = bounded * bounded;
+  float p = 2.066468141e-06F, q = 3.827003457e-05F;
+  p = p * t + 2.850634337e-04F;
+  p = p * t + 3.738391912e-03F;
+  p = p * t + 5.266822502e-02F;
+  p = p * t + 1.896678507e-01F;
+  p = p * t + 1.128379107e+00F;
+  q = q * t + 1.157387625e-03F;
+  q = q * t + 1.491436828e-02F;
+  q = q * t + 1.138193905e-01F;
+  q = q * t + 5.014215708e-01F;
+  q = q * t + 1.0F;
+  const float y = bounded * p / q;
+  return x >= most ? 1.0F : x <= -most ? -1.0F : y;
+}
+
+NPS_VECTOR_CLONES
+void nps_kernel_exp(float *x, int64_t n) {
+  for (int64_t i = 0; i < n; i++) x[i] = exp_of(x[i]);
+}
+
+NPS_VECTOR_CLONES
+void nps_kernel_erf(float *x, int64_t n) {
+  for (int64_t i = 0; i < n; i++) x[i] = erf_of(x[i]);
+}
+
+/* ---- activations ---- */
+
+static inline float sigmoid_of(float x) { return 1.0F / (1.0F + exp_of(-x)); }
+
+NPS_VECTOR_CLONES
+static void gelu(float *x, const float *bias, int64_t n) {
+  for (int64_t i = 0; i < n; i++) {
+    const float z = x[i] + bias[i];
+    x[i] = 0.5F * z * (1.0F + erf_of(z * 0.707106781F));
+  }
+}
+
+/* ½ z (1 + tanh u) = z sigmoid(2u). */
+NPS_VECTOR_CLONES
+static void gelu_tanh(float *x, const float *bias, int64_t n) {
+  for (int64_t i = 0; i < n; i++) {
+    const float z = x[i] + bias[i];
+    x[i] = z * sigmoid_of(1.59576912F * (z + 0.044715F * (z * z * z)));
+  }
+}
+
+NPS_VECTOR_CLONES
+static void quick_gelu(float *x, const float *bias, int64_t n) {
+  for (int64_t i = 0; i < n; i++) {
+    const float z = x[i] + bias[i];
+    x[i] = z * sigmoid_of(1.702F * z);
+  }
+}
+
+NPS_VECTOR_CLONES
+static void silu(float *x, const float *bias, int64_t n) {
+  for (int64_t i = 0; i < n; i++) {
+    const float z = x[i] + bias[i];
+    x[i] = z * sigmoid_of(z);
+  }
+}
+
+NPS_VECTOR_CLONES
+static void relu(float *x, const float *bias, int64_t n) {
+  for (int64_t i = 0; i < n; i++) {
+    const float z = x[i] + bias[i];
+    x[i] = z < 0 ? 0 : z;
+  }
+}
+
+static const struct {
+  const char *name;
+  nps_activation_fn *function;
+} activations[] = {
+    {"gelu", gelu},           {"gelu_python", gelu},
+    {"gelu_new", gelu_tanh},  {"gelu_pytorch_tanh", gelu_tanh},
+    {"gelu_fast", gelu_tanh}, {"gelu_python_tanh", gelu_tanh},
+    {"gelu_accurate", gelu_tanh}, {"quick_gelu", quick_gelu},
+    {"silu", silu},           {"swish", silu},
+    {"relu", relu},
+};
+
+#define ACTIVATIONS (sizeof activations / sizeof *activations)
+
+nps_activation_fn *nps_activation_find(const char *name) {
+  for (size_t i = 0; i < ACTIVATIONS; i++)
+    if (strcmp(activations[i].name, name) == 0) return activations[i].function;
+  return NULL;
+}
+
+char *nps_activation_names(void) {
+  nps_text_t t = {0};
+  for (size_t i = 0; i < ACTIVATIONS; i++) nps_text_add(&t, "%s%s", i ? ", " : "", activations[i].name);
+  return t.text;
+}
+
+/* ---- rows ---- */
+
+void nps_kernel_fill(float *c, int64_t ldc, int64_t m, int64_t n, const float *bias) {
+  for (int64_t i = 0; i < m; i++)
+    if (bias)
+      memcpy(c + i * ldc, bias, (size_t)n * sizeof *c);
+    else
+      memset(c + i * ldc, 0, (size_t)n * sizeof *c);
+}
+
+NPS_VECTOR_CLONES
+void nps_kernel_add(float *c, int64_t ldc, int64_t m, int64_t n, const float *bias) {
+  for (int64_t i = 0; i < m; i++) {
+    float *row = c + i * ldc;
+    for (int64_t j = 0; j < n; j++) row[j] += bias[j];
+  }
+}
+
+static inline double sum_lanes(double *lane) {
+  for (int width = LANES / 2; width > 0; width /= 2)
+    for (int j = 0; j < width; j++) lane[j] += lane[j + width];
+  return lane[0];
+}
+
+static inline double mean_of(const float *x, int64_t n) {
+  double lane[LANES] = {0};
+  int64_t i = 0;
+  for (; i + LANES <= n; i += LANES)
+    for (int j = 0; j < LANES; j++) lane[j] += (double)x[i + j];
+  for (int j = 0; i + j < n; j++) lane[j] += (double)x[i + j];
+  return sum_lanes(lane) / (double)n;
+}
+
+static inline double variance_of(const float *x, int64_t n, double mean) {
+  double lane[LANES] = {0};
+  int64_t i = 0;
+  for (; i + LANES <= n; i += LANES)
+    for (int j = 0; j < LANES; j++) lane[j] += ((double)x[i + j] - mean) * ((double)x[i + j] - mean);
+  for (int j = 0; i + j < n; j++) lane[j] += ((double)x[i + j] - mean) * ((double)x[i + j] - mean);
+  return sum_lanes(lane) / (double)n;
+}
+
+NPS_VECTOR_CLONES
+void nps_kernel_layer_norm(const float *x, int64_t ldx, int64_t m, int64_t n, const float *weight, const float *bias,
+                           double eps, float *y) {
+  for (int64_t i = 0; i < m; i++) {
+    const float *from = x + i * ldx;
+    float *to = y + i * n;
+    const double mean = mean_of(from, n);
+    const float centre = (float)mean, factor = (float)(1.0 / sqrt(variance_of(from, n, mean) + eps));
+    for (int64_t j = 0; j < n; j++) to[j] = (from[j] - centre) * factor * weight[j] + bias[j];
+  }
+}
+
+/* ---- attention ---- */
+
+/* out[j] = Σ_c a[c]·b[c][j] for j in [0, n), four terms at a time. */
+static inline void combine(const float *restrict a, int64_t k, const float *restrict b, int64_t ldb, int64_t n,
+                           float *restrict out) {
+  for (int64_t j = 0; j < n; j++) out[j] = 0;
+  int64_t c = 0;
+  for (; c + 4 <= k; c += 4) {
+    const float a0 = a[c], a1 = a[c + 1], a2 = a[c + 2], a3 = a[c + 3];
+    const float *b0 = b + c * ldb, *b1 = b0 + ldb, *b2 = b1 + ldb, *b3 = b2 + ldb;
+    for (int64_t j = 0; j < n; j++) out[j] += (a0 * b0[j] + a1 * b1[j]) + (a2 * b2[j] + a3 * b3[j]);
+  }
+  for (; c < k; c++)
+    for (int64_t j = 0; j < n; j++) out[j] += a[c] * b[c * ldb + j];
+}
+
+/* x = softmax(scale·x) over n numbers; what lies between n and its padded length is set to 0. */
+static inline void softmax(float *x, int64_t n, float scale) {
+  const int64_t padded = (n + LANES - 1) / LANES * LANES;
+  float most[LANES];
+  double lane[LANES] = {0};
+  for (int64_t i = n; i < padded; i++) x[i] = -INFINITY;
+  for (int j = 0; j < LANES; j++) most[j] = -INFINITY;
+  for (int64_t i = 0; i < padded; i += LANES)
+    for (int j = 0; j < LANES; j++) {
+      x[i + j] *= scale;
+      most[j] = x[i + j] > most[j] ? x[i + j] : most[j];
+    }
+  for (int width = LANES / 2; width > 0; width /= 2)
+    for (int j = 0; j < width; j++) most[j] = most[j + width] > most[j] ? most[j + width] : most[j];
+  for (int64_t i = 0; i < padded; i += LANES)
+    for (int j = 0; j < LANES; j++) {
+      x[i + j] = exp_of(x[i + j] - most[0]);
+      lane[j] += (double)x[i + j];
+    }
+  const float factor = (float)(1.0 / sum_lanes(lane));
+  for (int64_t i = 0; i < padded; i++) x[i] *= factor;
+}
+
+NPS_VECTOR_CLONES
+void nps_kernel_attention(const nps_attention_t *a) {
+  const int64_t padded = (a->tokens + LANES - 1) / LANES * LANES;
+  for (int64_t i = 0; i < a->queries; i++) {
+    combine(a->query + i * a->ldq, a->width, a->keys, a->ldk, padded, a->scores);
+    softmax(a->scores, a->tokens, a->scale);
+    combine(a->scores, a->tokens, a->value, a->ldv, a->width, a->out + i * a->ldo);
+  }
+}

@@ -1,0 +1,232 @@
+#include "fitness_internal.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const nps_net_family_t *const families[] = {&nps_net_vit};
+
+#define FAMILIES (sizeof families / sizeof *families)
+
+/* ---- tensors ---- */
+
+static const nps_tensor_info_t *find(const nps_model_t *model, const char *name) {
+  const int i = model ? nps_model_find(model, name) : -1;
+  return i >= 0 ? &model->tensors[i] : NULL;
+}
+
+const nps_tensor_info_t *nps_net_look_up(const nps_net_t *net, const char *name, bool is_head, bool *of_head) {
+  const nps_tensor_info_t *own = find(net->body, name), *heads = is_head ? find(net->head, name) : NULL;
+  *of_head = heads && !(own && net->own_head_first);
+  return *of_head ? heads : own;
+}
+
+static nps_err_t fail_missing(const nps_net_t *net, const char *name, bool is_head) {
+  if (is_head && net->head)
+    return nps_fail(NPS_ERR_INPUT, "%s: the network needs tensor %s, which is neither there nor in the head model %s",
+                    net->body->path, name, net->head->path);
+  return nps_fail(NPS_ERR_INPUT, "%s: the network needs tensor %s, which is not there%s", net->body->path, name,
+                  is_head ? "; a head model can give it" : "");
+}
+
+static nps_err_t check_tensor(const nps_model_t *model, const nps_tensor_info_t *info, int ndim, const int64_t *shape) {
+  char expected[192], found[192];
+  if (nps_dtype_kind(info->dtype) != NPS_KIND_FLOAT)
+    return nps_fail(NPS_ERR_INPUT, "%s: tensor %s: expected a floating-point type of 16 bits or more, found %s",
+                    model->path, info->name, nps_dtype_name(info->dtype));
+  if (info->ndim == ndim && memcmp(info->shape, shape, (size_t)ndim * sizeof *shape) == 0) return NPS_OK;
+  return nps_fail(NPS_ERR_INPUT, "%s: tensor %s: expected shape %s by config.json, found %s", model->path, info->name,
+                  nps_shape_format(ndim, shape, expected), nps_shape_format(info->ndim, info->shape, found));
+}
+
+nps_err_t nps_net_add(nps_net_t *net, const char *name, bool is_head, int ndim, const int64_t *shape, int *index) {
+  bool of_head = false;
+  const nps_tensor_info_t *info = nps_net_look_up(net, name, is_head, &of_head);
+  *index = net->count;
+  net->tensors = nps_xrealloc(net->tensors, (size_t)net->count + 1, sizeof *net->tensors);
+  nps_net_tensor_t *tensor = &net->tensors[net->count++];
+  *tensor = (nps_net_tensor_t){.name = nps_xstrdup(name), .of_head = of_head, .source = -1};
+  if (!info) return fail_missing(net, name, is_head);
+  const nps_model_t *model = of_head ? net->head : net->body;
+  tensor->source = (int)(info - model->tensors);
+  tensor->count = info->count;
+  return check_tensor(model, info, ndim, shape);
+}
+
+/* ---- networks ---- */
+
+static nps_err_t find_family(nps_net_t *net, const json_t *config) {
+  const char *type = json_string_value(json_object_get(config, "model_type"));
+  nps_text_t known = {0};
+  for (size_t i = 0; i < FAMILIES; i++) {
+    if (type && strcmp(families[i]->model_type, type) == 0) net->family = families[i];
+    nps_text_add(&known, "%s%s", i ? ", " : "", families[i]->model_type);
+  }
+  if (!net->family)
+    nps_fail(NPS_ERR_INPUT, "%s: config.json: model_type %s has no native evaluator (there are: %s)", net->body->path,
+             type ? type : "(none)", known.text);
+  free(known.text);
+  return net->family ? NPS_OK : NPS_ERR_INPUT;
+}
+
+static nps_err_t describe(nps_net_t *net) {
+  const char *text = net->body->config_json;
+  if (!text)
+    return nps_fail(NPS_ERR_INPUT, "%s: there is no config.json, which says what network it is", net->body->path);
+  char *where = nps_xstrf("config.json of %s", net->body->path);
+  json_t *config = NULL;
+  nps_err_t err = nps_json_parse(text, strlen(text), where, &config);
+  free(where);
+  if (err == NPS_OK) err = find_family(net, config);
+  if (err == NPS_OK) err = net->family->describe(net, config, &net->shape);
+  json_decref(config);
+  return err;
+}
+
+static nps_err_t make(const nps_model_t *body, const nps_model_t *head, bool own_head_first, nps_net_t **out) {
+  nps_net_t *net = nps_xcalloc(1, sizeof *net);
+  *net = (nps_net_t){.body = body, .head = head, .own_head_first = own_head_first};
+  *out = NULL;
+  nps_err_t err = describe(net);
+  if (err == NPS_OK)
+    *out = net;
+  else
+    nps_net_free(net);
+  return err;
+}
+
+nps_err_t nps_net_new(const nps_model_t *body, const nps_model_t *head, nps_net_t **out) {
+  return make(body, head, true, out);
+}
+
+nps_err_t nps_net_new_with_head(const nps_model_t *body, const nps_model_t *head, nps_net_t **out) {
+  return make(body, head, false, out);
+}
+
+void nps_net_free(nps_net_t *net) {
+  if (!net) return;
+  if (net->family) net->family->free_shape(net->shape);
+  for (int i = 0; i < net->count; i++) free(net->tensors[i].name);
+  free(net->tensors);
+  free(net);
+}
+
+int nps_net_tensor_count(const nps_net_t *net) { return net->count; }
+
+const nps_net_tensor_t *nps_net_tensor(const nps_net_t *net, int i) { return &net->tensors[i]; }
+
+int nps_net_classes(const nps_net_t *net) { return net->classes; }
+
+double nps_net_flops(const nps_net_t *net, int64_t n) { return net->family->flops(net->shape, n); }
+
+static nps_err_t check_labels(const nps_net_t *net, const nps_dataset_t *data) {
+  for (int64_t i = 0; i < data->samples; i++)
+    if (data->labels[i] < 0 || data->labels[i] >= net->classes)
+      return nps_fail(NPS_ERR_INPUT, "%s: group %s: label %d of sample %lld: expected 0 to %d, as the head has %d classes",
+                      data->path, data->group, (int)data->labels[i], (long long)i, net->classes - 1, net->classes);
+  return NPS_OK;
+}
+
+nps_err_t nps_net_check_data(const nps_net_t *net, const nps_dataset_t *data) {
+  nps_err_t err = net->family->check_data(net, data);
+  return nps_err_worse(err, check_labels(net, data));
+}
+
+/* The logits come first, then what the family needs, from a multiple of 64 bytes on. */
+static size_t logits_room(const nps_net_t *net, int64_t n) {
+  return ((size_t)n * (size_t)net->classes + 15) / 16 * 16;
+}
+
+size_t nps_net_scratch_bytes(const nps_net_t *net, int batch) {
+  return (logits_room(net, batch) + (size_t)net->family->scratch(net->shape, batch)) * sizeof(float);
+}
+
+void nps_net_logits(const nps_net_t *net, const float *const *weights, const nps_dataset_t *data,
+                    const int64_t *samples, int n, void *scratch, float *logits) {
+  net->family->logits(net->shape, weights, data, samples, n, (float *)scratch + logits_room(net, n), logits);
+}
+
+/* ---- scores ---- */
+
+/* −ln softmax(z)[label]; NaN where a logit is not finite. */
+static double nll_of(const float *z, int classes, int label) {
+  double most = -INFINITY, sum = 0;
+  for (int c = 0; c < classes; c++) {
+    if (!isfinite(z[c])) return NAN;
+    if ((double)z[c] > most) most = (double)z[c];
+  }
+  for (int c = 0; c < classes; c++) sum += exp((double)z[c] - most);
+  return log(sum) + most - (double)z[label];
+}
+
+static bool is_first_largest(const float *z, int classes, int label) {
+  for (int c = 0; c < classes; c++)
+    if (c < label ? !(z[c] < z[label]) : !(z[c] <= z[label])) return false;
+  return true;
+}
+
+nps_score_t nps_logits_score(const float *logits, int classes, const nps_dataset_t *data, const int64_t *samples,
+                             int n) {
+  nps_score_t score = {.total = n};
+  for (int i = 0; i < n; i++) {
+    const float *z = logits + (int64_t)i * classes;
+    const int label = data->labels[samples[i]];
+    score.correct += is_first_largest(z, classes, label);
+    score.nll_sum += nll_of(z, classes, label);
+  }
+  return score;
+}
+
+nps_score_t nps_net_score(const nps_net_t *net, const float *const *weights, const nps_dataset_t *data,
+                          const int64_t *samples, int n, void *scratch) {
+  float *logits = scratch;
+  nps_net_logits(net, weights, data, samples, n, scratch, logits);
+  return nps_logits_score(logits, net->classes, data, samples, n);
+}
+
+/* ---- weights from files ---- */
+
+static void to_float(nps_dtype_t dtype, const void *stored, int64_t n, float *out) {
+  if (dtype != NPS_F64) {
+    nps_tensor_widen_f32(dtype, stored, n, out);
+    return;
+  }
+  const double *wide = stored;
+  for (int64_t i = 0; i < n; i++) out[i] = (float)wide[i];
+}
+
+static nps_err_t read_tensor(const nps_model_t *model, nps_reader_t *reader, int i, float **out) {
+  const nps_tensor_info_t *info = &model->tensors[i];
+  void *stored = NULL;
+  NPS_TRY(nps_buffer_alloc((size_t)info->count * sizeof(float), info->name, out));
+  NPS_TRY(nps_buffer_alloc((size_t)info->count * nps_dtype_size(info->dtype), info->name, &stored));
+  nps_err_t err = nps_reader_read(reader, i, 0, info->count, stored);
+  if (err == NPS_OK) to_float(info->dtype, stored, info->count, *out);
+  free(stored);
+  return err;
+}
+
+nps_err_t nps_net_read_weights(const nps_net_t *net, bool only_head, float ***weights) {
+  nps_err_t err = NPS_OK;
+  nps_reader_t *body = nps_reader_new(net->body, NULL), *head = net->head ? nps_reader_new(net->head, NULL) : NULL;
+  float **read = nps_xcalloc((size_t)net->count, sizeof *read);
+  for (int i = 0; i < net->count && err == NPS_OK; i++) {
+    const nps_net_tensor_t *tensor = &net->tensors[i];
+    if (only_head && !tensor->of_head) continue;
+    err = tensor->of_head ? read_tensor(net->head, head, tensor->source, &read[i])
+                          : read_tensor(net->body, body, tensor->source, &read[i]);
+  }
+  nps_reader_free(body);
+  nps_reader_free(head);
+  if (err == NPS_OK)
+    *weights = read;
+  else
+    nps_net_free_weights(net, read);
+  return err;
+}
+
+void nps_net_free_weights(const nps_net_t *net, float **weights) {
+  if (!weights) return;
+  for (int i = 0; i < net->count; i++) free(weights[i]);
+  free(weights);
+}

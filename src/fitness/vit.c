@@ -1,0 +1,362 @@
+/* Vision transformers: ViTForImageClassification, or a bare ViTModel with the classifier of a head model. The logits come
+ * from the class token after the last layer norm; a pooler is not part of it. */
+#include "fitness_internal.h"
+#include "kernels.h"
+
+#include "nps/blas.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Indices of tensors; bias −1: none. */
+typedef struct {
+  int weight, bias;
+} pair_t;
+
+typedef struct {
+  pair_t norm_before, query, key, value, output, norm_after, up, down;
+} layer_t;
+
+typedef struct {
+  int64_t hidden, layers, heads, inner, channels;
+  int64_t image[2], patch[2], grid[2]; /* height, width; grid: patches */
+  int64_t tokens;                      /* patches and the class token */
+  int64_t patch_size;                  /* numbers in a patch */
+  int64_t classes;
+  bool qkv_bias;
+  double eps;
+  nps_activation_fn *activation;
+  const char *prefix; /* of the body's tensors */
+  int class_token, positions;
+  pair_t patches, norm, classifier;
+  layer_t *layer; /* [layers] */
+} vit_t;
+
+/* ---- description ---- */
+
+static const char *const refused[] = {"quantization_config", "pruned_heads"};
+
+static nps_err_t get_activation(const nps_net_t *net, const json_t *config, vit_t *v) {
+  const char *name = NULL;
+  NPS_TRY(nps_net_get_text(net, config, "hidden_act", "gelu", &name));
+  v->activation = nps_activation_find(name);
+  if (v->activation) return NPS_OK;
+  char *known = nps_activation_names();
+  nps_fail(NPS_ERR_INPUT, "%s: config.json: hidden_act %s is not implemented (there are: %s)", net->body->path, name,
+           known);
+  free(known);
+  return NPS_ERR_INPUT;
+}
+
+/* Scores are made for one label a sample. */
+static nps_err_t check_problem_type(const nps_net_t *net, const json_t *config) {
+  const json_t *type = json_object_get(config, "problem_type");
+  const char *text = json_string_value(type);
+  if (!type || json_is_null(type) || (text && strcmp(text, "single_label_classification") == 0)) return NPS_OK;
+  return nps_net_refuse(net, config, "problem_type");
+}
+
+static nps_err_t derive(const nps_net_t *net, const json_t *config, vit_t *v) {
+  const char *path = net->body->path;
+  int64_t head_dim = 0;
+  if (v->hidden % v->heads != 0)
+    return nps_fail(NPS_ERR_INPUT, "%s: config.json: hidden_size %lld is no multiple of num_attention_heads %lld", path,
+                    (long long)v->hidden, (long long)v->heads);
+  NPS_TRY(nps_net_get_count(net, config, "head_dim", v->hidden / v->heads, &head_dim));
+  if (head_dim != v->hidden / v->heads)
+    return nps_fail(NPS_ERR_INPUT, "%s: config.json: head_dim %lld is not implemented, only hidden_size / "
+                                   "num_attention_heads", path, (long long)head_dim);
+  for (int i = 0; i < 2; i++) v->grid[i] = v->image[i] / v->patch[i];
+  v->tokens = v->grid[0] * v->grid[1] + 1;
+  v->patch_size = v->channels * v->patch[0] * v->patch[1];
+  if (v->grid[0] > 0 && v->grid[1] > 0 && v->tokens <= 65536 && v->patch_size <= 1048576) return NPS_OK;
+  return nps_fail(NPS_ERR_INPUT, "%s: config.json: image_size %lldx%lld in patches of %lldx%lld: expected 1 to 65535 "
+                                 "patches, of at most 1048576 numbers", path, (long long)v->image[0],
+                  (long long)v->image[1], (long long)v->patch[0], (long long)v->patch[1]);
+}
+
+static nps_err_t read_config(const nps_net_t *net, const json_t *config, vit_t *v) {
+  nps_err_t err = NPS_OK;
+#define ALSO(expr) err = nps_err_worse(err, expr)
+  ALSO(nps_net_get_count(net, config, "hidden_size", 768, &v->hidden));
+  ALSO(nps_net_get_count(net, config, "num_hidden_layers", 12, &v->layers));
+  ALSO(nps_net_get_count(net, config, "num_attention_heads", 12, &v->heads));
+  ALSO(nps_net_get_count(net, config, "intermediate_size", 3072, &v->inner));
+  ALSO(nps_net_get_count(net, config, "num_channels", 3, &v->channels));
+  ALSO(nps_net_get_pair(net, config, "image_size", 224, v->image));
+  ALSO(nps_net_get_pair(net, config, "patch_size", 16, v->patch));
+  ALSO(nps_net_get_number(net, config, "layer_norm_eps", 1e-12, &v->eps));
+  ALSO(nps_net_get_bool(net, config, "qkv_bias", true, &v->qkv_bias));
+  ALSO(get_activation(net, config, v));
+  ALSO(check_problem_type(net, config));
+  for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) ALSO(nps_net_refuse(net, config, refused[i]));
+  if (err == NPS_OK) err = derive(net, config, v);
+  return err;
+}
+
+/* Adds PREFIX NAME.weight of the shape, and NAME.bias as long as its first dimension. */
+static nps_err_t add_pair(nps_net_t *net, const char *prefix, const char *name, bool bias, int ndim,
+                          const int64_t *shape, pair_t *pair) {
+  const bool is_head = *prefix == '\0' && strcmp(name, "classifier") == 0;
+  char *weight_name = nps_xstrf("%s%s.weight", prefix, name), *bias_name = nps_xstrf("%s%s.bias", prefix, name);
+  nps_err_t err = nps_net_add(net, weight_name, is_head, ndim, shape, &pair->weight);
+  pair->bias = -1;
+  if (bias) err = nps_err_worse(err, nps_net_add(net, bias_name, is_head, 1, shape, &pair->bias));
+  free(weight_name);
+  free(bias_name);
+  return err;
+}
+
+static nps_err_t add_layer(nps_net_t *net, const vit_t *v, int64_t l, layer_t *layer) {
+  const int64_t square[2] = {v->hidden, v->hidden}, up[2] = {v->inner, v->hidden}, down[2] = {v->hidden, v->inner};
+  const bool qkv = v->qkv_bias;
+  nps_err_t err = NPS_OK;
+  char *prefix = nps_xstrf("%sencoder.layer.%lld.", v->prefix, (long long)l);
+  ALSO(add_pair(net, prefix, "layernorm_before", true, 1, square, &layer->norm_before));
+  ALSO(add_pair(net, prefix, "attention.attention.query", qkv, 2, square, &layer->query));
+  ALSO(add_pair(net, prefix, "attention.attention.key", qkv, 2, square, &layer->key));
+  ALSO(add_pair(net, prefix, "attention.attention.value", qkv, 2, square, &layer->value));
+  ALSO(add_pair(net, prefix, "attention.output.dense", true, 2, square, &layer->output));
+  ALSO(add_pair(net, prefix, "layernorm_after", true, 1, square, &layer->norm_after));
+  ALSO(add_pair(net, prefix, "intermediate.dense", true, 2, up, &layer->up));
+  ALSO(add_pair(net, prefix, "output.dense", true, 2, down, &layer->down));
+  free(prefix);
+  return err;
+}
+
+static nps_err_t add_embeddings(nps_net_t *net, vit_t *v) {
+  const int64_t token[3] = {1, 1, v->hidden}, positions[3] = {1, v->tokens, v->hidden};
+  const int64_t patches[4] = {v->hidden, v->channels, v->patch[0], v->patch[1]};
+  nps_err_t err = NPS_OK;
+  char *class_token = nps_xstrf("%sembeddings.cls_token", v->prefix);
+  char *position = nps_xstrf("%sembeddings.position_embeddings", v->prefix);
+  ALSO(nps_net_add(net, class_token, false, 3, token, &v->class_token));
+  ALSO(nps_net_add(net, position, false, 3, positions, &v->positions));
+  ALSO(add_pair(net, v->prefix, "embeddings.patch_embeddings.projection", true, 4, patches, &v->patches));
+  free(class_token);
+  free(position);
+  return err;
+}
+
+/* The number of classes is the classifier's. */
+static nps_err_t add_classifier(nps_net_t *net, vit_t *v) {
+  bool of_head = false;
+  const nps_tensor_info_t *info = nps_net_look_up(net, "classifier.weight", true, &of_head);
+  const bool usable = info && info->ndim == 2 && info->shape[0] >= 1 && info->shape[0] <= 1 << 20;
+  const int64_t shape[2] = {usable ? info->shape[0] : 1, v->hidden};
+  v->classes = shape[0];
+  net->classes = (int)shape[0];
+  return add_pair(net, "", "classifier", true, 2, shape, &v->classifier);
+}
+
+static nps_err_t describe(nps_net_t *net, const json_t *config, void **shape) {
+  bool of_head = false;
+  vit_t *v = nps_xcalloc(1, sizeof *v);
+  *shape = v;
+  NPS_TRY(read_config(net, config, v));
+  v->prefix = nps_net_look_up(net, "embeddings.cls_token", false, &of_head) ? "" : "vit.";
+  v->layer = nps_xcalloc((size_t)v->layers, sizeof *v->layer);
+  nps_err_t err = add_embeddings(net, v);
+  for (int64_t l = 0; l < v->layers; l++) ALSO(add_layer(net, v, l, &v->layer[l]));
+  ALSO(add_pair(net, v->prefix, "layernorm", true, 1, &v->hidden, &v->norm));
+  ALSO(add_classifier(net, v));
+#undef ALSO
+  return err;
+}
+
+static void free_shape(void *shape) {
+  vit_t *v = shape;
+  if (v) free(v->layer);
+  free(v);
+}
+
+static nps_err_t check_data(const nps_net_t *net, const nps_dataset_t *data) {
+  const vit_t *v = net->shape;
+  if (data->channels == v->channels && data->height == v->image[0] && data->width == v->image[1]) return NPS_OK;
+  return nps_fail(NPS_ERR_INPUT, "%s: group %s: expected images of %lldx%lldx%lld, as %s needs them, found "
+                                 "%lldx%lldx%lld (channels, height, width)", data->path, data->group,
+                  (long long)v->channels, (long long)v->image[0], (long long)v->image[1], net->body->path,
+                  (long long)data->channels, (long long)data->height, (long long)data->width);
+}
+
+static double flops(const void *shape, int64_t n) {
+  const vit_t *v = shape;
+  const double h = (double)v->hidden, t = (double)v->tokens, inner = (double)v->inner;
+  const double patches = t * (double)v->patch_size * h, key_value = t * 2 * h * h;
+  const double rest = 2 * h * h + 2 * h * inner + 2 * t * h; /* for a token: query, output, MLP, scores and values */
+  const double layers = (double)v->layers * key_value + (double)(v->layers - 1) * t * rest + rest;
+  return 2 * (double)n * (patches + layers + h * (double)v->classes);
+}
+
+/* ---- forward pass ---- */
+
+typedef struct {
+  const vit_t *v;
+  const float *const *weights;
+  int64_t n, rows; /* samples, tokens of all of them */
+  int64_t ldk;     /* leading dimension of the transposed keys */
+  int64_t plane;   /* room of [rows][hidden] */
+  float *x;        /* [rows][hidden] */
+  float *norm;     /* [rows][hidden], then what attention gives */
+  float *query;    /* [rows][hidden] */
+  float *value;    /* [rows][hidden] */
+  float *keys;     /* [hidden][ldk] transposed, and NPS_PAD more */
+  float *scores;   /* [tokens], padded */
+  float *inner;    /* [rows][inner], or [rows][patch_size]: shares its place with query, value and keys */
+} work_t;
+
+static int64_t padded(int64_t n) { return (n + NPS_PAD - 1) / NPS_PAD * NPS_PAD; }
+
+/* An odd number of cache lines: a column of keys then spreads over the sets of the cache. */
+static int64_t key_stride(int64_t rows) {
+  const int64_t lines = padded(rows) / NPS_PAD;
+  return (lines | 1) * NPS_PAD;
+}
+
+static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+static work_t start_work(const vit_t *v, int64_t n) {
+  const int64_t rows = n * v->tokens;
+  return (work_t){.v = v, .n = n, .rows = rows, .ldk = key_stride(rows), .plane = padded(rows * v->hidden)};
+}
+
+static int64_t scratch_size(const void *shape, int64_t n) {
+  const vit_t *v = shape;
+  const work_t w = start_work(v, n);
+  const int64_t attention = 2 * w.plane + v->hidden * w.ldk + NPS_PAD;
+  return 2 * w.plane + padded(v->tokens) + larger(attention, w.rows * larger(v->inner, v->patch_size));
+}
+
+static void lay_out(work_t *w, float *scratch) {
+  w->x = scratch;
+  w->norm = w->x + w->plane;
+  w->scores = w->norm + w->plane;
+  w->query = w->inner = w->scores + padded(w->v->tokens);
+  w->value = w->query + w->plane;
+  w->keys = w->value + w->plane;
+}
+
+static const float *weight_of(const work_t *w, pair_t pair) { return w->weights[pair.weight]; }
+
+static const float *bias_of(const work_t *w, pair_t pair) { return pair.bias < 0 ? NULL : w->weights[pair.bias]; }
+
+/* out = in · weightᵀ + bias, on m rows. */
+static void linear(const work_t *w, pair_t pair, int64_t m, const float *in, int64_t ldi, int64_t width_in, float *out,
+                   int64_t ldo, int64_t width_out) {
+  nps_kernel_fill(out, ldo, m, width_out, bias_of(w, pair));
+  nps_sgemm(true, m, width_out, width_in, 1, in, ldi, weight_of(w, pair), width_in, 1, out, ldo);
+}
+
+/* out += in · weightᵀ + bias: a residual connection. */
+static void linear_add(const work_t *w, pair_t pair, int64_t m, const float *in, int64_t ldi, int64_t width_in,
+                       float *out, int64_t ldo, int64_t width_out) {
+  nps_kernel_add(out, ldo, m, width_out, bias_of(w, pair));
+  nps_sgemm(true, m, width_out, width_in, 1, in, ldi, weight_of(w, pair), width_in, 1, out, ldo);
+}
+
+/* One sample's patches as rows, after a row of zeros for the class token. */
+static void cut_patches(const vit_t *v, const float *image, float *rows) {
+  const int64_t height = v->image[0], width = v->image[1];
+  memset(rows, 0, (size_t)v->patch_size * sizeof *rows);
+  rows += v->patch_size;
+  for (int64_t gy = 0; gy < v->grid[0]; gy++)
+    for (int64_t gx = 0; gx < v->grid[1]; gx++)
+      for (int64_t c = 0; c < v->channels; c++)
+        for (int64_t y = 0; y < v->patch[0]; y++) {
+          const float *from = image + (c * height + gy * v->patch[0] + y) * width + gx * v->patch[1];
+          memcpy(rows, from, (size_t)v->patch[1] * sizeof *rows);
+          rows += v->patch[1];
+        }
+}
+
+static void embed(const work_t *w, const nps_dataset_t *data, const int64_t *samples) {
+  const vit_t *v = w->v;
+  const int64_t image = v->channels * v->image[0] * v->image[1], sample = v->tokens * v->hidden;
+  for (int64_t i = 0; i < w->n; i++) {
+    float *x = w->x + i * sample;
+    cut_patches(v, data->inputs + samples[i] * image, w->inner + i * v->tokens * v->patch_size);
+    memcpy(x, w->weights[v->positions], (size_t)sample * sizeof *x);
+    nps_kernel_add(x, v->hidden, 1, v->hidden, w->weights[v->class_token]);
+    nps_kernel_add(x + v->hidden, v->hidden, v->tokens - 1, v->hidden, bias_of(w, v->patches));
+  }
+  nps_sgemm(true, w->rows, v->hidden, v->patch_size, 1, w->inner, v->patch_size, weight_of(w, v->patches),
+            v->patch_size, 1, w->x, v->hidden);
+}
+
+static void normalise(const work_t *w, pair_t pair, int64_t m, int64_t ldx) {
+  nps_kernel_layer_norm(w->x, ldx, m, w->v->hidden, weight_of(w, pair), bias_of(w, pair), w->v->eps, w->norm);
+}
+
+/* keys[c][row] = key c of token `row`: the product is made transposed, as attention reads it. */
+static void make_keys(const work_t *w, const layer_t *layer) {
+  const int64_t h = w->v->hidden;
+  const float *bias = bias_of(w, layer->key);
+  for (int64_t c = 0; c < h; c++)
+    for (int64_t i = 0; i < w->rows; i++) w->keys[c * w->ldk + i] = bias ? bias[c] : 0;
+  nps_sgemm(true, h, w->rows, h, 1, weight_of(w, layer->key), h, w->norm, h, 1, w->keys, w->ldk);
+}
+
+/* Columns behind the last token are read, though not used: they must hold numbers. */
+static void clear_key_ends(const work_t *w) {
+  for (int64_t c = 0; c < w->v->hidden; c++)
+    memset(w->keys + c * w->ldk + w->rows, 0, (size_t)(w->ldk - w->rows) * sizeof(float));
+  memset(w->keys + w->v->hidden * w->ldk, 0, NPS_PAD * sizeof(float));
+}
+
+/* Attention of `queries` tokens of every sample, rows [n·queries] of query and norm. */
+static void attend(const work_t *w, int64_t queries) {
+  const vit_t *v = w->v;
+  const int64_t h = v->hidden, width = h / v->heads;
+  nps_attention_t a = {.scores = w->scores, .queries = queries, .tokens = v->tokens, .width = width};
+  a.ldq = a.ldv = a.ldo = h;
+  a.ldk = w->ldk;
+  a.scale = (float)(1 / sqrt((double)width));
+  for (int64_t i = 0; i < w->n; i++)
+    for (int64_t head = 0; head < v->heads; head++) {
+      a.query = w->query + i * queries * h + head * width;
+      a.keys = w->keys + head * width * w->ldk + i * v->tokens;
+      a.value = w->value + i * v->tokens * h + head * width;
+      a.out = w->norm + i * queries * h + head * width;
+      nps_kernel_attention(&a);
+    }
+}
+
+/* In the last layer only the class tokens' rows of query and of what follows count: every tokens-th row of x. */
+static void run_layer(const work_t *w, const layer_t *layer, bool last) {
+  const vit_t *v = w->v;
+  const int64_t h = v->hidden, queries = last ? 1 : v->tokens, m = w->n * queries, step = last ? v->tokens * h : h;
+  normalise(w, layer->norm_before, w->rows, h);
+  linear(w, layer->query, m, w->norm, step, h, w->query, h, h);
+  make_keys(w, layer);
+  clear_key_ends(w);
+  linear(w, layer->value, w->rows, w->norm, h, h, w->value, h, h);
+  attend(w, queries);
+  linear_add(w, layer->output, m, w->norm, h, h, w->x, step, h);
+  normalise(w, layer->norm_after, m, step);
+  nps_sgemm(true, m, v->inner, h, 1, w->norm, h, weight_of(w, layer->up), h, 0, w->inner, v->inner);
+  for (int64_t i = 0; i < m; i++) v->activation(w->inner + i * v->inner, bias_of(w, layer->up), v->inner);
+  linear_add(w, layer->down, m, w->inner, v->inner, v->inner, w->x, step, h);
+}
+
+static void run(const void *shape, const float *const *weights, const nps_dataset_t *data, const int64_t *samples,
+                int64_t n, float *scratch, float *logits) {
+  const vit_t *v = shape;
+  work_t w = start_work(v, n);
+  w.weights = weights;
+  lay_out(&w, scratch);
+  embed(&w, data, samples);
+  for (int64_t l = 0; l < v->layers; l++) run_layer(&w, &v->layer[l], l == v->layers - 1);
+  normalise(&w, v->norm, n, v->tokens * v->hidden);
+  linear(&w, v->classifier, n, w.norm, v->hidden, v->hidden, logits, v->classes, v->classes);
+}
+
+const nps_net_family_t nps_net_vit = {
+    .model_type = "vit",
+    .describe = describe,
+    .free_shape = free_shape,
+    .check_data = check_data,
+    .flops = flops,
+    .scratch = scratch_size,
+    .logits = run,
+};
