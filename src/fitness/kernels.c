@@ -151,13 +151,13 @@ static inline double sum_lanes(double *lane) {
   return lane[0];
 }
 
-static inline double mean_of(const float *x, int64_t n) {
+static inline double sum_of(const float *x, int64_t n) {
   double lane[LANES] = {0};
   int64_t i = 0;
   for (; i + LANES <= n; i += LANES)
     for (int j = 0; j < LANES; j++) lane[j] += (double)x[i + j];
   for (int j = 0; i + j < n; j++) lane[j] += (double)x[i + j];
-  return sum_lanes(lane) / (double)n;
+  return sum_lanes(lane);
 }
 
 static inline double variance_of(const float *x, int64_t n, double mean) {
@@ -175,7 +175,7 @@ void nps_kernel_layer_norm(const float *x, int64_t ldx, int64_t m, int64_t n, co
   for (int64_t i = 0; i < m; i++) {
     const float *from = x + i * ldx;
     float *to = y + i * n;
-    const double mean = mean_of(from, n);
+    const double mean = sum_of(from, n) / (double)n;
     const float centre = (float)mean, factor = (float)(1.0 / sqrt(variance_of(from, n, mean) + eps));
     for (int64_t j = 0; j < n; j++) to[j] = (from[j] - centre) * factor * weight[j] + bias[j];
   }
@@ -183,49 +183,55 @@ void nps_kernel_layer_norm(const float *x, int64_t ldx, int64_t m, int64_t n, co
 
 /* ---- attention ---- */
 
-/* out[j] = Σ_c a[c]·b[c][j] for j in [0, n), four terms at a time. */
-static inline void combine(const float *restrict a, int64_t k, const float *restrict b, int64_t ldb, int64_t n,
-                           float *restrict out) {
-  for (int64_t j = 0; j < n; j++) out[j] = 0;
+/* out[j] = Σ_c a[c]·b[c][j] for `columns` columns, at most LANES, four terms at a time. */
+static inline void combine(int columns, int64_t k, const float *a, const float *b, int64_t ldb, float *out) {
+  float sum[LANES] = {0};
   int64_t c = 0;
   for (; c + 4 <= k; c += 4) {
     const float a0 = a[c], a1 = a[c + 1], a2 = a[c + 2], a3 = a[c + 3];
     const float *b0 = b + c * ldb, *b1 = b0 + ldb, *b2 = b1 + ldb, *b3 = b2 + ldb;
-    for (int64_t j = 0; j < n; j++) out[j] += (a0 * b0[j] + a1 * b1[j]) + (a2 * b2[j] + a3 * b3[j]);
+    for (int j = 0; j < columns; j++) sum[j] += (a0 * b0[j] + a1 * b1[j]) + (a2 * b2[j] + a3 * b3[j]);
   }
   for (; c < k; c++)
-    for (int64_t j = 0; j < n; j++) out[j] += a[c] * b[c * ldb + j];
+    for (int j = 0; j < columns; j++) sum[j] += a[c] * b[c * ldb + j];
+  for (int j = 0; j < columns; j++) out[j] = sum[j];
+}
+
+/* out = a·b: [m][k]·[k][n]. */
+static inline void multiply(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb,
+                            float *out, int64_t ldo) {
+  const int64_t whole = n / LANES * LANES;
+  for (int64_t i = 0; i < m; i++)
+    for (int64_t j = 0; j < whole; j += LANES) combine(LANES, k, a + i * lda, b + j, ldb, out + i * ldo + j);
+  for (int64_t i = 0; i < m && whole < n; i++)
+    combine((int)(n - whole), k, a + i * lda, b + whole, ldb, out + i * ldo + whole);
+}
+
+static inline float largest_of(const float *x, int64_t n) {
+  float lane[LANES];
+  for (int j = 0; j < LANES; j++) lane[j] = x[j];
+  for (int64_t i = LANES; i < n; i += LANES)
+    for (int j = 0; j < LANES; j++) lane[j] = x[i + j] > lane[j] ? x[i + j] : lane[j];
+  for (int width = LANES / 2; width > 0; width /= 2)
+    for (int j = 0; j < width; j++) lane[j] = lane[j + width] > lane[j] ? lane[j + width] : lane[j];
+  return lane[0];
 }
 
 /* x = softmax(scale·x) over n numbers; what lies between n and its padded length is set to 0. */
 static inline void softmax(float *x, int64_t n, float scale) {
   const int64_t padded = (n + LANES - 1) / LANES * LANES;
-  float most[LANES];
-  double lane[LANES] = {0};
   for (int64_t i = n; i < padded; i++) x[i] = -INFINITY;
-  for (int j = 0; j < LANES; j++) most[j] = -INFINITY;
-  for (int64_t i = 0; i < padded; i += LANES)
-    for (int j = 0; j < LANES; j++) {
-      x[i + j] *= scale;
-      most[j] = x[i + j] > most[j] ? x[i + j] : most[j];
-    }
-  for (int width = LANES / 2; width > 0; width /= 2)
-    for (int j = 0; j < width; j++) most[j] = most[j + width] > most[j] ? most[j + width] : most[j];
-  for (int64_t i = 0; i < padded; i += LANES)
-    for (int j = 0; j < LANES; j++) {
-      x[i + j] = exp_of(x[i + j] - most[0]);
-      lane[j] += (double)x[i + j];
-    }
-  const float factor = (float)(1.0 / sum_lanes(lane));
+  for (int64_t i = 0; i < padded; i++) x[i] *= scale;
+  const float most = largest_of(x, padded);
+  for (int64_t i = 0; i < padded; i++) x[i] = exp_of(x[i] - most);
+  const float factor = (float)(1.0 / sum_of(x, padded));
   for (int64_t i = 0; i < padded; i++) x[i] *= factor;
 }
 
 NPS_VECTOR_CLONES
 void nps_kernel_attention(const nps_attention_t *a) {
   const int64_t padded = (a->tokens + LANES - 1) / LANES * LANES;
-  for (int64_t i = 0; i < a->queries; i++) {
-    combine(a->query + i * a->ldq, a->width, a->keys, a->ldk, padded, a->scores);
-    softmax(a->scores, a->tokens, a->scale);
-    combine(a->scores, a->tokens, a->value, a->ldv, a->width, a->out + i * a->ldo);
-  }
+  multiply(a->queries, padded, a->width, a->query, a->ldq, a->keys, a->ldk, a->scores, padded);
+  for (int64_t i = 0; i < a->queries; i++) softmax(a->scores + i * padded, a->tokens, a->scale);
+  multiply(a->queries, a->width, a->tokens, a->scores, padded, a->value, a->ldv, a->out, a->ldo);
 }

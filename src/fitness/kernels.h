@@ -40,7 +40,7 @@ typedef struct nps_attention {
   const float *keys;  /**< [width][tokens], transposed; leading dimension ldk; NPS_PAD numbers more can be read */
   const float *value; /**< [tokens][width], leading dimension ldv */
   float *out;         /**< [queries][width], leading dimension ldo */
-  float *scores;      /**< working memory: [tokens], padded */
+  float *scores;      /**< working memory: [queries][tokens], the latter padded */
   int64_t queries, tokens, width, ldq, ldk, ldv, ldo;
   float scale;
 } nps_attention_t;

@@ -202,7 +202,7 @@ typedef struct {
   float *query;    /* [rows][hidden] */
   float *value;    /* [rows][hidden] */
   float *keys;     /* [hidden][ldk] transposed, and NPS_PAD more */
-  float *scores;   /* [tokens], padded */
+  float *scores;   /* [tokens][tokens], the latter padded */
   float *inner;    /* [rows][inner], or [rows][patch_size]: shares its place with query, value and keys */
 } work_t;
 
@@ -225,14 +225,14 @@ static int64_t scratch_size(const void *shape, int64_t n) {
   const vit_t *v = shape;
   const work_t w = start_work(v, n);
   const int64_t attention = 2 * w.plane + v->hidden * w.ldk + NPS_PAD;
-  return 2 * w.plane + padded(v->tokens) + larger(attention, w.rows * larger(v->inner, v->patch_size));
+  return 2 * w.plane + v->tokens * padded(v->tokens) + larger(attention, w.rows * larger(v->inner, v->patch_size));
 }
 
 static void lay_out(work_t *w, float *scratch) {
   w->x = scratch;
   w->norm = w->x + w->plane;
   w->scores = w->norm + w->plane;
-  w->query = w->inner = w->scores + padded(w->v->tokens);
+  w->query = w->inner = w->scores + w->v->tokens * padded(w->v->tokens);
   w->value = w->query + w->plane;
   w->keys = w->value + w->plane;
 }
