@@ -64,6 +64,11 @@ void nps_select_set_ties(nps_select_t *select, int64_t ties);
  *  @return how many are kept */
 int64_t nps_select_keep(nps_select_t *select, float *x, int64_t n);
 
+/** Tell the entries that are kept instead, as zeros may be among them; entries must come in order. Local.
+ *  @param[out] keep  [n] 1 for an entry that is kept, else 0; not x itself
+ *  @return how many are kept */
+int64_t nps_select_mark(nps_select_t *select, const float *x, int64_t n, float *keep);
+
 /** Sums over the blocks of a tensor, made in block order whatever rank holds which block. */
 typedef struct nps_block_sums {
   double *block; /**< [blocks] owned */

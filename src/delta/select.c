@@ -1,13 +1,9 @@
 #include "nps/delta.h"
+#include "radix.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-/* A magnitude has 31 bits: 16 upper ones choose the bin of pass 0, 15 lower ones that of pass 1. */
-#define LOW_BITS 15
-#define LOW_MASK 0x7fffu
-#define BINS 65536
-#define MAGNITUDE 0x7fffffffu
 #define ABOVE_ALL UINT32_MAX
 
 /* Copies of the histogram that are counted in turn, so that equal neighbours do not wait for each other's stores. */
@@ -20,14 +16,8 @@ struct nps_select {
   uint32_t threshold; /* after pass 1 */
   int64_t ties;       /* entries at the threshold that are kept, over all ranks */
   int64_t ties_left;  /* of those, what this rank may still keep */
-  int64_t histogram[COPIES][BINS];
+  int64_t histogram[COPIES][NPS_HIGH_BINS];
 };
-
-static uint32_t magnitude_bits(float x) {
-  uint32_t bits;
-  memcpy(&bits, &x, sizeof bits);
-  return bits & MAGNITUDE;
-}
 
 nps_select_t *nps_select_new(void) { return nps_xcalloc(1, sizeof(nps_select_t)); }
 
@@ -38,11 +28,11 @@ size_t nps_select_bytes(void) { return sizeof(nps_select_t); }
 void nps_select_start(nps_select_t *select, int64_t keep) { *select = (nps_select_t){.keep = keep}; }
 
 NPS_VECTOR_CLONES
-static void find_bins(const float *x, int64_t n, uint16_t *bin) {
+void nps_high_bins(const float *x, int64_t n, uint16_t *bin) {
   for (int64_t i = 0; i < n; i++) {
     uint32_t bits;
     memcpy(&bits, &x[i], sizeof bits);
-    bin[i] = (uint16_t)((bits & MAGNITUDE) >> LOW_BITS);
+    bin[i] = (uint16_t)((bits & NPS_MAGNITUDE) >> NPS_LOW_BITS);
   }
 }
 
@@ -50,7 +40,7 @@ static void count_high(nps_select_t *select, const float *x, int64_t n) {
   uint16_t bin[NPS_CHUNK];
   int64_t *even = select->histogram[0], *odd = select->histogram[1];
   int64_t i = 0;
-  find_bins(x, n, bin);
+  nps_high_bins(x, n, bin);
   for (; i + 2 <= n; i += 2) {
     even[bin[i]]++;
     odd[bin[i + 1]]++;
@@ -65,9 +55,9 @@ static int64_t mark_bin(const float *x, int64_t n, uint32_t high, uint8_t *mark)
   for (int64_t i = 0; i < n; i++) {
     uint32_t bits;
     memcpy(&bits, &x[i], sizeof bits);
-    bits &= MAGNITUDE;
-    mark[i] = (bits >> LOW_BITS == high) & (bits != high << LOW_BITS);
-    zeros += bits == high << LOW_BITS;
+    bits &= NPS_MAGNITUDE;
+    mark[i] = (bits >> NPS_LOW_BITS == high) & (bits != high << NPS_LOW_BITS);
+    zeros += bits == high << NPS_LOW_BITS;
   }
   return zeros;
 }
@@ -82,7 +72,7 @@ static void count_low(nps_select_t *select, const float *x, int64_t n) {
     uint64_t eight;
     memcpy(&eight, mark + at, sizeof eight);
     for (; eight; eight &= eight - 1)
-      select->histogram[0][magnitude_bits(x[at + __builtin_ctzll(eight) / 8]) & LOW_MASK]++;
+      select->histogram[0][nps_magnitude_bits(x[at + __builtin_ctzll(eight) / 8]) & (NPS_LOW_BINS - 1)]++;
   }
 }
 
@@ -102,7 +92,7 @@ static uint32_t find_bin(const int64_t *histogram, int64_t k, int64_t *rest) {
   uint32_t found = ABOVE_ALL;
   int64_t above = 0;
   *rest = 0;
-  for (uint32_t bin = BINS; bin-- > 0 && above < k;) {
+  for (uint32_t bin = NPS_HIGH_BINS; bin-- > 0 && above < k;) {
     if (histogram[bin] == 0) continue;
     found = bin;
     *rest = k - above < histogram[bin] ? k - above : histogram[bin];
@@ -115,16 +105,16 @@ void nps_select_reduce(nps_select_t *select, int pass, const nps_comm_t *comm) {
   int64_t *sum = select->histogram[0], *own = select->histogram[1];
   const bool shared = nps_comm_size(comm) > 1;
   if (pass == 0) {
-    for (int i = 0; i < BINS; i++) sum[i] += own[i];
-    if (shared) nps_comm_sum_i64(comm, sum, BINS);
+    for (int i = 0; i < NPS_HIGH_BINS; i++) sum[i] += own[i];
+    if (shared) nps_comm_sum_i64(comm, sum, NPS_HIGH_BINS);
     select->high = find_bin(sum, select->keep, &select->in_bin);
-    memset(sum, 0, BINS * sizeof *sum);
+    memset(sum, 0, NPS_HIGH_BINS * sizeof *sum);
     return;
   }
-  memcpy(own, sum, BINS * sizeof *own);
-  if (shared) nps_comm_sum_i64(comm, sum, LOW_MASK + 1);
+  memcpy(own, sum, NPS_HIGH_BINS * sizeof *own);
+  if (shared) nps_comm_sum_i64(comm, sum, NPS_LOW_BINS);
   uint32_t low = select->high == ABOVE_ALL ? ABOVE_ALL : find_bin(sum, select->in_bin, &select->ties);
-  select->threshold = low == ABOVE_ALL ? ABOVE_ALL : select->high << LOW_BITS | low;
+  select->threshold = low == ABOVE_ALL ? ABOVE_ALL : select->high << NPS_LOW_BITS | low;
   int64_t before = low == ABOVE_ALL ? 0 : own[low];
   if (shared)
     nps_comm_exscan_i64(comm, &before, 1);
@@ -139,7 +129,7 @@ static int64_t count_equal(const float *x, int64_t n, uint32_t threshold) {
   for (int64_t i = 0; i < n; i++) {
     uint32_t bits;
     memcpy(&bits, &x[i], sizeof bits);
-    equal += (bits & MAGNITUDE) == threshold;
+    equal += (bits & NPS_MAGNITUDE) == threshold;
   }
   return equal;
 }
@@ -159,7 +149,7 @@ static int64_t keep_from(float *x, int64_t n, uint32_t least) {
   for (int64_t i = 0; i < n; i++) {
     uint32_t bits;
     memcpy(&bits, &x[i], sizeof bits);
-    uint32_t stays = (bits & MAGNITUDE) >= least;
+    uint32_t stays = (bits & NPS_MAGNITUDE) >= least;
     bits &= 0u - stays;
     memcpy(&x[i], &bits, sizeof bits);
     kept += stays;
@@ -167,10 +157,18 @@ static int64_t keep_from(float *x, int64_t n, uint32_t least) {
   return kept;
 }
 
-/* Drops the latest entries at the threshold. */
-static void drop_ties(float *x, int64_t n, uint32_t threshold, int64_t surplus) {
+/* Sets to zero, in `out`, the latest entries at the threshold. */
+static void drop_ties(const float *x, int64_t n, uint32_t threshold, int64_t surplus, float *out) {
   for (int64_t i = n; surplus > 0; i--)
-    if (magnitude_bits(x[i - 1]) == threshold) x[i - 1] = 0, surplus--;
+    if (nps_magnitude_bits(x[i - 1]) == threshold) out[i - 1] = 0, surplus--;
+}
+
+/* Takes the ties of a chunk out of those that may still be kept. @return how many of the chunk's are too many */
+static int64_t take_ties(nps_select_t *select, const float *x, int64_t n) {
+  const int64_t ties = count_equal(x, n, select->threshold);
+  const int64_t surplus = ties > select->ties_left ? ties - select->ties_left : 0;
+  select->ties_left -= ties - surplus;
+  return surplus;
 }
 
 int64_t nps_select_keep(nps_select_t *select, float *x, int64_t n) {
@@ -180,9 +178,29 @@ int64_t nps_select_keep(nps_select_t *select, float *x, int64_t n) {
     return 0;
   }
   if (select->ties_left == 0) return keep_from(x, n, threshold + 1);
-  int64_t ties = count_equal(x, n, threshold);
-  int64_t surplus = ties > select->ties_left ? ties - select->ties_left : 0;
-  select->ties_left -= ties - surplus;
-  if (surplus > 0) drop_ties(x, n, threshold, surplus);
+  const int64_t surplus = take_ties(select, x, n);
+  if (surplus > 0) drop_ties(x, n, threshold, surplus, x);
   return threshold > 0 ? keep_from(x, n, threshold) : n - surplus;
+}
+
+NPS_VECTOR_CLONES
+static int64_t mark_from(const float *x, int64_t n, uint32_t least, float *keep) {
+  uint32_t kept = 0;
+  for (int64_t i = 0; i < n; i++) {
+    uint32_t bits;
+    memcpy(&bits, &x[i], sizeof bits);
+    const uint32_t stays = (bits & NPS_MAGNITUDE) >= least;
+    keep[i] = stays ? 1.0f : 0.0f;
+    kept += stays;
+  }
+  return kept;
+}
+
+int64_t nps_select_mark(nps_select_t *select, const float *x, int64_t n, float *keep) {
+  const uint32_t threshold = select->threshold;
+  if (threshold == ABOVE_ALL || select->ties_left == 0)
+    return mark_from(x, n, threshold == ABOVE_ALL ? ABOVE_ALL : threshold + 1, keep);
+  const int64_t surplus = take_ties(select, x, n), kept = mark_from(x, n, threshold, keep) - surplus;
+  if (surplus > 0) drop_ties(x, n, threshold, surplus, keep);
+  return kept;
 }

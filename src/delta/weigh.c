@@ -6,112 +6,151 @@
 
 /* ---- weightings ---- */
 
-static double *make_ones(int count) {
-  double *x = nps_xcalloc((size_t)count, sizeof *x);
-  for (int i = 0; i < count; i++) x[i] = 1;
+static double *ones(size_t n) {
+  double *x = nps_xcalloc(n, sizeof *x);
+  for (size_t i = 0; i < n; i++) x[i] = 1;
   return x;
 }
 
 nps_weighting_t *nps_weighting_new(int models, int subspaces) {
+  const size_t T = (size_t)models, M = (size_t)subspaces;
   nps_weighting_t *w = nps_xcalloc(1, sizeof *w);
-  w->models = models;
-  w->subspaces = subspaces;
-  w->weight = make_ones(models * subspaces);
-  w->priority = make_ones(models * subspaces);
-  w->lambda = make_ones(models);
-  w->density = make_ones(models);
+  *w = (nps_weighting_t){.models = models,
+                         .subspaces = subspaces,
+                         .scope = NPS_SCOPE_MODEL,
+                         .normalize = NPS_NORMALIZE_NONE,
+                         .weight = ones(T * M),
+                         .priority = ones(T * M),
+                         .lambda = ones(T),
+                         .density = ones(T)};
   return w;
 }
 
-nps_weighting_t *nps_weighting_copy(const nps_weighting_t *from) {
-  nps_weighting_t *w = nps_weighting_new(from->models, from->subspaces);
-  const size_t cells = (size_t)(from->models * from->subspaces) * sizeof(double);
-  w->scope = from->scope;
-  w->normalize = from->normalize;
-  memcpy(w->weight, from->weight, cells);
-  memcpy(w->priority, from->priority, cells);
-  memcpy(w->lambda, from->lambda, (size_t)from->models * sizeof(double));
-  memcpy(w->density, from->density, (size_t)from->models * sizeof(double));
+nps_weighting_t *nps_weighting_copy(const nps_weighting_t *weighting) {
+  const size_t T = (size_t)weighting->models, M = (size_t)weighting->subspaces;
+  nps_weighting_t *w = nps_weighting_new(weighting->models, weighting->subspaces);
+  w->scope = weighting->scope;
+  w->normalize = weighting->normalize;
+  memcpy(w->weight, weighting->weight, T * M * sizeof *w->weight);
+  memcpy(w->priority, weighting->priority, T * M * sizeof *w->priority);
+  memcpy(w->lambda, weighting->lambda, T * sizeof *w->lambda);
+  memcpy(w->density, weighting->density, T * sizeof *w->density);
   return w;
 }
 
-void nps_weighting_free(nps_weighting_t *w) {
-  if (!w) return;
-  free(w->weight);
-  free(w->priority);
-  free(w->lambda);
-  free(w->density);
-  free(w);
+void nps_weighting_free(nps_weighting_t *weighting) {
+  if (!weighting) return;
+  free(weighting->weight);
+  free(weighting->priority);
+  free(weighting->lambda);
+  free(weighting->density);
+  free(weighting);
 }
 
-/* ---- entries of subspaces ---- */
+/* ---- subspaces of entries ---- */
 
-/* Entries weighed at a time: their factors stay in the first cache while threshold after threshold is passed. */
-enum { GROUP = 256 };
+/* Thresholds looked at in one go: with 8 subspaces all. */
+enum { STEPS = 7 };
 
-/* Factors of entries: those of the last subspace whose threshold is at most |x|. */
+/* Where |x| reaches a threshold, takes its subspace's number instead of what `out` holds. Thresholds ascend, so the last
+ * one reached decides. A NaN is never reached. */
 NPS_VECTOR_CLONES
-static void raise_factor(const float *x, float threshold, float factor, int n, float *restrict factors) {
-  for (int i = 0; i < n; i++) factors[i] = fabsf(x[i]) >= threshold ? factor : factors[i];
+static void climb(const float t[restrict STEPS], const float to[restrict STEPS], const float *restrict x, int64_t n,
+                  float *restrict out) {
+  for (int64_t i = 0; i < n; i++) {
+    const float magnitude = fabsf(x[i]);
+    float y = out[i];
+    y = magnitude >= t[0] ? to[0] : y;
+    y = magnitude >= t[1] ? to[1] : y;
+    y = magnitude >= t[2] ? to[2] : y;
+    y = magnitude >= t[3] ? to[3] : y;
+    y = magnitude >= t[4] ? to[4] : y;
+    y = magnitude >= t[5] ? to[5] : y;
+    y = magnitude >= t[6] ? to[6] : y;
+    out[i] = y;
+  }
+}
+
+/* out = fl32(table[subspace of x]) */
+static void look_up(const float *thresholds, int subspaces, const double *table, const float *x, int64_t n,
+                    float *out) {
+  for (int64_t i = 0; i < n; i++) out[i] = (float)table[0];
+  for (int m = 1; m < subspaces; m += STEPS) {
+    float t[STEPS], to[STEPS];
+    for (int k = 0; k < STEPS; k++) {
+      t[k] = m + k < subspaces ? thresholds[m + k - 1] : NAN;
+      to[k] = m + k < subspaces ? (float)table[m + k] : 0;
+    }
+    climb(t, to, x, n, out);
+  }
 }
 
 NPS_VECTOR_CLONES
-static void fill(float factor, int n, float *factors) {
-  for (int i = 0; i < n; i++) factors[i] = factor;
+static void times(const float *restrict x, int64_t n, float *restrict factor) {
+  for (int64_t i = 0; i < n; i++) factor[i] = factor[i] * x[i];
 }
 
 NPS_VECTOR_CLONES
-static void multiply(const float *factors, const float *x, int n, float *out) {
-  for (int i = 0; i < n; i++) out[i] = factors[i] * x[i];
-}
-
-NPS_VECTOR_CLONES
-static void multiply_magnitudes(const float *factors, const float *x, int n, float *out) {
-  for (int i = 0; i < n; i++) out[i] = factors[i] * fabsf(x[i]);
-}
-
-static void find_factors(const float *thresholds, int subspaces, const double *factor, const float *x, int n,
-                         float *factors) {
-  fill((float)factor[0], n, factors);
-  for (int m = 1; m < subspaces; m++) raise_factor(x, thresholds[m - 1], (float)factor[m], n, factors);
+static void times_magnitude(const float *restrict x, int64_t n, float *restrict factor) {
+  for (int64_t i = 0; i < n; i++) factor[i] = factor[i] * fabsf(x[i]);
 }
 
 void nps_subspace_apply(const float *thresholds, int subspaces, const double *weight, const double *priority,
                         const float *x, int64_t n, float *value, float *score) {
-  float factors[GROUP];
-  for (int64_t at = 0; at < n; at += GROUP) {
-    const int count = n - at < GROUP ? (int)(n - at) : GROUP;
+  float y[NPS_CHUNK];
+  for (int64_t at = 0; at < n; at += NPS_CHUNK) {
+    const int64_t count = n - at < NPS_CHUNK ? n - at : NPS_CHUNK;
     if (score) {
-      find_factors(thresholds, subspaces, priority, x + at, count, factors);
-      multiply_magnitudes(factors, x + at, count, score + at);
+      look_up(thresholds, subspaces, priority, x + at, count, score + at);
+      times_magnitude(x + at, count, score + at);
     }
-    if (value) {
-      find_factors(thresholds, subspaces, weight, x + at, count, factors);
-      multiply(factors, x + at, count, value + at);
-    }
+    if (!value) continue;
+    look_up(thresholds, subspaces, weight, x + at, count, y);
+    times(x + at, count, y);
+    memcpy(value + at, y, (size_t)count * sizeof *y);
   }
+}
+
+/* Entries of magnitude at least `least` that are kept: an entry beyond threshold m is beyond all before. */
+NPS_VECTOR_CLONES
+static int64_t count_from(float least, const float *x, const float *keep, int64_t n) {
+  uint32_t count = 0;
+  if (keep)
+    for (int64_t i = 0; i < n; i++) count += (fabsf(x[i]) >= least) & (keep[i] != 0);
+  else
+    for (int64_t i = 0; i < n; i++) count += fabsf(x[i]) >= least;
+  return count;
 }
 
 void nps_subspace_count(const float *thresholds, int subspaces, const float *x, const float *keep, int64_t n,
                         int64_t *counts) {
-  for (int64_t i = 0; i < n; i++) {
-    if (keep && keep[i] == 0) continue;
-    int m = 0;
-    while (m + 1 < subspaces && thresholds[m] <= fabsf(x[i])) m++;
-    counts[m]++;
+  for (int64_t at = 0; at < n; at += NPS_CHUNK) {
+    const int64_t count = n - at < NPS_CHUNK ? n - at : NPS_CHUNK;
+    const float *kept = keep ? keep + at : NULL;
+    int64_t from = count_from(0, x + at, kept, count);
+    for (int m = 0; m < subspaces; m++) {
+      const int64_t next = m + 1 < subspaces ? count_from(thresholds[m], x + at, kept, count) : 0;
+      counts[m] += from - next;
+      from = next;
+    }
   }
 }
 
 /* ---- putting models together ---- */
 
 NPS_VECTOR_CLONES
-static void add_scaled(const float *q, double lambda, int64_t n, double *restrict sum) {
+static void add_model(const float *restrict q, double lambda, int64_t n, double *restrict sum) {
   for (int64_t i = 0; i < n; i++) sum[i] += lambda * (double)q[i];
 }
 
 NPS_VECTOR_CLONES
-static void add_present(const float *q, double lambda, int64_t n, double *restrict divisor) {
-  for (int64_t i = 0; i < n; i++) divisor[i] += q[i] != 0 ? lambda : 0.0;
+static void add_share(const float *restrict q, double lambda, int64_t n, double *restrict share) {
+  for (int64_t i = 0; i < n; i++) share[i] += q[i] != 0 ? lambda : 0.0;
+}
+
+NPS_VECTOR_CLONES
+static void divide_each(const double *restrict share, int64_t n, double *restrict sum) {
+  for (int64_t i = 0; i < n; i++) sum[i] = share[i] != 0 ? sum[i] / share[i] : 0.0;
 }
 
 NPS_VECTOR_CLONES
@@ -119,21 +158,17 @@ static void divide_all(double divisor, int64_t n, double *sum) {
   for (int64_t i = 0; i < n; i++) sum[i] = sum[i] / divisor;
 }
 
-NPS_VECTOR_CLONES
-static void divide_each(const double *restrict divisor, int64_t n, double *restrict sum) {
-  for (int64_t i = 0; i < n; i++) sum[i] = divisor[i] != 0 ? sum[i] / divisor[i] : 0.0;
-}
-
 void nps_fuse(int models, const float *const *q, const double *lambda, nps_normalize_t normalize, int64_t n,
               double *out) {
-  double divisor[NPS_CHUNK] = {0}, total = 0;
+  double share[NPS_CHUNK], total = 0;
   memset(out, 0, (size_t)n * sizeof *out);
+  memset(share, 0, (size_t)n * sizeof *share);
   for (int i = 0; i < models; i++) {
     if (lambda[i] == 0) continue;
-    add_scaled(q[i], lambda[i], n, out);
-    if (normalize == NPS_NORMALIZE_COORDINATE) add_present(q[i], lambda[i], n, divisor);
     total += lambda[i];
+    add_model(q[i], lambda[i], n, out);
+    if (normalize == NPS_NORMALIZE_COORDINATE) add_share(q[i], lambda[i], n, share);
   }
   if (normalize == NPS_NORMALIZE_SUM) divide_all(total, n, out);
-  if (normalize == NPS_NORMALIZE_COORDINATE) divide_each(divisor, n, out);
+  if (normalize == NPS_NORMALIZE_COORDINATE) divide_each(share, n, out);
 }
