@@ -1,31 +1,13 @@
 #include "nps/inspect.h"
 
+#include "open_model.h"
+
 #include "nps/config.h"
 #include "nps/h5.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-static nps_err_t open_here(const char *path, nps_model_t **out) {
-  char *found = NULL;
-  nps_err_t err = nps_model_locate(path, NULL, &found);
-  if (err == NPS_OK) err = nps_model_open(found, path, out);
-  free(found);
-  return err;
-}
-
-/* Rank 0 reads the headers; the others get the catalogue. */
-static nps_err_t open_model(const nps_comm_t *comm, const char *path, nps_model_t **out) {
-  char *text = NULL;
-  bool root = nps_comm_rank(comm) == 0;
-  NPS_TRY(nps_comm_agree(comm, root ? open_here(path, out) : NPS_OK));
-  if (root) text = nps_model_pack(*out);
-  nps_comm_bcast_text(comm, &text);
-  nps_err_t err = root ? NPS_OK : nps_model_unpack(text, out);
-  free(text);
-  return nps_comm_agree(comm, err);
-}
 
 /* Strings from files may not be UTF-8; then they are left out. */
 static void set_text(json_t *object, const char *key, const char *text) {
@@ -111,8 +93,8 @@ nps_err_t nps_inspect_run(const nps_comm_t *comm, const char *path, const char *
   nps_err_t err = NPS_OK;
   nps_model_t *model = NULL, *base = NULL;
   nps_inspect_t *inspect = NULL;
-  NPS_GOTO(open_model(comm, path, &model));
-  if (against) NPS_GOTO(open_model(comm, against, &base));
+  NPS_GOTO(nps_run_open_model(comm, path, &model));
+  if (against) NPS_GOTO(nps_run_open_model(comm, against, &base));
   NPS_GOTO(nps_inspect_scan(comm, model, base, report, &inspect));
   NPS_GOTO(nps_comm_agree(comm, nps_comm_rank(comm) == 0 ? tell(inspect, as_json, report) : NPS_OK));
 done:

@@ -1,0 +1,77 @@
+/* nps-eval: scores a model on calibration data. */
+#include "cli.h"
+
+#include "nps/eval.h"
+
+#include <stdlib.h>
+
+typedef struct {
+  const char *model, *data;
+  cli_list_t groups, heads;
+  int batch;
+  bool json;
+} options_t;
+
+#define FIELD(name) offsetof(options_t, name)
+
+static const cli_operand_t operands[] = {
+    {"MODEL", true, FIELD(model),
+     "A Hugging Face folder, a .safetensors file, a merged .h5 file, or org/name in the local Hugging Face cache."},
+};
+
+static const cli_option_t option_table[] = {
+    {"data", 0, CLI_TEXT, "FILE", FIELD(data),
+     "HDF5 file with one group a task: inputs [samples, channels, height, width] and labels [samples]. Required."},
+    {"group", 0, CLI_LIST, "G", FIELD(groups), "Score on group G of the data; may be repeated. Default: all groups."},
+    {"head", 0, CLI_LIST, "[G=]MODEL", FIELD(heads),
+     "Take the classifier from MODEL, for group G or for all that have none of their own; may be repeated. Default: the "
+     "model's own."},
+    {"batch", 0, CLI_COUNT, "N", FIELD(batch), "Samples in one forward pass, 64 by default."},
+    {"json", 0, CLI_FLAG, NULL, FIELD(json), "Print one JSON object instead of a table."},
+    {"version", 0, CLI_VERSION, NULL, 0, "Print the versions of the program and its libraries, and exit."},
+    {"help", 'h', CLI_HELP, NULL, 0, "Print this text and exit."},
+};
+
+static const cli_program_t program = {
+    .name = "nps-eval",
+    .about = "Scores a model on calibration data with the native evaluators: accuracy and negative log-likelihood of "
+             "every task, and their averages. Several ranks (mpirun -np N) share the samples and give the same figures.",
+    .operands = operands,
+    .operand_count = sizeof operands / sizeof *operands,
+    .options = option_table,
+    .option_count = sizeof option_table / sizeof *option_table,
+    .examples = "  nps-eval tuned --data test.h5 --group plain  how good is a model at its task?\n"
+                "  nps-eval merged.h5 --data test.h5 --group plain --group blur \\\n"
+                "           --head plain=tuned/plain --head blur=tuned/blur\n"
+                "                                               and a merged one at all of them?\n",
+};
+
+static nps_err_t evaluate(const nps_comm_t *comm, const options_t *options) {
+  nps_report_t *report = NULL;
+  bool root = nps_comm_rank(comm) == 0;
+  nps_report_options_t how = {.program = program.name, .quiet = options->json};
+  const nps_eval_request_t request = {options->model,       options->data,       options->groups.items,
+                                      options->groups.count, options->heads.items, options->heads.count,
+                                      options->batch};
+  nps_err_t err = nps_comm_agree(comm, root ? nps_report_open(&how, &report) : NPS_OK);
+  if (err == NPS_OK) err = nps_eval_run(comm, &request, options->json, report);
+  if (root) nps_report_problems(report, program.name);
+  nps_report_close(report);
+  return err;
+}
+
+int main(int argc, char **argv) {
+  nps_comm_t *comm = cli_start(&argc, &argv);
+  options_t options = {.batch = 64};
+  cli_request_t request = CLI_RUN;
+  int exit_code = 0;
+  nps_err_t err = cli_parse(&program, argc, argv, &options, &request);
+  if (err == NPS_OK && request == CLI_RUN && !options.data)
+    err = nps_fail(NPS_ERR_CONFIG, "missing option --data FILE");
+  if (cli_go_on(&program, err, request, nps_comm_rank(comm) == 0, &exit_code))
+    exit_code = nps_err_exit_code(evaluate(comm, &options));
+  free(options.groups.items);
+  free(options.heads.items);
+  cli_finish(comm);
+  return cli_exit_code(&program, exit_code);
+}

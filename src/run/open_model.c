@@ -1,0 +1,22 @@
+#include "open_model.h"
+
+#include <stdlib.h>
+
+static nps_err_t open_here(const char *model, nps_model_t **out) {
+  char *found = NULL;
+  nps_err_t err = nps_model_locate(model, NULL, &found);
+  if (err == NPS_OK) err = nps_model_open(found, model, out);
+  free(found);
+  return err;
+}
+
+nps_err_t nps_run_open_model(const nps_comm_t *comm, const char *model, nps_model_t **out) {
+  char *text = NULL;
+  bool root = nps_comm_rank(comm) == 0;
+  NPS_TRY(nps_comm_agree(comm, root ? open_here(model, out) : NPS_OK));
+  if (root) text = nps_model_pack(*out);
+  nps_comm_bcast_text(comm, &text);
+  nps_err_t err = root ? NPS_OK : nps_model_unpack(text, out);
+  free(text);
+  return nps_comm_agree(comm, err);
+}

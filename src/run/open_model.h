@@ -1,0 +1,14 @@
+/** @file open_model.h
+ *  Opening a model that is named on a command line. */
+#ifndef NPS_RUN_OPEN_MODEL_H
+#define NPS_RUN_OPEN_MODEL_H
+
+#include "nps/comm.h"
+#include "nps/model.h"
+
+/** Find a model and read its headers on rank 0, and give every rank the catalogue. Collective.
+ *  @param model  as nps_model_locate() takes it, in the current directory
+ *  @param[out] out  freed with nps_model_free() */
+nps_err_t nps_run_open_model(const nps_comm_t *comm, const char *model, nps_model_t **out);
+
+#endif
