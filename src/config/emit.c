@@ -1,3 +1,5 @@
+#include "emit.h"
+#include "section.h"
 #include "value.h"
 
 #include <ctype.h>
@@ -33,7 +35,7 @@ static bool needs_escape(uint32_t code) {
          code == 0xFFFE || code == 0xFFFF;
 }
 
-static void add_text(nps_text_t *out, const char *text) {
+void nps_emit_text(nps_text_t *out, const char *text) {
   if (is_plain(text)) {
     nps_text_add_bytes(out, text, strlen(text));
     return;
@@ -53,7 +55,7 @@ static void add_text(nps_text_t *out, const char *text) {
 }
 
 /* The fewest digits that give the same number back. */
-static void add_number(nps_text_t *out, double number) {
+void nps_emit_number(nps_text_t *out, double number) {
   char digits[32];
   for (int precision = 1; precision <= 17; precision++) {
     snprintf(digits, sizeof digits, "%.*g", precision, number);
@@ -69,14 +71,14 @@ static void add_list(nps_text_t *out, const nps_value_t *value) {
     nps_text_add(out, "%s", i ? ", " : "[");
     if (value->kind == NPS_VALUE_FILTERS) {
       nps_text_add(out, "{filter: ");
-      add_text(out, value->filters[i].filter);
+      nps_emit_text(out, value->filters[i].filter);
       nps_text_add(out, ", value: ");
       add_value(out, value->filters[i].value);
       nps_text_add(out, "}");
     } else if (value->kind == NPS_VALUE_BOOLEANS)
       nps_text_add(out, "%s", value->numbers[i] != 0 ? "true" : "false");
     else
-      add_number(out, value->numbers[i]);
+      nps_emit_number(out, value->numbers[i]);
   }
   nps_text_add(out, "]");
 }
@@ -84,13 +86,13 @@ static void add_list(nps_text_t *out, const nps_value_t *value) {
 static void add_value(nps_text_t *out, const nps_value_t *value) {
   switch (value->kind) {
   case NPS_VALUE_NUMBER:
-    add_number(out, value->number);
+    nps_emit_number(out, value->number);
     break;
   case NPS_VALUE_BOOLEAN:
     nps_text_add(out, "%s", value->number != 0 ? "true" : "false");
     break;
   case NPS_VALUE_TEXT:
-    add_text(out, value->text);
+    nps_emit_text(out, value->text);
     break;
   case NPS_VALUE_NUMBERS:
   case NPS_VALUE_BOOLEANS:
@@ -102,7 +104,7 @@ static void add_value(nps_text_t *out, const nps_value_t *value) {
 
 static void add_pair(nps_text_t *out, const char *key, const char *text) {
   nps_text_add(out, "%s: ", key);
-  add_text(out, text);
+  nps_emit_text(out, text);
   nps_text_add(out, "\n");
 }
 
@@ -110,7 +112,7 @@ static void add_settings(nps_text_t *out, const nps_settings_t *settings, const 
   if (settings->count) nps_text_add(out, "%sparameters:\n", indent);
   for (int i = 0; i < settings->count; i++) {
     nps_text_add(out, "%s  ", indent);
-    add_text(out, settings->items[i].name);
+    nps_emit_text(out, settings->items[i].name);
     nps_text_add(out, ": ");
     add_value(out, settings->items[i].value);
     nps_text_add(out, "\n");
@@ -147,11 +149,12 @@ char *nps_recipe_emit(const nps_recipe_t *recipe) {
   else
     nps_text_add(&out, "resources: {memory_per_rank: auto}\n");
   if (recipe->has_out_dtype) add_pair(&out, "out_dtype", type_name(recipe->out_dtype));
+  nps_sections_emit(&out, recipe);
   nps_text_add(&out, "tokenizer_source: base\n");
   nps_text_add(&out, "output: {");
   if (recipe->output_head) {
     nps_text_add(&out, "head: ");
-    add_text(&out, recipe->output_head);
+    nps_emit_text(&out, recipe->output_head);
     nps_text_add(&out, ", ");
   }
   nps_text_add(&out, "shard_size: %" PRId64 "}\n", recipe->shard_size);

@@ -3,6 +3,7 @@
 #include "level.h"
 #include "models.h"
 #include "override.h"
+#include "section.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -115,6 +116,18 @@ static void read_output(void *target, const nps_node_t *value, const char *what)
   nps_level_read(value, what, keys, COUNT(keys), target);
 }
 
+static void read_nps(void *target, const nps_node_t *value, const char *what) {
+  nps_nps_read(((draft_t *)target)->recipe, value, what);
+}
+
+static void read_search(void *target, const nps_node_t *value, const char *what) {
+  nps_search_read(((draft_t *)target)->recipe, value, what);
+}
+
+static void read_fitness(void *target, const nps_node_t *value, const char *what) {
+  nps_fitness_read(((draft_t *)target)->recipe, value, what);
+}
+
 static const nps_key_t top_keys[] = {{"merge_method", NPS_KEY_READ, read_method, NULL},
                                      {"base_model", NPS_KEY_READ, read_base, NULL},
                                      {"models", NPS_KEY_READ, read_models, NULL},
@@ -125,9 +138,9 @@ static const nps_key_t top_keys[] = {{"merge_method", NPS_KEY_READ, read_method,
                                      {"out_dtype", NPS_KEY_READ, read_out_dtype, NULL},
                                      {"tokenizer_source", NPS_KEY_READ, read_tokenizer_source, NULL},
                                      {"output", NPS_KEY_READ, read_output, NULL},
-                                     {"nps", NPS_KEY_NOT_BUILT, NULL, NULL},
-                                     {"search", NPS_KEY_NOT_BUILT, NULL, NULL},
-                                     {"fitness", NPS_KEY_NOT_BUILT, NULL, NULL},
+                                     {"nps", NPS_KEY_READ, read_nps, NULL},
+                                     {"search", NPS_KEY_READ, read_search, NULL},
+                                     {"fitness", NPS_KEY_READ, read_fitness, NULL},
                                      {"archive", NPS_KEY_NOT_BUILT, NULL, NULL},
                                      {"slices", NPS_KEY_NOT_BUILT, NULL, NULL},
                                      {"modules", NPS_KEY_NOT_BUILT, NULL, NULL},
@@ -189,11 +202,13 @@ static void check_head(const draft_t *draft) {
 
 static void read_recipe(const nps_node_t *root, nps_recipe_t *recipe) {
   draft_t draft = {.recipe = recipe};
+  nps_sections_default(recipe);
   nps_level_read(root, "", top_keys, COUNT(top_keys), &draft);
   check_missing(root, "merge_method", "the name of a method");
   if (!nps_node_find(root, "slices") && !nps_node_find(root, "modules"))
     check_missing(root, "models", "a list of models");
   check_head(&draft);
+  nps_sections_check(recipe, root);
   if (recipe->has_out_dtype || !draft.has_dtype) return;
   recipe->has_out_dtype = true;
   recipe->out_dtype = draft.dtype;
@@ -282,6 +297,7 @@ void nps_recipe_free(nps_recipe_t *recipe) {
   }
   free(recipe->models);
   nps_settings_free(&recipe->parameters);
+  nps_sections_free(recipe);
   free(recipe->file);
   free(recipe->merge_method);
   free(recipe->base_model);

@@ -1,0 +1,152 @@
+/* `fitness:` */
+#include "level.h"
+#include "section.h"
+
+#include <limits.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define COUNT(array) ((int)(sizeof(array) / sizeof *(array)))
+
+enum { MAX_TASKS = 1000 };
+
+static const nps_word_t evaluators[] = {
+    {"native", NPS_EVALUATOR_NATIVE}, {"none", NPS_EVALUATOR_NONE}, {"command", NPS_WORD_NOT_BUILT}};
+static const nps_word_t metrics[] = {{"accuracy", NPS_METRIC_ACCURACY}, {"nll", NPS_METRIC_NLL}};
+static const nps_word_t objectives[] = {
+    {"mean", NPS_OBJECTIVE_MEAN}, {"worst", NPS_OBJECTIVE_WORST}, {"normalized", NPS_OBJECTIVE_NORMALIZED}};
+
+static nps_recipe_fitness_t *section(void *target) { return &((nps_recipe_t *)target)->fitness; }
+
+static void read_evaluator(void *target, const nps_node_t *value, const char *what) {
+  int word;
+  if (nps_word_read(value, what, evaluators, COUNT(evaluators), &word))
+    section(target)->evaluator = (nps_evaluator_t)word;
+}
+
+static void read_metric(void *target, const nps_node_t *value, const char *what) {
+  int word;
+  if (nps_word_read(value, what, metrics, COUNT(metrics), &word)) section(target)->metric = (nps_metric_t)word;
+}
+
+static void read_objective(void *target, const nps_node_t *value, const char *what) {
+  int word;
+  if (nps_word_read(value, what, objectives, COUNT(objectives), &word))
+    section(target)->objective = (nps_objective_t)word;
+}
+
+static void read_holdout(void *target, const nps_node_t *value, const char *what) {
+  double part;
+  if (!nps_number_read(value, what, 0, false, 1, &part)) return;
+  if (part < 1)
+    section(target)->holdout = part;
+  else
+    nps_place_fail(value->place, "%s: expected a number below 1, as the search needs samples, found 1", what);
+}
+
+static void read_batch(void *target, const nps_node_t *value, const char *what) {
+  int64_t batch;
+  if (nps_count_read(value, what, 1, INT_MAX, &batch)) section(target)->batch = (int)batch;
+}
+
+static void refuse(void *target, const nps_node_t *value, const char *what) {
+  (void)target;
+  if (value->kind != NPS_NODE_LIST || value->count > 0)
+    nps_place_fail(value->place, "%s: the command evaluator is not built yet", what);
+}
+
+static void read_sharpness_samples(void *target, const nps_node_t *value, const char *what) {
+  int64_t samples = 0;
+  (void)target;
+  if (nps_count_read(value, what, 0, INT64_MAX, &samples) && samples > 0)
+    nps_place_fail(value->place, "%s: more than 0 is not built yet", what);
+}
+
+static void read_rho(void *target, const nps_node_t *value, const char *what) {
+  double rho;
+  (void)target;
+  nps_number_read(value, what, 0, true, HUGE_VAL, &rho);
+}
+
+static void read_sharpness(void *target, const nps_node_t *value, const char *what) {
+  static const nps_key_t keys[] = {{"samples", NPS_KEY_READ, read_sharpness_samples, NULL},
+                                   {"rho", NPS_KEY_READ, read_rho, NULL}};
+  nps_level_read(value, what, keys, COUNT(keys), target);
+}
+
+static void read_task_name(void *target, const nps_node_t *value, const char *what) {
+  nps_text_read(value, what, &((nps_recipe_task_t *)target)->name);
+}
+
+static void read_task_model(void *target, const nps_node_t *value, const char *what) {
+  nps_text_read(value, what, &((nps_recipe_task_t *)target)->model);
+}
+
+static void read_task_data(void *target, const nps_node_t *value, const char *what) {
+  nps_text_read(value, what, &((nps_recipe_task_t *)target)->data);
+}
+
+static void read_task_group(void *target, const nps_node_t *value, const char *what) {
+  nps_text_read(value, what, &((nps_recipe_task_t *)target)->group);
+}
+
+static void read_task_head(void *target, const nps_node_t *value, const char *what) {
+  nps_text_read(value, what, &((nps_recipe_task_t *)target)->head);
+}
+
+static void read_task(nps_recipe_task_t *task, const nps_node_t *node, const char *what) {
+  static const nps_key_t keys[] = {{"name", NPS_KEY_READ, read_task_name, NULL},
+                                   {"model", NPS_KEY_READ, read_task_model, NULL},
+                                   {"data", NPS_KEY_READ, read_task_data, NULL},
+                                   {"group", NPS_KEY_READ, read_task_group, NULL},
+                                   {"head", NPS_KEY_READ, read_task_head, NULL}};
+  task->line = node->place.line;
+  nps_level_read(node, what, keys, COUNT(keys), task);
+  if (node->kind != NPS_NODE_MAPPING) return;
+  const nps_entry_t *name = nps_node_find(node, "name"), *data = nps_node_find(node, "data");
+  if (!name || nps_node_is_null(name->value)) nps_place_fail(node->place, "%s: 'name' is missing", what);
+  if (!data || nps_node_is_null(data->value))
+    nps_place_fail(node->place, "%s: 'data' is missing, expected the path of calibration data", what);
+  if (!task->group && task->name) task->group = nps_xstrdup(task->name);
+}
+
+static void check_unique(const nps_recipe_fitness_t *fitness, const nps_node_t *list, const char *what) {
+  for (int i = 0; i < fitness->task_count; i++)
+    for (int j = 0; j < i; j++)
+      if (fitness->tasks[i].name && fitness->tasks[j].name &&
+          strcmp(fitness->tasks[i].name, fitness->tasks[j].name) == 0) {
+        nps_place_fail(list->entries[i].value->place, "%s.%d.name: '%s' is the name of %s.%d already", what, i,
+                       fitness->tasks[i].name, what, j);
+        break;
+      }
+}
+
+static void read_tasks(void *target, const nps_node_t *value, const char *what) {
+  nps_recipe_fitness_t *fitness = section(target);
+  char found[96];
+  if (value->kind != NPS_NODE_LIST || value->count == 0 || value->count > MAX_TASKS) {
+    nps_place_fail(value->place, "%s: expected a list of 1 to %d tasks, found %s", what, MAX_TASKS,
+                   nps_node_describe(value, found));
+    return;
+  }
+  fitness->tasks = nps_xcalloc((size_t)value->count, sizeof *fitness->tasks);
+  fitness->task_count = value->count;
+  for (int i = 0; i < value->count; i++) {
+    char *inner = nps_xstrf("%s.%d", what, i);
+    read_task(&fitness->tasks[i], value->entries[i].value, inner);
+    free(inner);
+  }
+  check_unique(fitness, value, what);
+}
+
+void nps_fitness_read(nps_recipe_t *recipe, const nps_node_t *value, const char *what) {
+  static const nps_key_t keys[] = {
+      {"evaluator", NPS_KEY_READ, read_evaluator, NULL}, {"metric", NPS_KEY_READ, read_metric, NULL},
+      {"objective", NPS_KEY_READ, read_objective, NULL}, {"holdout", NPS_KEY_READ, read_holdout, NULL},
+      {"batch", NPS_KEY_READ, read_batch, NULL},         {"sharpness", NPS_KEY_READ, read_sharpness, NULL},
+      {"command", NPS_KEY_READ, refuse, NULL},           {"timeout", NPS_KEY_NOT_BUILT, NULL, NULL},
+      {"direction", NPS_KEY_NOT_BUILT, NULL, NULL},      {"tasks", NPS_KEY_READ, read_tasks, NULL}};
+  recipe->fitness.given = true;
+  nps_level_read(value, what, keys, COUNT(keys), recipe);
+}

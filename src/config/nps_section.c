@@ -1,0 +1,97 @@
+/* `nps:` */
+#include "level.h"
+#include "section.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define COUNT(array) ((int)(sizeof(array) / sizeof *(array)))
+
+/* As nps/delta.h has it, which is above this module; the merge checks it again. */
+enum { MAX_SUBSPACES = 256 };
+
+static const nps_word_t applications[] = {
+    {"fusion", NPS_APPLICATION_FUSION}, {"transfer", NPS_APPLICATION_TRANSFER}, {"compression", NPS_WORD_NOT_BUILT}};
+static const nps_word_t partitions[] = {{"magnitude", 0}, {"singular", NPS_WORD_NOT_BUILT}};
+static const nps_word_t sources[] = {{"each", 0}, {"sum", NPS_WORD_NOT_BUILT}};
+static const nps_word_t scopes[] = {{"model", NPS_SCOPE_MODEL}, {"tensor", NPS_SCOPE_TENSOR}};
+
+static nps_recipe_nps_t *section(void *target) { return &((nps_recipe_t *)target)->nps; }
+
+static void read_application(void *target, const nps_node_t *value, const char *what) {
+  int word;
+  if (nps_word_read(value, what, applications, COUNT(applications), &word))
+    section(target)->application = (nps_application_t)word;
+}
+
+static void read_partition(void *target, const nps_node_t *value, const char *what) {
+  int word;
+  (void)target;
+  nps_word_read(value, what, partitions, COUNT(partitions), &word);
+}
+
+static void read_source(void *target, const nps_node_t *value, const char *what) {
+  int word;
+  (void)target;
+  nps_word_read(value, what, sources, COUNT(sources), &word);
+}
+
+static void read_exclude(void *target, const nps_node_t *value, const char *what) {
+  (void)target;
+  if (value->kind != NPS_NODE_LIST || value->count > 0)
+    nps_place_fail(value->place, "%s: the singular partition is not built yet", what);
+}
+
+static void read_subspaces(void *target, const nps_node_t *value, const char *what) {
+  int64_t count;
+  if (nps_count_read(value, what, 1, MAX_SUBSPACES, &count)) section(target)->subspaces = (int)count;
+}
+
+static void read_scope(void *target, const nps_node_t *value, const char *what) {
+  int word;
+  if (nps_word_read(value, what, scopes, COUNT(scopes), &word)) section(target)->scope = (nps_scope_t)word;
+}
+
+static void read_density(void *target, const nps_node_t *value, const char *what) {
+  nps_number_read(value, what, 0, false, 1, &section(target)->density);
+}
+
+/* M numbers, or {name: [M numbers]}; how many they must be is checked when `subspaces` is known. */
+static void read_rows(const nps_node_t *value, const char *what, double least, nps_recipe_row_t **rows, int *count) {
+  if (value->kind == NPS_NODE_LIST && value->count == 0) return;
+  const bool named = value->kind == NPS_NODE_MAPPING;
+  const int room = named ? value->count : 1;
+  *rows = nps_xcalloc((size_t)room, sizeof **rows);
+  for (int i = 0; i < room; i++) {
+    nps_recipe_row_t *row = &(*rows)[*count];
+    char *inner = named ? nps_xstrf("%s.%s", what, value->entries[i].key) : nps_xstrdup(what);
+    if (nps_numbers_read(named ? value->entries[i].value : value, inner, 0, least, &row->numbers, &row->count)) {
+      row->model = named ? nps_xstrdup(value->entries[i].key) : NULL;
+      (*count)++;
+    }
+    free(inner);
+  }
+}
+
+static void read_weights(void *target, const nps_node_t *value, const char *what) {
+  read_rows(value, what, -HUGE_VAL, &section(target)->weights, &section(target)->weight_rows);
+}
+
+static void read_priorities(void *target, const nps_node_t *value, const char *what) {
+  read_rows(value, what, 0, &section(target)->priorities, &section(target)->priority_rows);
+}
+
+void nps_nps_read(nps_recipe_t *recipe, const nps_node_t *value, const char *what) {
+  static const nps_key_t keys[] = {{"application", NPS_KEY_READ, read_application, NULL},
+                                   {"partition", NPS_KEY_READ, read_partition, NULL},
+                                   {"of", NPS_KEY_READ, read_source, NULL},
+                                   {"spectral_exclude", NPS_KEY_READ, read_exclude, NULL},
+                                   {"subspaces", NPS_KEY_READ, read_subspaces, NULL},
+                                   {"scope", NPS_KEY_READ, read_scope, NULL},
+                                   {"density", NPS_KEY_READ, read_density, NULL},
+                                   {"weights", NPS_KEY_READ, read_weights, NULL},
+                                   {"priorities", NPS_KEY_READ, read_priorities, NULL}};
+  recipe->nps.given = true;
+  nps_level_read(value, what, keys, COUNT(keys), recipe);
+}

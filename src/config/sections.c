@@ -1,0 +1,311 @@
+/* nps, search and fitness together: defaults, what must fit, and how they are written. */
+#include "section.h"
+
+#include "emit.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define COUNT(array) ((int)(sizeof(array) / sizeof *(array)))
+
+/* All defaults of the sections but `stages`, which depend on the application. docs/search.md tells how those of search and
+ * fitness were chosen. */
+void nps_sections_default(nps_recipe_t *recipe) {
+  recipe->nps = (nps_recipe_nps_t){
+      .application = NPS_APPLICATION_FUSION,
+      .subspaces = 8,
+      .scope = NPS_SCOPE_MODEL,
+      .density = 0.1,
+  };
+  recipe->search = (nps_recipe_search_t){
+      .algorithm = NPS_ALGORITHM_CMA_ES,
+      .vary_weight = true,
+      .bounds =
+          {[NPS_VARIABLE_WEIGHT] = {-5, 5}, [NPS_VARIABLE_LOG_PRIORITY] = {-5, 5}, [NPS_VARIABLE_LAMBDA] = {-2, 2}},
+      .start_weight = 1,
+      .generations = 20,
+      .sigma = 0.3,
+  };
+  recipe->fitness = (nps_recipe_fitness_t){
+      .evaluator = NPS_EVALUATOR_NATIVE,
+      .metric = NPS_METRIC_ACCURACY,
+      .objective = NPS_OBJECTIVE_MEAN,
+      .batch = 64,
+  };
+}
+
+static void default_stages(nps_recipe_t *recipe) {
+  nps_recipe_search_t *s = &recipe->search;
+  if (s->stage_count > 0) return;
+  s->stages[0] = NPS_STAGE_PRUNE;
+  s->stages[1] = NPS_STAGE_FUSE;
+  s->stage_count = recipe->nps.application == NPS_APPLICATION_TRANSFER ? 1 : 2;
+}
+
+/* ---- checks ---- */
+
+/* Where a key of a section was written, else the section, else the config. */
+static nps_place_t place_of(const nps_node_t *root, const char *section, const char *key) {
+  const nps_entry_t *outer = nps_node_find(root, section);
+  const nps_entry_t *inner = outer && key ? nps_node_find(outer->value, key) : NULL;
+  return inner ? inner->place : outer ? outer->place : root->place;
+}
+
+static bool has_stage(const nps_recipe_t *recipe, nps_stage_t stage) {
+  for (int i = 0; i < recipe->search.stage_count; i++)
+    if (recipe->search.stages[i] == stage) return true;
+  return false;
+}
+
+static const char *find_model(const nps_recipe_t *recipe, const char *name, const char **near) {
+  const char **names = nps_xcalloc((size_t)recipe->model_count + 1, sizeof *names);
+  const char *found = NULL;
+  int count = 0;
+  for (int m = 0; m < recipe->model_count; m++) {
+    if (!recipe->models[m].name) continue;
+    names[count++] = recipe->models[m].name;
+    if (strcmp(recipe->models[m].name, name) == 0) found = recipe->models[m].name;
+  }
+  *near = found ? NULL : nps_nearest(name, names, count);
+  free(names);
+  return found;
+}
+
+static void fail_model(nps_place_t place, const char *what, const char *name, const char *near) {
+  char shown[72];
+  nps_place_fail(place, "%s: expected the name of a listed model, found '%s'%s%s%s", what, nps_show(name, shown),
+                 near ? ", did you mean '" : "", near ? near : "", near ? "'?" : "");
+}
+
+static void check_rows(const nps_recipe_t *recipe, const nps_node_t *root, const char *key,
+                       const nps_recipe_row_t *rows, int count) {
+  const nps_place_t place = place_of(root, "nps", key);
+  const char *near;
+  for (int i = 0; i < count; i++) {
+    char *what = rows[i].model ? nps_xstrf("nps.%s.%s", key, rows[i].model) : nps_xstrf("nps.%s", key);
+    if (rows[i].count != recipe->nps.subspaces)
+      nps_place_fail(place, "%s: expected %d numbers, one a subspace, found %d", what, recipe->nps.subspaces,
+                     rows[i].count);
+    if (rows[i].model && !find_model(recipe, rows[i].model, &near)) fail_model(place, what, rows[i].model, near);
+    free(what);
+  }
+}
+
+/* Whose task it is: the model of that name where none is said. */
+static void settle_tasks(nps_recipe_t *recipe, const nps_node_t *root) {
+  const char *near;
+  for (int i = 0; i < recipe->fitness.task_count; i++) {
+    nps_recipe_task_t *task = &recipe->fitness.tasks[i];
+    if (task->model && !find_model(recipe, task->model, &near)) {
+      char *what = nps_xstrf("fitness.tasks.%d.model", i);
+      const nps_place_t place = {root->place.source, task->line};
+      fail_model(place, what, task->model, near);
+      free(what);
+    }
+    if (!task->model && task->name && find_model(recipe, task->name, &near)) task->model = nps_xstrdup(task->name);
+  }
+}
+
+static bool has_task(const nps_recipe_t *recipe, const char *model) {
+  for (int i = 0; i < recipe->fitness.task_count; i++)
+    if (recipe->fitness.tasks[i].model && strcmp(recipe->fitness.tasks[i].model, model) == 0) return true;
+  return false;
+}
+
+static void check_stages(const nps_recipe_t *recipe, const nps_node_t *root) {
+  const nps_recipe_search_t *s = &recipe->search;
+  const nps_place_t place = place_of(root, "search", "stages");
+  const bool transfer = recipe->nps.application == NPS_APPLICATION_TRANSFER;
+  if (transfer && (s->stage_count != 1 || s->stages[0] != NPS_STAGE_PRUNE))
+    nps_place_fail(place, "search.stages: transfer has the stage prune only");
+  if (s->per_model && !has_stage(recipe, NPS_STAGE_JOINT))
+    nps_place_fail(place_of(root, "search", "per_model"), "search.per_model: holds for the stage joint only");
+  for (int m = 0; has_stage(recipe, NPS_STAGE_PRUNE) && m < recipe->model_count; m++)
+    if (recipe->models[m].name && !has_task(recipe, recipe->models[m].name))
+      nps_place_fail(place, "search.stages: prune needs a task for every model, '%s' has none in fitness.tasks",
+                     recipe->models[m].name);
+  if (!has_stage(recipe, NPS_STAGE_PRUNE) && !has_stage(recipe, NPS_STAGE_JOINT)) return;
+  if (recipe->nps.weight_rows)
+    nps_place_fail(place_of(root, "nps", "weights"), "nps.weights: the stages prune and joint search them, give "
+                                                     "search.start instead");
+  if (recipe->nps.priority_rows && s->vary_density)
+    nps_place_fail(place_of(root, "nps", "priorities"), "nps.priorities: search.variables has density, which searches "
+                                                        "them");
+}
+
+static void check_start(const nps_recipe_t *recipe, const nps_node_t *root) {
+  const nps_recipe_search_t *s = &recipe->search;
+  const double *weight = s->bounds[NPS_VARIABLE_WEIGHT], *priority = s->bounds[NPS_VARIABLE_LOG_PRIORITY];
+  if (s->start_weight < weight[0] || s->start_weight > weight[1])
+    nps_place_fail(place_of(root, "search", "start"), "search.start.weight: %g lies outside of the bounds [%g, %g]",
+                   s->start_weight, weight[0], weight[1]);
+  if (s->start_log_priority < priority[0] || s->start_log_priority > priority[1])
+    nps_place_fail(place_of(root, "search", "start"),
+                   "search.start.log_priority: %g lies outside of the bounds [%g, %g]", s->start_log_priority,
+                   priority[0], priority[1]);
+}
+
+static void check_search(const nps_recipe_t *recipe, const nps_node_t *root) {
+  const nps_recipe_search_t *s = &recipe->search;
+  if (!s->given || s->algorithm == NPS_ALGORITHM_NONE) return;
+  if (recipe->fitness.evaluator == NPS_EVALUATOR_NONE)
+    nps_place_fail(place_of(root, "search", NULL), "search: needs an evaluator, but fitness.evaluator is none");
+  else if (recipe->fitness.task_count == 0)
+    nps_place_fail(place_of(root, "search", NULL), "search: needs fitness.tasks, as candidates are scored on them");
+  else
+    check_stages(recipe, root);
+  check_start(recipe, root);
+}
+
+/* The sections mean nothing to other methods. */
+static void refuse_sections(const nps_recipe_t *recipe, const nps_node_t *root) {
+  static const char *const names[] = {"nps", "search", "fitness"};
+  const bool given[] = {recipe->nps.given, recipe->search.given, recipe->fitness.given};
+  for (int i = 0; i < COUNT(names); i++)
+    if (given[i])
+      nps_place_fail(place_of(root, names[i], NULL), "%s: belongs to merge_method nps, this is %s", names[i],
+                     recipe->merge_method);
+}
+
+void nps_sections_check(nps_recipe_t *recipe, const nps_node_t *root) {
+  default_stages(recipe);
+  if (!recipe->merge_method) return;
+  if (strcmp(recipe->merge_method, "nps") != 0) {
+    refuse_sections(recipe, root);
+    return;
+  }
+  check_rows(recipe, root, "weights", recipe->nps.weights, recipe->nps.weight_rows);
+  check_rows(recipe, root, "priorities", recipe->nps.priorities, recipe->nps.priority_rows);
+  settle_tasks(recipe, root);
+  if (recipe->fitness.given && recipe->fitness.task_count == 0 && recipe->fitness.evaluator == NPS_EVALUATOR_NATIVE &&
+      !nps_node_find(nps_node_find(root, "fitness")->value, "tasks"))
+    nps_place_fail(place_of(root, "fitness", NULL), "fitness: 'tasks' is missing, expected a list of tasks");
+  check_search(recipe, root);
+}
+
+/* ---- writing ---- */
+
+static void emit_numbers(nps_text_t *out, const double *numbers, int count) {
+  for (int i = 0; i < count; i++) {
+    nps_text_add(out, "%s", i ? ", " : "[");
+    nps_emit_number(out, numbers[i]);
+  }
+  nps_text_add(out, "]");
+}
+
+static void emit_rows(nps_text_t *out, const char *key, const nps_recipe_row_t *rows, int count) {
+  if (count == 0) return;
+  nps_text_add(out, "  %s: ", key);
+  if (!rows[0].model) emit_numbers(out, rows[0].numbers, rows[0].count);
+  for (int i = 0; rows[0].model && i < count; i++) {
+    nps_text_add(out, "\n    ");
+    nps_emit_text(out, rows[i].model);
+    nps_text_add(out, ": ");
+    emit_numbers(out, rows[i].numbers, rows[i].count);
+  }
+  nps_text_add(out, "\n");
+}
+
+static void emit_pair(nps_text_t *out, const char *key, double value) {
+  nps_text_add(out, "  %s: ", key);
+  nps_emit_number(out, value);
+  nps_text_add(out, "\n");
+}
+
+static void emit_nps(nps_text_t *out, const nps_recipe_nps_t *nps) {
+  nps_text_add(out, "nps:\n  application: %s\n  subspaces: %d\n  scope: %s\n",
+               nps->application == NPS_APPLICATION_TRANSFER ? "transfer" : "fusion", nps->subspaces,
+               nps->scope == NPS_SCOPE_TENSOR ? "tensor" : "model");
+  emit_pair(out, "density", nps->density);
+  emit_rows(out, "weights", nps->weights, nps->weight_rows);
+  emit_rows(out, "priorities", nps->priorities, nps->priority_rows);
+}
+
+static void emit_bounds(nps_text_t *out, const nps_recipe_search_t *s) {
+  static const char *const names[NPS_VARIABLES] = {"weight", "log_priority", "lambda"};
+  nps_text_add(out, "  bounds: {");
+  for (int i = 0; i < NPS_VARIABLES; i++) {
+    nps_text_add(out, "%s%s: ", i ? ", " : "", names[i]);
+    emit_numbers(out, s->bounds[i], 2);
+  }
+  nps_text_add(out, "}\n  start: {weight: ");
+  nps_emit_number(out, s->start_weight);
+  nps_text_add(out, ", log_priority: ");
+  nps_emit_number(out, s->start_log_priority);
+  nps_text_add(out, "}\n");
+}
+
+static void emit_search(nps_text_t *out, const nps_recipe_search_t *s) {
+  static const char *const algorithms[] = {"cma-es", "sep-cma-es", "random", "none"};
+  static const char *const stages[] = {"prune", "fuse", "joint"};
+  nps_text_add(out, "search:\n  algorithm: %s\n  stages: [%s%s%s]\n  variables: [%s%s%s]\n  per_model: %s\n",
+               algorithms[s->algorithm], stages[s->stages[0]], s->stage_count > 1 ? ", " : "",
+               s->stage_count > 1 ? stages[s->stages[1]] : "", s->vary_weight ? "weight" : "",
+               s->vary_weight && s->vary_density ? ", " : "", s->vary_density ? "density" : "",
+               s->per_model ? "true" : "false");
+  emit_bounds(out, s);
+  if (s->start_from) {
+    nps_text_add(out, "  start_from: ");
+    nps_emit_text(out, s->start_from);
+    nps_text_add(out, "\n");
+  }
+  nps_text_add(out,
+               "  restarts: %d\n  generations: %d\n  population: %d\n  max_evaluations: %" PRId64 "\n  patience: %d\n",
+               s->restarts, s->generations, s->population, s->max_evaluations, s->patience);
+  emit_pair(out, "sigma", s->sigma);
+}
+
+static void emit_field(nps_text_t *out, const char *before, const char *key, const char *text) {
+  if (!text) return;
+  nps_text_add(out, "%s%s: ", before, key);
+  nps_emit_text(out, text);
+}
+
+static void emit_fitness(nps_text_t *out, const nps_recipe_fitness_t *f) {
+  static const char *const objectives[] = {"mean", "worst", "normalized"};
+  nps_text_add(out, "fitness:\n  evaluator: %s\n  metric: %s\n  objective: %s\n  batch: %d\n",
+               f->evaluator == NPS_EVALUATOR_NONE ? "none" : "native", f->metric == NPS_METRIC_NLL ? "nll" : "accuracy",
+               objectives[f->objective], f->batch);
+  emit_pair(out, "holdout", f->holdout);
+  if (f->task_count) nps_text_add(out, "  tasks:\n");
+  for (int i = 0; i < f->task_count; i++) {
+    const nps_recipe_task_t *task = &f->tasks[i];
+    emit_field(out, "    - {", "name", task->name);
+    emit_field(out, ", ", "model", task->model);
+    emit_field(out, ", ", "data", task->data);
+    emit_field(out, ", ", "group", task->group);
+    emit_field(out, ", ", "head", task->head);
+    nps_text_add(out, "}\n");
+  }
+}
+
+void nps_sections_emit(nps_text_t *out, const nps_recipe_t *recipe) {
+  if (strcmp(recipe->merge_method, "nps") != 0) return;
+  emit_nps(out, &recipe->nps);
+  if (recipe->search.given) emit_search(out, &recipe->search);
+  if (recipe->fitness.given) emit_fitness(out, &recipe->fitness);
+}
+
+static void free_rows(nps_recipe_row_t *rows, int count) {
+  for (int i = 0; i < count; i++) {
+    free(rows[i].model);
+    free(rows[i].numbers);
+  }
+  free(rows);
+}
+
+void nps_sections_free(nps_recipe_t *recipe) {
+  free_rows(recipe->nps.weights, recipe->nps.weight_rows);
+  free_rows(recipe->nps.priorities, recipe->nps.priority_rows);
+  free(recipe->search.start_from);
+  for (int i = 0; i < recipe->fitness.task_count; i++) {
+    nps_recipe_task_t *task = &recipe->fitness.tasks[i];
+    free(task->name);
+    free(task->model);
+    free(task->data);
+    free(task->group);
+    free(task->head);
+  }
+  free(recipe->fitness.tasks);
+}
