@@ -4,6 +4,7 @@
 #include "config.h"
 #endif
 
+#include "nps/blas.h"
 #include "nps/comm_mpi.h"
 #include "nps/h5.h"
 
@@ -26,6 +27,7 @@ static void allow_many_files(void) {
 nps_comm_t *cli_start(int *argc, char ***argv) {
   MPI_Init(argc, argv);
   allow_many_files();
+  nps_blas_start();
   signal(SIGXFSZ, SIG_IGN); /* a file-size limit is a failing write like a full disk, not the end */
   nps_fatal_set_handler(abort_all);
   nps_comm_t *comm = nps_comm_from_mpi(MPI_COMM_WORLD);
