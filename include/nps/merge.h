@@ -27,7 +27,7 @@ typedef struct nps_param {
   bool per_model; /**< looked up in the model's parameters first, then globally; else globally only */
   bool required;
   nps_param_kind_t kind;
-  double fallback;            /**< when not given */
+  double fallback;            /**< when not given; NaN: the density of the merge's nps */
   double least, most;         /**< NUMBER: bounds, inclusive */
   const char *const *choices; /**< CHOICE: NULL-terminated */
 } nps_param_t;
@@ -36,6 +36,8 @@ typedef struct nps_param {
 #define NPS_MAX_PARAMS 8
 
 /* ---- what a method sees ---- */
+
+typedef struct nps_merge_nps nps_merge_nps_t;
 
 /** One target under a method. */
 typedef struct nps_merge_tensor {
@@ -47,6 +49,7 @@ typedef struct nps_merge_tensor {
   int order;                           /**< position among the merged tensors in byte order of their names */
   int tensor_count;                    /**< merged tensors of the model */
   int64_t model_elements;              /**< elements of all merged tensors of the model */
+  const nps_merge_nps_t *nps;          /**< merge_method nps only */
 } nps_merge_tensor_t;
 
 /** Consecutive elements of a target. */
@@ -131,12 +134,12 @@ typedef struct nps_merge_model {
 } nps_merge_model_t;
 
 /** Subspaces and their weights under merge_method nps: what `nps:` in the config gives, or a search has found. */
-typedef struct nps_merge_nps {
+struct nps_merge_nps {
   nps_weighting_t
       *weighting;  /**< weights, priorities and scope; λ with has_lambda; density and normalize are parameters */
   bool has_lambda; /**< λ is the weighting's for all tensors; else parameters.lambda × the model's weight */
   double density;  /**< where neither the model nor the global parameters have one */
-} nps_merge_nps_t;
+};
 
 /** What is to be merged. Borrowed by the merge. */
 struct nps_merge_spec {

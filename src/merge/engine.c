@@ -484,7 +484,7 @@ static nps_err_t set_up(engine_t *e, nps_digest_t *digest) {
   } else {
     e->theta = (double **)make_rows(models, NPS_CHUNK * sizeof(double));
   }
-  if (e->merge->passes > 0) e->state = spec->method->state_new(models);
+  if (e->merge->passes > 0) e->state = spec->method->state_new(spec);
   return nps_buffer_alloc(slab_bytes(e), "the slab buffer", &e->slab);
 }
 
@@ -512,6 +512,10 @@ nps_err_t nps_merge_run(nps_merge_t *merge, const nps_comm_t *comm, const nps_pl
   nps_err_t err = nps_comm_agree(comm, set_up(&e, digest));
   if (err == NPS_OK) err = run_phases(&e);
   if (err == NPS_OK) gather_results(&e, results);
+  if (err == NPS_OK && e.state && merge->spec.method->subspaces) {
+    nps_merge_subspaces_clear(&merge->subspaces);
+    merge->spec.method->subspaces(e.state, comm, &merge->subspaces);
+  }
   tear_down(&e);
   return err;
 }

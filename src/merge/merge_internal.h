@@ -12,6 +12,7 @@ struct nps_merge {
   int first;                   /**< the first merged target, or -1 */
   int passes;
   bool whole_model;
+  nps_merge_subspaces_t subspaces; /**< after a run; none before */
 };
 
 /* The families' methods; registry.c lists them. */
@@ -22,9 +23,13 @@ extern const nps_merge_method_t nps_method_task_arithmetic;
 extern const nps_merge_method_t nps_method_ties;
 extern const nps_merge_method_t nps_method_dare_linear;
 extern const nps_merge_method_t nps_method_dare_ties;
+extern const nps_merge_method_t nps_method_nps;
 
 /** Choices of a yes/no parameter: value 0 is false, 1 true. */
 extern const char *const nps_choices_bool[];
+
+/** Forget what is known of the subspaces. */
+void nps_merge_subspaces_clear(nps_merge_subspaces_t *subspaces);
 
 /** Whether some method has a parameter of this name, or mergekit has it for a method that is planned. */
 bool nps_merge_param_known(const char *name);

@@ -1,6 +1,8 @@
 /* Checks a merge's models and parameters, and evaluates every parameter for every tensor and model. */
 #include "merge_internal.h"
 
+#include <assert.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -42,7 +44,9 @@ static nps_err_t check_names(const nps_merge_t *merge, const nps_settings_t *set
   for (int i = 0; settings && i < settings->count; i++) {
     const nps_setting_t *setting = &settings->items[i];
     const nps_param_t *param = find_param(merge->spec.method, setting->name);
-    if (param && of_model && !param->per_model)
+    if (merge->spec.nps && strcmp(setting->name, "scope") == 0)
+      err = nps_fail(NPS_ERR_CONFIG, "%sparameter 'scope' belongs under nps.scope", where_of(merge, setting, where));
+    else if (param && of_model && !param->per_model)
       err = nps_fail(NPS_ERR_CONFIG, "%sparameter '%s' holds for all models: it belongs under the top-level parameters",
                      where_of(merge, setting, where), setting->name);
     else if (!param && nps_merge_param_known(setting->name))
@@ -133,13 +137,19 @@ static const nps_setting_t *look_up(const nps_merge_t *merge, const nps_param_t 
   return NULL;
 }
 
+static double fallback_of(const nps_merge_t *merge, const nps_param_t *param) {
+  if (!isnan(param->fallback)) return param->fallback;
+  assert(merge->spec.nps);
+  return merge->spec.nps->density;
+}
+
 static nps_err_t evaluate(const nps_merge_t *merge, const nps_param_t *param, int model, const nps_target_t *target,
                           double *value) {
   char where[WHERE];
   const nps_merge_spec_t *spec = &merge->spec;
   const nps_setting_t *setting = look_up(merge, param, model, target, value);
   if (!setting) {
-    *value = param->fallback;
+    *value = fallback_of(merge, param);
     if (!param->required) return NPS_OK;
     if (!param->per_model)
       return nps_fail(NPS_ERR_CONFIG, "%s: %s needs the parameter '%s' (tensor %s has none)", spec->config_file,
@@ -201,6 +211,7 @@ static void describe_tensors(nps_merge_t *merge) {
     tensor->order = i;
     tensor->tensor_count = merged;
     tensor->model_elements = elements;
+    tensor->nps = merge->spec.nps;
   }
   free(named);
 }
@@ -258,6 +269,7 @@ void nps_merge_free(nps_merge_t *merge) {
   if (!merge) return;
   free(merge->tensors);
   free(merge->values);
+  nps_merge_subspaces_clear(&merge->subspaces);
   free(merge);
 }
 
@@ -267,7 +279,7 @@ nps_demand_t nps_merge_demand(const nps_merge_t *merge) {
       .whole_pieces = merge->passes > 0 && !merge->whole_model,
       .whole_model = merge->whole_model,
       .passes = merge->passes,
-      .state_memory = merge->passes > 0 ? (int64_t)method->state_bytes(merge->spec.model_count) : 0,
+      .state_memory = merge->passes > 0 ? (int64_t)method->state_bytes(&merge->spec) : 0,
   };
 }
 
@@ -280,4 +292,25 @@ int64_t nps_merge_work(const nps_merge_t *merge) {
     work += sweeps * target->count * nps_plan_input_width(target, spec->inputs, spec->input_count);
   }
   return work;
+}
+
+bool nps_merge_plain_value(const nps_merge_t *merge, const char *name, int model, double *value) {
+  const nps_param_t *param = find_param(merge->spec.method, name);
+  if (!param || merge->first < 0) return false;
+  const int p = (int)(param - merge->spec.method->params), row = param->per_model ? model : 0;
+  *value = merge->tensors[merge->first].param[p][row];
+  for (int t = 0; t < merge->spec.layout->count; t++)
+    if (merge->tensors[t].name && merge->tensors[t].param[p][row] != *value) return false;
+  return true;
+}
+
+const nps_merge_subspaces_t *nps_merge_subspaces(const nps_merge_t *merge) {
+  return merge->spec.method->subspaces ? &merge->subspaces : NULL;
+}
+
+void nps_merge_subspaces_clear(nps_merge_subspaces_t *subspaces) {
+  free(subspaces->thresholds);
+  free(subspaces->entries);
+  free(subspaces->kept);
+  *subspaces = (nps_merge_subspaces_t){0};
 }

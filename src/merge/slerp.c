@@ -21,8 +21,8 @@ static int slerp_passes(const nps_merge_tensor_t *tensors, int count) {
   return 1;
 }
 
-static void *slerp_new(int models) {
-  (void)models;
+static void *slerp_new(const nps_merge_spec_t *spec) {
+  (void)spec;
   return nps_xcalloc(1, sizeof(slerp_state_t));
 }
 
@@ -32,8 +32,8 @@ static void slerp_free(void *state) {
   free(s);
 }
 
-static size_t slerp_bytes(int models) {
-  (void)models;
+static size_t slerp_bytes(const nps_merge_spec_t *spec) {
+  (void)spec;
   return sizeof(slerp_state_t);
 }
 

@@ -3,6 +3,7 @@
  * task_arithmetic (Ilharco et al., arXiv 2212.04089), ties (Yadav et al., 2306.01708), dare (Yu et al., 2311.03099). */
 #include "merge_internal.h"
 #include "nps/rng.h"
+#include "selection.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -117,13 +118,6 @@ static void task_arithmetic_merge(void *state, const nps_merge_tensor_t *tensor,
 
 /* ---- ties: the entries of largest magnitude ---- */
 
-typedef struct {
-  int models;
-  bool whole_model;
-  nps_select_t **select; /* [models] */
-  int64_t *ties;         /* whole model: [tensors by name][models] entries at the threshold; later those before */
-} ties_state_t;
-
 static bool all_dense(const nps_merge_tensor_t *tensors, int count) {
   for (int i = 0; i < count; i++)
     for (int m = 0; tensors[i].name && m < tensors[i].models; m++)
@@ -137,10 +131,8 @@ static bool ties_whole_model(const nps_merge_tensor_t *tensors, int count) {
   return false;
 }
 
-/* Two histogram passes; over the whole model one more, to count the ties tensor by tensor. */
 static int ties_passes(const nps_merge_tensor_t *tensors, int count) {
-  if (all_dense(tensors, count)) return 0;
-  return ties_whole_model(tensors, count) ? 3 : 2;
+  return all_dense(tensors, count) ? 0 : NPS_SELECTION_PASSES(ties_whole_model(tensors, count));
 }
 
 static bool ties_check(const nps_merge_tensor_t *tensor, const nps_merge_tensor_t *first, char why[160]) {
@@ -156,88 +148,42 @@ static bool ties_check(const nps_merge_tensor_t *tensor, const nps_merge_tensor_
   return true;
 }
 
-static void *ties_new(int models) {
-  ties_state_t *s = nps_xcalloc(1, sizeof *s);
-  s->models = models;
-  s->select = nps_xcalloc((size_t)models, sizeof *s->select);
-  for (int m = 0; m < models; m++) s->select[m] = nps_select_new();
-  return s;
-}
+static void *ties_new(const nps_merge_spec_t *spec) { return nps_selection_new(spec->model_count); }
 
-static void ties_free(void *state) {
-  ties_state_t *s = state;
-  for (int m = 0; m < s->models; m++) nps_select_free(s->select[m]);
-  free(s->select);
-  free(s->ties);
-  free(s);
-}
+static void ties_free(void *state) { nps_selection_free(state); }
 
-static size_t ties_bytes(int models) { return (size_t)models * nps_select_bytes(); }
+static size_t ties_bytes(const nps_merge_spec_t *spec) {
+  return nps_selection_bytes(spec->model_count, spec->layout->count);
+}
 
 static void ties_start(void *state, const nps_merge_tensor_t *tensor) {
-  ties_state_t *s = state;
-  s->whole_model = tensor->param[SCOPE][0] == SCOPE_MODEL;
-  int64_t entries = s->whole_model ? tensor->model_elements : tensor->count;
-  for (int m = 0; m < s->models; m++) {
-    int64_t keep = (int64_t)floor(tensor->param[DENSITY][m] * (double)entries);
-    nps_select_start(s->select[m], keep < 1 ? 1 : keep);
+  const bool whole_model = tensor->param[SCOPE][0] == SCOPE_MODEL;
+  const int64_t entries = whole_model ? tensor->model_elements : tensor->count;
+  int64_t keep[tensor->models];
+  for (int m = 0; m < tensor->models; m++) {
+    keep[m] = (int64_t)floor(tensor->param[DENSITY][m] * (double)entries);
+    if (keep[m] < 1) keep[m] = 1;
   }
-  if (!s->whole_model) return;
-  free(s->ties);
-  s->ties = nps_xcalloc((size_t)tensor->tensor_count * (size_t)s->models, sizeof *s->ties);
-}
-
-static void ties_scan(void *state, const nps_merge_tensor_t *tensor, int pass, const nps_merge_chunk_t *chunk) {
-  ties_state_t *s = state;
-  int64_t *ties = pass == 2 ? s->ties + (int64_t)tensor->order * s->models : NULL;
-  for (int m = 0; m < s->models; m++) {
-    if (pass < 2)
-      nps_select_count(s->select[m], pass, chunk->tau[m], chunk->count);
-    else
-      ties[m] += nps_select_count_ties(s->select[m], chunk->tau[m], chunk->count);
-  }
-}
-
-/* Turns the ties of this rank's pieces into the ties that lie before them: in tensors with smaller names on any rank, and
- * in the same tensor on the ranks before this one. */
-static void count_ties_before(ties_state_t *s, int tensors, const nps_comm_t *comm) {
-  int64_t n = (int64_t)tensors * s->models;
-  int64_t *total = nps_xcalloc((size_t)n, sizeof *total);
-  for (int64_t i = 0; i < n; i++) total[i] = s->ties[i];
-  nps_comm_sum_i64(comm, total, n);
-  nps_comm_exscan_i64(comm, s->ties, n);
-  for (int m = 0; m < s->models; m++) {
-    int64_t before = 0;
-    for (int64_t i = m; i < n; i += s->models) {
-      s->ties[i] += before;
-      before += total[i];
-    }
-  }
-  free(total);
-}
-
-static void ties_reduce(void *state, const nps_merge_tensor_t *tensor, int pass, const nps_comm_t *comm) {
-  ties_state_t *s = state;
-  if (pass == 2)
-    count_ties_before(s, tensor->tensor_count, comm);
-  else
-    for (int m = 0; m < s->models; m++) nps_select_reduce(s->select[m], pass, comm);
+  nps_selection_start(state, tensor, whole_model, keep);
 }
 
 static void ties_piece(void *state, const nps_merge_tensor_t *tensor, int pass) {
-  ties_state_t *s = state;
-  if (!s || !s->whole_model || pass < 3) return;
-  for (int m = 0; m < s->models; m++) {
-    int64_t left = nps_select_ties(s->select[m]) - s->ties[(int64_t)tensor->order * s->models + m];
-    nps_select_set_ties(s->select[m], left > 0 ? left : 0);
-  }
+  if (state && pass == NPS_SELECTION_PASSES(true)) nps_selection_piece(state, tensor);
+}
+
+static void ties_scan(void *state, const nps_merge_tensor_t *tensor, int pass, const nps_merge_chunk_t *chunk) {
+  for (int m = 0; m < tensor->models; m++) nps_selection_scan(state, tensor, pass, m, chunk->tau[m], chunk->count);
+}
+
+static void ties_reduce(void *state, const nps_merge_tensor_t *tensor, int pass, const nps_comm_t *comm) {
+  nps_selection_reduce(state, tensor, pass, comm);
 }
 
 static void ties_merge(void *state, const nps_merge_tensor_t *tensor, const nps_merge_chunk_t *chunk, double *out,
                        int64_t *kept) {
-  ties_state_t *s = state;
+  nps_selection_t *s = state;
   if (s)
-    for (int m = 0; m < s->models; m++) kept[m] += nps_select_keep(s->select[m], chunk->tau[m], chunk->count);
+    for (int m = 0; m < tensor->models; m++) kept[m] += nps_select_keep(s->select[m], chunk->tau[m], chunk->count);
   else
     keep_all(tensor, chunk, kept);
   combine_consensus(tensor, chunk, NULL, out);
@@ -268,7 +214,8 @@ static int dare_passes(const nps_merge_tensor_t *tensors, int count) {
   return 0;
 }
 
-static void *dare_new(int models) {
+static void *dare_new(const nps_merge_spec_t *spec) {
+  const int models = spec->model_count;
   dare_state_t *s = nps_xcalloc(1, sizeof *s);
   s->models = models;
   s->all = nps_xcalloc((size_t)models, sizeof *s->all);
@@ -289,7 +236,9 @@ static void dare_free(void *state) {
   free(s);
 }
 
-static size_t dare_bytes(int models) { return (size_t)models * (sizeof(nps_block_sums_t) * 2 + sizeof(double)); }
+static size_t dare_bytes(const nps_merge_spec_t *spec) {
+  return (size_t)spec->model_count * (sizeof(nps_block_sums_t) * 2 + sizeof(double));
+}
 
 static void dare_start(void *state, const nps_merge_tensor_t *tensor) {
   dare_state_t *s = state;

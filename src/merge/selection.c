@@ -1,0 +1,80 @@
+#include "selection.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+nps_selection_t *nps_selection_new(int models) {
+  nps_selection_t *s = nps_xcalloc(1, sizeof *s);
+  s->models = models;
+  s->select = nps_xcalloc((size_t)models, sizeof(nps_select_t *));
+  for (int m = 0; m < models; m++) s->select[m] = nps_select_new();
+  return s;
+}
+
+void nps_selection_free(nps_selection_t *selection) {
+  if (!selection) return;
+  for (int m = 0; m < selection->models; m++) nps_select_free(selection->select[m]);
+  free(selection->select);
+  free(selection->ties);
+  free(selection);
+}
+
+/* Ties twice: the ranks' sums while they are put together. */
+size_t nps_selection_bytes(int models, int tensors) {
+  return (size_t)models * (nps_select_bytes() + (size_t)tensors * 2 * sizeof(int64_t));
+}
+
+void nps_selection_start(nps_selection_t *selection, const nps_merge_tensor_t *tensor, bool whole_model,
+                         const int64_t *keep) {
+  selection->whole_model = whole_model;
+  for (int m = 0; m < selection->models; m++) nps_select_start(selection->select[m], keep[m]);
+  if (!whole_model) return;
+  free(selection->ties);
+  selection->ties = nps_xcalloc((size_t)tensor->tensor_count * (size_t)selection->models, sizeof(int64_t));
+}
+
+static int64_t *ties_of(nps_selection_t *selection, const nps_merge_tensor_t *tensor, int model) {
+  return &selection->ties[(int64_t)tensor->order * selection->models + model];
+}
+
+void nps_selection_scan(nps_selection_t *selection, const nps_merge_tensor_t *tensor, int pass, int model,
+                        const float *x, int64_t n) {
+  if (pass < 2)
+    nps_select_count(selection->select[model], pass, x, n);
+  else
+    *ties_of(selection, tensor, model) += nps_select_count_ties(selection->select[model], x, n);
+}
+
+/* Turns the ties of this rank's pieces into the ties that lie before them: in tensors with smaller names on any rank, and
+ * in the same tensor on the ranks before this one. */
+static void count_ties_before(nps_selection_t *s, int tensors, const nps_comm_t *comm) {
+  const int64_t n = (int64_t)tensors * s->models;
+  int64_t *total = nps_xcalloc((size_t)n, sizeof *total);
+  memcpy(total, s->ties, (size_t)n * sizeof *total);
+  nps_comm_sum_i64(comm, total, n);
+  nps_comm_exscan_i64(comm, s->ties, n);
+  for (int m = 0; m < s->models; m++) {
+    int64_t before = 0;
+    for (int64_t i = m; i < n; i += s->models) {
+      s->ties[i] += before;
+      before += total[i];
+    }
+  }
+  free(total);
+}
+
+void nps_selection_reduce(nps_selection_t *selection, const nps_merge_tensor_t *tensor, int pass,
+                          const nps_comm_t *comm) {
+  if (pass == 2)
+    count_ties_before(selection, tensor->tensor_count, comm);
+  else
+    for (int m = 0; m < selection->models; m++) nps_select_reduce(selection->select[m], pass, comm);
+}
+
+void nps_selection_piece(nps_selection_t *selection, const nps_merge_tensor_t *tensor) {
+  if (!selection->whole_model) return;
+  for (int m = 0; m < selection->models; m++) {
+    const int64_t left = nps_select_ties(selection->select[m]) - *ties_of(selection, tensor, m);
+    nps_select_set_ties(selection->select[m], left > 0 ? left : 0);
+  }
+}

@@ -1,0 +1,42 @@
+/** @file selection.h
+ *  The largest entries of several models, tensor by tensor or over the whole model, for methods whose statistics passes
+ *  find them. */
+#ifndef NPS_MERGE_SELECTION_H
+#define NPS_MERGE_SELECTION_H
+
+#include "nps/merge.h"
+
+typedef struct nps_selection {
+  int models;
+  bool whole_model;
+  nps_select_t **select; /**< [models] owned */
+  int64_t *ties; /**< whole model: [tensors by name][models] entries at the threshold; later those before; owned */
+} nps_selection_t;
+
+/** Statistics passes that a selection takes: two histograms; over the whole model one more, to count ties by tensor. */
+#define NPS_SELECTION_PASSES(whole_model) ((whole_model) ? 3 : 2)
+
+nps_selection_t *nps_selection_new(int models);
+void nps_selection_free(nps_selection_t *selection);
+
+/** Bytes of a selection. @param tensors  of the whole model; 0 for tensor by tensor */
+size_t nps_selection_bytes(int models, int tensors);
+
+/** Begin the selection of a tensor, or of the whole model. Local.
+ *  @param keep  [models] entries that are kept, over all ranks */
+void nps_selection_start(nps_selection_t *selection, const nps_merge_tensor_t *tensor, bool whole_model,
+                         const int64_t *keep);
+
+/** Look at entries of one model in pass 0, 1 or, over the whole model, 2. Local. */
+void nps_selection_scan(nps_selection_t *selection, const nps_merge_tensor_t *tensor, int pass, int model,
+                        const float *x, int64_t n);
+
+/** Put the ranks together after a pass. Collective over the ranks that share the entries. */
+void nps_selection_reduce(nps_selection_t *selection, const nps_merge_tensor_t *tensor, int pass,
+                          const nps_comm_t *comm);
+
+/** Prepare for this rank's piece of a tensor, whose entries nps_select_keep() or nps_select_mark() will see in order.
+ *  Local. */
+void nps_selection_piece(nps_selection_t *selection, const nps_merge_tensor_t *tensor);
+
+#endif
