@@ -50,6 +50,9 @@ static void make_layout(int input_count) {
 static nps_text_t notes;
 static nps_recipe_t *recipe;
 static nps_merge_t *merge;
+static nps_weighting_t *weighting; /* what `nps:` would give, for merge_method nps */
+static nps_merge_nps_t nps;
+static nps_scope_t nps_scope;
 
 static void keep_note(void *ctx, const char *text) { nps_text_add(ctx, "%s%s", notes.size ? "\n" : "", text); }
 
@@ -68,6 +71,10 @@ static nps_err_t new_merge(const char *text, const nps_override_t *overrides, in
   for (int m = 0; m < recipe->model_count; m++)
     models[spec.model_count++] =
         (nps_merge_model_t){spec.input_count++, recipe->models[m].name, &recipe->models[m].parameters};
+  weighting = nps_weighting_new(recipe->model_count, 4);
+  weighting->scope = nps_scope;
+  nps = (nps_merge_nps_t){.weighting = weighting, .density = 0.25};
+  spec.nps = strcmp(spec.method->name, "nps") == 0 ? &nps : NULL;
   spec.settings = &recipe->parameters;
   spec.config_file = recipe->file;
   spec.seed = recipe->seed;
@@ -79,6 +86,7 @@ static nps_err_t new_merge(const char *text, const nps_override_t *overrides, in
 
 static void free_merge(void) {
   nps_merge_free(merge);
+  nps_weighting_free(weighting);
   nps_recipe_free(recipe);
 }
 
@@ -230,6 +238,59 @@ START_TEST(demands_follow_from_the_values) {
 }
 END_TEST
 
+/* ---- nps ---- */
+
+#define NPS "merge_method: nps\nbase_model: base\n"
+
+START_TEST(nps_has_values_for_all_that_is_not_given) {
+  accept(NPS AB);
+  ck_assert(value("weight", EMBED, 1) == 1 && value("lambda", EMBED, 0) == 1 && value("normalize", EMBED, 0) == 0);
+  ck_assert(value("density", EMBED, 0) == 0.25 && value("density", UP2, 1) == 0.25);
+  ck_assert_ptr_nonnull(nps_merge_subspaces(merge));
+  ck_assert_int_eq(nps_merge_subspaces(merge)->models, 0); /* until it has run */
+  free_merge();
+  accept(NPS "models: [{model: a, parameters: {density: 0.5}}, {model: b}]\nparameters: {density: 0.125}\n");
+  ck_assert(value("density", EMBED, 0) == 0.5 && value("density", EMBED, 1) == 0.125);
+  free_merge();
+  accept(NPS AB "parameters: {normalize: coordinate}\n");
+  ck_assert(value("normalize", EMBED, 0) == NPS_NORMALIZE_COORDINATE);
+  free_merge();
+}
+END_TEST
+
+START_TEST(nps_selects_where_entries_are_dropped) {
+  const int64_t state = 2 * (int64_t)(nps_select_bytes() + nps_partition_bytes(4));
+  accept(NPS AB);
+  ck_assert_int_eq(nps_merge_demand(merge).passes, 5);
+  ck_assert(nps_merge_demand(merge).whole_model && !nps_merge_demand(merge).whole_pieces);
+  ck_assert_int_ge(nps_merge_demand(merge).state_memory, state);
+  ck_assert_int_eq(nps_merge_work(merge), 721 * 6 * 6 + 107 * 24);
+  free_merge();
+  accept(NPS AB "parameters: {density: 1}\n");
+  ck_assert_int_eq(nps_merge_demand(merge).passes, 2);
+  free_merge();
+  nps_scope = NPS_SCOPE_TENSOR;
+  accept(NPS AB "parameters: {density: [1, 0.5]}\n");
+  ck_assert_int_eq(nps_merge_demand(merge).passes, 4);
+  ck_assert(!nps_merge_demand(merge).whole_model && nps_merge_demand(merge).whole_pieces);
+  free_merge();
+  nps_scope = NPS_SCOPE_MODEL;
+}
+END_TEST
+
+START_TEST(plain_values_are_those_of_all_tensors) {
+  double found = 0;
+  accept(NPS "models: [{model: a, parameters: {weight: 3}}, {model: b, parameters: {weight: [1, 2]}}]\n"
+             "parameters: {lambda: 0.7}\n");
+  ck_assert(nps_merge_plain_value(merge, "weight", 0, &found) && found == 3);
+  ck_assert(!nps_merge_plain_value(merge, "weight", 1, &found));
+  ck_assert(nps_merge_plain_value(merge, "lambda", 0, &found) && found == 0.7);
+  ck_assert(nps_merge_plain_value(merge, "density", 1, &found) && found == 0.25);
+  ck_assert(!nps_merge_plain_value(merge, "rescale", 0, &found));
+  free_merge();
+}
+END_TEST
+
 /* ---- problems ---- */
 
 static const char *const refused[][2] = {
@@ -275,6 +336,15 @@ static const char *const refused[][2] = {
     {"merge_method: passthrough\n" AB, "c.yaml: passthrough takes 1 model, found 2"},
     {"merge_method: task_arithmetic\nmodels: [{model: a}]\nparameters: {weight: 1}\n",
      "c.yaml: task_arithmetic needs base_model"},
+    {NPS AB "parameters: {scope: model}\n", "c.yaml:4: parameter 'scope' belongs under nps.scope"},
+    {NPS AB "parameters: {density: [0.1, 0.2]}\n",
+     "c.yaml: nps, tensor model.layers.1.self_attn.q_proj.weight: with nps.scope: model, density must be the same for "
+     "all tensors"},
+    {NPS AB "parameters: {normalize: true}\n",
+     "c.yaml:4: parameter 'normalize' must be one of none, sum, coordinate, found another kind of value"},
+    {NPS "models: [{model: a}, {model: b, parameters: {weight: -1}}]\nparameters: {normalize: sum}\n",
+     "c.yaml: nps, tensor model.embed_tokens.weight: lambda × weight add up to 0, and normalize: sum divides by their "
+     "sum"},
 };
 
 START_TEST(what_does_not_fit_is_refused) { refuse(refused[_i][0], refused[_i][1]); }
@@ -308,14 +378,14 @@ END_TEST
 
 /* ---- methods ---- */
 
-static const char *const built[] = {"linear",    "task_arithmetic", "ties",       "dare_linear",
-                                    "dare_ties", "slerp",           "passthrough"};
+static const char *const built[] = {"linear",    "task_arithmetic", "ties",        "dare_linear",
+                                    "dare_ties", "slerp",           "passthrough", "nps"};
 
 static const char *const methods[][2] = {
     {"tiess", "c.yaml:1: unknown merge_method 'tiess', did you mean 'ties'?"},
     {"model_stock", "c.yaml:1: merge_method 'model_stock' is not built yet"},
     {"quantum_soup", "c.yaml:1: unknown merge_method 'quantum_soup'; known are linear, task_arithmetic, ties, "
-                     "dare_linear, dare_ties, slerp, passthrough"},
+                     "dare_linear, dare_ties, slerp, passthrough, nps"},
 };
 
 START_TEST(methods_are_found_by_name) {
@@ -341,6 +411,9 @@ int main(void) {
   tcase_add_test(cases, choices_are_texts_or_booleans);
   tcase_add_test(cases, tensors_are_described_to_methods);
   tcase_add_test(cases, demands_follow_from_the_values);
+  tcase_add_test(cases, nps_has_values_for_all_that_is_not_given);
+  tcase_add_test(cases, nps_selects_where_entries_are_dropped);
+  tcase_add_test(cases, plain_values_are_those_of_all_tensors);
   tcase_add_loop_test(cases, what_does_not_fit_is_refused, 0, (int)(sizeof refused / sizeof *refused));
   tcase_add_test(cases, all_problems_are_listed_together);
   tcase_add_test(cases, settings_of_the_command_line_have_no_line);
