@@ -1,0 +1,34 @@
+/** @file store.h
+ *  What the files on candidates in memory share. */
+#ifndef NPS_DELTA_STORE_H
+#define NPS_DELTA_STORE_H
+
+#include "nps/delta.h"
+
+struct nps_store {
+  const nps_model_t *const *inputs;
+  int base;      /* index into inputs */
+  int *input_of; /* [models] */
+  int models;
+  const nps_target_t **targets; /* [tensors] in byte order of their names */
+  int tensors;
+  int64_t elements;
+  char **raw;      /* [1 + models] base first */
+  int64_t *offset; /* [1 + models][tensors] bytes into raw */
+};
+
+/** Give the stored type / values of a tensor; model −1 is the base. */
+nps_dtype_t nps_store_dtype(const nps_store_t *store, int model, int tensor);
+const void *nps_store_raw(const nps_store_t *store, int model, int tensor, int64_t first);
+
+struct nps_subspaces {
+  const nps_store_t *store;
+  int subspaces;
+  nps_scope_t scope;
+  int rows;            /* sets of thresholds a model: 1, or one a tensor */
+  float *thresholds;   /* [models][rows][subspaces − 1] */
+  int64_t *below;      /* scope model: [models][subspaces] entries below threshold m, 0 for m = 0 */
+  int64_t *cumulative; /* scope model: [models][NPS_HIGH_BINS + 1] entries below a bin of the magnitude's upper bits */
+};
+
+#endif
