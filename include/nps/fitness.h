@@ -52,7 +52,7 @@ typedef struct nps_net nps_net_t;
  *    shape that does not fit the config */
 nps_err_t nps_net_new(const nps_model_t *body, const nps_model_t *head, nps_net_t **out);
 
-/** The same, but a tensor of the head (classifier.*) that both models have is taken from the head model. */
+/** The same, but with a head model the tensors of the head (classifier.*) are its own: the body's do not count. */
 nps_err_t nps_net_new_with_head(const nps_model_t *body, const nps_model_t *head, nps_net_t **out);
 
 void nps_net_free(nps_net_t *net);

@@ -24,7 +24,7 @@ static const cli_option_t option_table[] = {
      "HDF5 file with one group a task: inputs [samples, channels, height, width] and labels [samples]. Required."},
     {"group", 0, CLI_LIST, "G", FIELD(groups), "Score on group G of the data; may be repeated. Default: all groups."},
     {"head", 0, CLI_LIST, "[G=]MODEL", FIELD(heads),
-     "Take the classifier from MODEL, for group G or for all that have none of their own; may be repeated. Default: the "
+     "Take the classifier from MODEL, for group G, or for all groups that no other is given for; may be repeated. Default: the "
      "model's own."},
     {"batch", 0, CLI_COUNT, "N", FIELD(batch), "Samples in one forward pass, 64 by default."},
     {"json", 0, CLI_FLAG, NULL, FIELD(json), "Print one JSON object instead of a table."},

@@ -27,7 +27,7 @@ extern const nps_net_family_t nps_net_vit;
 struct nps_net {
   const nps_net_family_t *family;
   const nps_model_t *body, *head; /**< borrowed; head may be NULL */
-  bool own_head_first;            /**< the body's head tensors come before the head model's */
+  bool own_head_first;            /**< the head model gives only what the body lacks; else all of the head */
   nps_net_tensor_t *tensors;      /**< [count] */
   int count;
   int classes;

@@ -16,17 +16,24 @@ static const nps_tensor_info_t *find(const nps_model_t *model, const char *name)
 }
 
 const nps_tensor_info_t *nps_net_look_up(const nps_net_t *net, const char *name, bool is_head, bool *of_head) {
-  const nps_tensor_info_t *own = find(net->body, name), *heads = is_head ? find(net->head, name) : NULL;
-  *of_head = heads && !(own && net->own_head_first);
-  return *of_head ? heads : own;
+  const bool only_head = is_head && net->head && !net->own_head_first;
+  const nps_tensor_info_t *own = only_head ? NULL : find(net->body, name);
+  *of_head = is_head && !own;
+  return *of_head ? find(net->head, name) : own;
 }
 
 static nps_err_t fail_missing(const nps_net_t *net, const char *name, bool is_head) {
-  if (is_head && net->head)
-    return nps_fail(NPS_ERR_INPUT, "%s: the network needs tensor %s, which is neither there nor in the head model %s",
-                    net->body->path, name, net->head->path);
-  return nps_fail(NPS_ERR_INPUT, "%s: the network needs tensor %s, which is not there%s", net->body->path, name,
-                  is_head ? "; a head model can give it" : "");
+  const char *path = net->body->path;
+  if (!is_head)
+    return nps_fail(NPS_ERR_INPUT, "%s: the network needs tensor %s, which is not there", path, name);
+  if (!net->head)
+    return nps_fail(NPS_ERR_INPUT, "%s: the network needs tensor %s, which is not there; a head model can give it",
+                    path, name);
+  if (!net->own_head_first)
+    return nps_fail(NPS_ERR_INPUT, "%s: the network of %s needs tensor %s, which this head model lacks",
+                    net->head->path, path, name);
+  return nps_fail(NPS_ERR_INPUT, "%s: the network needs tensor %s, which is neither there nor in the head model %s", path,
+                  name, net->head->path);
 }
 
 static nps_err_t check_tensor(const nps_model_t *model, const nps_tensor_info_t *info, int ndim, const int64_t *shape) {
