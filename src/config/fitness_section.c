@@ -50,10 +50,24 @@ static void read_batch(void *target, const nps_node_t *value, const char *what) 
   if (nps_count_read(value, what, 1, INT_MAX, &batch)) section(target)->batch = (int)batch;
 }
 
-static void refuse(void *target, const nps_node_t *value, const char *what) {
+static void refuse_unless(bool is_default, const nps_node_t *value, const char *what) {
+  if (!is_default) nps_place_fail(value->place, "%s: the command evaluator is not built yet", what);
+}
+
+static void read_command(void *target, const nps_node_t *value, const char *what) {
   (void)target;
-  if (value->kind != NPS_NODE_LIST || value->count > 0)
-    nps_place_fail(value->place, "%s: the command evaluator is not built yet", what);
+  refuse_unless(value->kind == NPS_NODE_LIST && value->count == 0, value, what);
+}
+
+static void read_timeout(void *target, const nps_node_t *value, const char *what) {
+  double seconds;
+  (void)target;
+  refuse_unless(nps_node_scalar(value, &seconds) == NPS_SCALAR_NUMBER && seconds == 600, value, what);
+}
+
+static void read_direction(void *target, const nps_node_t *value, const char *what) {
+  (void)target;
+  refuse_unless(value->kind == NPS_NODE_SCALAR && strcmp(value->text, "max") == 0, value, what);
 }
 
 static void read_sharpness_samples(void *target, const nps_node_t *value, const char *what) {
@@ -145,8 +159,8 @@ void nps_fitness_read(nps_recipe_t *recipe, const nps_node_t *value, const char 
       {"evaluator", NPS_KEY_READ, read_evaluator, NULL}, {"metric", NPS_KEY_READ, read_metric, NULL},
       {"objective", NPS_KEY_READ, read_objective, NULL}, {"holdout", NPS_KEY_READ, read_holdout, NULL},
       {"batch", NPS_KEY_READ, read_batch, NULL},         {"sharpness", NPS_KEY_READ, read_sharpness, NULL},
-      {"command", NPS_KEY_READ, refuse, NULL},           {"timeout", NPS_KEY_NOT_BUILT, NULL, NULL},
-      {"direction", NPS_KEY_NOT_BUILT, NULL, NULL},      {"tasks", NPS_KEY_READ, read_tasks, NULL}};
+      {"command", NPS_KEY_READ, read_command, NULL},     {"timeout", NPS_KEY_READ, read_timeout, NULL},
+      {"direction", NPS_KEY_READ, read_direction, NULL}, {"tasks", NPS_KEY_READ, read_tasks, NULL}};
   recipe->fitness.given = true;
   nps_level_read(value, what, keys, COUNT(keys), recipe);
 }

@@ -58,6 +58,10 @@ static void read_variables(void *target, const nps_node_t *value, const char *wh
   for (int i = 0; i < value->count; i++) {
     int word;
     if (!nps_word_read(value->entries[i].value, what, kinds, COUNT(kinds), &word)) return;
+    if (vary[word]) {
+      nps_place_fail(value->place, "%s: '%s' is listed twice", what, kinds[word].text);
+      return;
+    }
     vary[word] = true;
   }
   s->vary_weight = vary[VARY_WEIGHT];
@@ -75,7 +79,8 @@ static void read_pair(double out[2], const nps_node_t *value, const char *what) 
   if (pair[0] < pair[1])
     memcpy(out, pair, 2 * sizeof *out);
   else
-    nps_place_fail(value->place, "%s: expected [lower, upper], found [%g, %g]", what, pair[0], pair[1]);
+    nps_place_fail(value->place, "%s: expected [lower, upper] with lower < upper, found [%g, %g]", what, pair[0],
+                   pair[1]);
   free(pair);
 }
 

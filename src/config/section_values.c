@@ -15,7 +15,7 @@ bool nps_number_read(const nps_node_t *value, const char *what, double least, bo
   }
   char *range = most < HUGE_VAL ? nps_xstrf(" and at most %g", most) : nps_xstrdup("");
   if (least == -HUGE_VAL)
-    nps_place_fail(value->place, "%s: expected a number, found %s", what, nps_node_describe(value, found));
+    nps_place_fail(value->place, "%s: expected a finite number, found %s", what, nps_node_describe(value, found));
   else
     nps_place_fail(value->place, "%s: expected a number %s %g%s, found %s", what, above ? "above" : "of at least",
                    least, range, nps_node_describe(value, found));

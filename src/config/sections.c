@@ -113,18 +113,47 @@ static bool has_task(const nps_recipe_t *recipe, const char *model) {
   return false;
 }
 
+static bool is_given(const nps_node_t *root, const char *section, const char *key) {
+  const nps_entry_t *outer = nps_node_find(root, section);
+  const nps_entry_t *inner = outer ? nps_node_find(outer->value, key) : NULL;
+  return inner && !nps_node_is_null(inner->value);
+}
+
+/* The base among the models has no task vector; paths that only links make the same are left to the run. */
+static bool is_base(const nps_recipe_t *recipe, int m) {
+  const char *base = recipe->base_model, *model = recipe->models[m].model;
+  if (!base || !model) return false;
+  while (strncmp(base, "./", 2) == 0) base += 2;
+  while (strncmp(model, "./", 2) == 0) model += 2;
+  size_t base_size = strlen(base), size = strlen(model);
+  while (base_size > 1 && base[base_size - 1] == '/') base_size--;
+  while (size > 1 && model[size - 1] == '/') size--;
+  return size == base_size && memcmp(base, model, size) == 0;
+}
+
+static int count_task_vectors(const nps_recipe_t *recipe) {
+  int count = 0;
+  for (int m = 0; m < recipe->model_count; m++) count += !is_base(recipe, m);
+  return count;
+}
+
+static void check_tasks_of_models(const nps_recipe_t *recipe, const nps_node_t *root) {
+  const nps_place_t place = place_of(root, "search", "stages");
+  for (int m = 0; m < recipe->model_count; m++)
+    if (recipe->models[m].name && !is_base(recipe, m) && !has_task(recipe, recipe->models[m].name))
+      nps_place_fail(place, "search.stages: prune needs a task for every model, '%s' has none in fitness.tasks",
+                     recipe->models[m].name);
+}
+
 static void check_stages(const nps_recipe_t *recipe, const nps_node_t *root) {
   const nps_recipe_search_t *s = &recipe->search;
   const nps_place_t place = place_of(root, "search", "stages");
   const bool transfer = recipe->nps.application == NPS_APPLICATION_TRANSFER;
   if (transfer && (s->stage_count != 1 || s->stages[0] != NPS_STAGE_PRUNE))
-    nps_place_fail(place, "search.stages: transfer has the stage prune only");
+    nps_place_fail(place, "search.stages: expected [prune], the only stage of transfer");
   if (s->per_model && !has_stage(recipe, NPS_STAGE_JOINT))
     nps_place_fail(place_of(root, "search", "per_model"), "search.per_model: holds for the stage joint only");
-  for (int m = 0; has_stage(recipe, NPS_STAGE_PRUNE) && m < recipe->model_count; m++)
-    if (recipe->models[m].name && !has_task(recipe, recipe->models[m].name))
-      nps_place_fail(place, "search.stages: prune needs a task for every model, '%s' has none in fitness.tasks",
-                     recipe->models[m].name);
+  if (has_stage(recipe, NPS_STAGE_PRUNE)) check_tasks_of_models(recipe, root);
   if (!has_stage(recipe, NPS_STAGE_PRUNE) && !has_stage(recipe, NPS_STAGE_JOINT)) return;
   if (recipe->nps.weight_rows)
     nps_place_fail(place_of(root, "nps", "weights"), "nps.weights: the stages prune and joint search them, give "
@@ -151,9 +180,9 @@ static void check_search(const nps_recipe_t *recipe, const nps_node_t *root) {
   if (!s->given || s->algorithm == NPS_ALGORITHM_NONE) return;
   if (recipe->fitness.evaluator == NPS_EVALUATOR_NONE)
     nps_place_fail(place_of(root, "search", NULL), "search: needs an evaluator, but fitness.evaluator is none");
-  else if (recipe->fitness.task_count == 0)
+  else if (!recipe->fitness.given)
     nps_place_fail(place_of(root, "search", NULL), "search: needs fitness.tasks, as candidates are scored on them");
-  else
+  else if (recipe->fitness.task_count > 0)
     check_stages(recipe, root);
   check_start(recipe, root);
 }
@@ -178,9 +207,13 @@ void nps_sections_check(nps_recipe_t *recipe, const nps_node_t *root) {
   check_rows(recipe, root, "weights", recipe->nps.weights, recipe->nps.weight_rows);
   check_rows(recipe, root, "priorities", recipe->nps.priorities, recipe->nps.priority_rows);
   settle_tasks(recipe, root);
-  if (recipe->fitness.given && recipe->fitness.task_count == 0 && recipe->fitness.evaluator == NPS_EVALUATOR_NATIVE &&
-      !nps_node_find(nps_node_find(root, "fitness")->value, "tasks"))
+  if (recipe->fitness.given && recipe->fitness.evaluator == NPS_EVALUATOR_NATIVE && !is_given(root, "fitness", "tasks"))
     nps_place_fail(place_of(root, "fitness", NULL), "fitness: 'tasks' is missing, expected a list of tasks");
+  if (recipe->nps.application == NPS_APPLICATION_TRANSFER && count_task_vectors(recipe) > 1 && recipe->output_path &&
+      !strstr(recipe->output_path, "{name}"))
+    nps_place_fail(place_of(root, "output", "path"),
+                   "output.path: transfer writes one output a model, expected {name} in the path, found '%s'",
+                   recipe->output_path);
   check_search(recipe, root);
 }
 
