@@ -89,6 +89,51 @@ def ties(base, theta, masks, weights, lam=1.0, normalize=True):
     return consensus(base, delta, weights, lam, normalize)
 
 
+# ---- nps: subspaces by magnitude ---------------------------------------------------------------------------------------
+
+
+def nps_pruned(tau, weights, priorities, density):
+    """(q, mask) of a flat task vector; subspaces smallest first, equal magnitudes share one."""
+    magnitude, count = np.abs(tau), len(weights)
+    thresholds = np.sort(magnitude)[[m * tau.size // count for m in range(1, count)]]
+    subspace = np.searchsorted(thresholds, magnitude, side="right")
+    score = np.asarray(priorities, np.float32)[subspace] * magnitude
+    mask = largest(score, int(np.floor(density * tau.size)))
+    return np.where(mask, np.asarray(weights, np.float32)[subspace] * tau, np.float32(0)), mask
+
+
+def nps_models(base, theta, weights, densities, scope, priorities=None):
+    """base, theta: dicts of all tensors; weights: M numbers of each model. ({name: [q of each model]}, [kept entries])."""
+    names = sorted(base, key=lambda name: name.encode())
+    q, kept = {name: [] for name in names}, []
+    for i, (model, density) in enumerate(zip(theta, densities)):
+        flat = [task_vector(model[name], base[name]).reshape(-1) for name in names]
+        keys = np.abs(weights[i]) if priorities is None else priorities[i]
+        if scope == "model":
+            whole, mask = nps_pruned(np.concatenate(flat), weights[i], keys, density)
+            parts = np.split(whole, np.cumsum([x.size for x in flat])[:-1])
+            kept.append(int(mask.sum()))
+        else:
+            pruned = [nps_pruned(x, weights[i], keys, density) for x in flat]
+            parts = [part for part, _ in pruned]
+            kept.append(sum(int(mask.sum()) for _, mask in pruned))
+        for name, part in zip(names, parts):
+            q[name].append(part.reshape(base[name].shape))
+    return q, kept
+
+
+def nps(base, q, lambdas, normalize="none"):
+    total, present = np.zeros(base.shape), np.zeros(base.shape)
+    for x, lam in zip(q, lambdas):
+        total = total + lam * x.astype(np.float64)
+        present = present + np.where(x != 0, lam, 0.0)
+    if normalize == "sum":
+        total = total / sum(lambdas)
+    elif normalize == "coordinate":
+        total = np.divide(total, present, out=np.zeros_like(total), where=present != 0)
+    return base.astype(np.float64) + total
+
+
 # ---- dare: masks from the documented generator -------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import pathlib
 
+import h5py
 import numpy as np
 import oracle
 import pytest
@@ -126,6 +127,64 @@ def test_dare_by_default_rescales_and_does_not_normalize(family, tmp_path):
     config = config_of(family, "dare_ties", {"density": 0.3, "normalize": True}, [{"weight": w} for w in weights])
     expected = each(family, lambda n, b, x: oracle.dare(n, b, x, weights, [0.3] * len(weights), 0, True, True, 1, True))
     assert_equal(merged(config, tmp_path), expected, ODD_ONES)
+
+
+SUBSPACE_WEIGHTS = [0.3, -0.5, 0, 0.7, 1, 1.1, 0.9, 1.3]
+
+
+def count_kept(path):
+    """([kept entries of each model], [all its entries])."""
+    with h5py.File(path) as f:
+        return f["subspaces/kept"][:].sum(1).tolist(), f["subspaces/entries"][:].sum(1).tolist()
+
+
+def check_nps(family, tmp_path, config, weights, densities, lambdas, priorities=None, extra=None):
+    """Merge by nps and compare tensors and kept counts; extra: names of tensors besides the base's."""
+    _, base, models = family
+    scope = config["nps"]["scope"]
+    normalize = config["parameters"].get("normalize", "none")
+    q, kept = oracle.nps_models(base, models, weights, densities, scope, priorities)
+    expected = each(family, lambda n, b, x: oracle.nps(b, q[n], lambdas, normalize))
+    result = merged(config, tmp_path, ranks=2)
+    assert_equal({n: x for n, x in result.items() if n in base}, expected, ODD_ONES)
+    assert set(result) - set(base) == set(extra or ())
+    d = [sum(x.size for x in base.values())] * len(models)
+    if scope == "model":
+        assert kept == [int(np.floor(r * n)) for r, n in zip(densities, d)]
+    assert count_kept(tmp_path / "out.h5") == (kept, d)
+
+
+@pytest.mark.parametrize("normalize", ["none", "sum", "coordinate"])
+@pytest.mark.parametrize("scope", ["model", "tensor"])
+def test_nps(family, scope, normalize, tmp_path):
+    weights = weights_of(family)
+    config = config_of(family, "nps", {"lambda": 0.7, "normalize": normalize}, [{"weight": w} for w in weights],
+                       nps={"scope": scope, "density": 0.1, "weights": SUBSPACE_WEIGHTS})  # fmt: skip
+    count = len(weights)
+    check_nps(family, tmp_path, config, [SUBSPACE_WEIGHTS] * count, [0.1] * count, [0.7 * w for w in weights])
+
+
+@pytest.mark.parametrize("scope", ["model", "tensor"])
+def test_nps_with_weights_and_densities_of_their_own(family, scope, tmp_path):
+    """Every model has its own subspaces' weights, and all their priorities; some densities keep zeros, all or nothing."""
+    tasks = tools.TASKS[family[0]]
+    weights = [[0.2 * (i + 1) - 0.3 * m for m in range(5)] for i in range(len(tasks))]
+    densities = [[0.05, 0.97, 1, 0, 0.3][i % 5] for i in range(len(tasks))]
+    priorities = [2, 1, 0.5, 0.25, 0]
+    config = config_of(family, "nps", {"lambda": 0.4}, [{"density": r} for r in densities],
+                       nps={"scope": scope, "subspaces": 5, "weights": dict(zip(tasks, weights)),
+                            "priorities": priorities})  # fmt: skip
+    check_nps(family, tmp_path, config, weights, densities, [0.4] * len(tasks), [priorities] * len(tasks))
+
+
+@pytest.mark.parametrize("scope", ["model", "tensor"])
+def test_nps_transfers_a_model(family, scope, tmp_path):
+    name, base, models = family
+    task = tools.TASKS[name][1]
+    config = tools.recipe(name, "nps", {"lambda": 0.7}, names=[task], nps={
+        "application": "transfer", "scope": scope, "density": 0.04, "weights": SUBSPACE_WEIGHTS})  # fmt: skip
+    head = set(tools.read_model(tools.MODELS / name / task)) - set(base)
+    check_nps((name, base, [models[1]]), tmp_path, config, [SUBSPACE_WEIGHTS], [0.04], [0.7], extra=head)
 
 
 @pytest.mark.parametrize("t", [0, 0.25, 1])
