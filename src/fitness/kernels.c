@@ -183,55 +183,60 @@ void nps_kernel_layer_norm(const float *x, int64_t ldx, int64_t m, int64_t n, co
 
 /* ---- attention ---- */
 
-/* out[j] = Σ_c a[c]·b[c][j] for `columns` columns, at most LANES, four terms at a time. */
-static inline void combine(int columns, int64_t k, const float *a, const float *b, int64_t ldb, float *out) {
+/* out[j] = factor·Σ_c a[c·step]·b[c][j] for `columns` columns, at most LANES, four terms at a time. */
+static inline void combine(int columns, int64_t k, const float *a, int64_t step, const float *b, int64_t ldb,
+                           float factor, float *out) {
   float sum[LANES] = {0};
   int64_t c = 0;
   for (; c + 4 <= k; c += 4) {
-    const float a0 = a[c], a1 = a[c + 1], a2 = a[c + 2], a3 = a[c + 3];
+    const float a0 = a[c * step], a1 = a[(c + 1) * step], a2 = a[(c + 2) * step], a3 = a[(c + 3) * step];
     const float *b0 = b + c * ldb, *b1 = b0 + ldb, *b2 = b1 + ldb, *b3 = b2 + ldb;
     for (int j = 0; j < columns; j++) sum[j] += (a0 * b0[j] + a1 * b1[j]) + (a2 * b2[j] + a3 * b3[j]);
   }
   for (; c < k; c++)
-    for (int j = 0; j < columns; j++) sum[j] += a[c] * b[c * ldb + j];
-  for (int j = 0; j < columns; j++) out[j] = sum[j];
+    for (int j = 0; j < columns; j++) sum[j] += a[c * step] * b[c * ldb + j];
+  for (int j = 0; j < columns; j++) out[j] = sum[j] * factor;
 }
 
-/* out = a·b: [m][k]·[k][n]. */
-static inline void multiply(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb,
-                            float *out, int64_t ldo) {
-  const int64_t whole = n / LANES * LANES;
-  for (int64_t i = 0; i < m; i++)
-    for (int64_t j = 0; j < whole; j += LANES) combine(LANES, k, a + i * lda, b + j, ldb, out + i * ldo + j);
-  for (int64_t i = 0; i < m && whole < n; i++)
-    combine((int)(n - whole), k, a + i * lda, b + whole, ldb, out + i * ldo + whole);
+/* scores[t][i] = key t · query i: queries lie in the lanes, so that softmax over tokens needs no sum across lanes. */
+static inline void make_scores(const nps_attention_t *a, int64_t lanes) {
+  for (int64_t t = 0; t < a->tokens; t++)
+    for (int64_t i = 0; i < lanes; i += LANES)
+      combine(LANES, a->width, a->keys + t * a->ldk, 1, a->query + i, a->ldq, 1, a->scores + t * lanes + i);
 }
 
-static inline float largest_of(const float *x, int64_t n) {
-  float lane[LANES];
-  for (int j = 0; j < LANES; j++) lane[j] = x[j];
-  for (int64_t i = LANES; i < n; i += LANES)
-    for (int j = 0; j < LANES; j++) lane[j] = x[i + j] > lane[j] ? x[i + j] : lane[j];
-  for (int width = LANES / 2; width > 0; width /= 2)
-    for (int j = 0; j < width; j++) lane[j] = lane[j + width] > lane[j] ? lane[j + width] : lane[j];
-  return lane[0];
+/* x[t][i] = e^(scale·(x[t][i] − the largest of column i)), and sum[i] = Σ_t of them.
+ * @param x  [tokens][lanes], and a row more for the largest */
+static inline void exp_columns(float *x, int64_t tokens, int64_t lanes, float scale, double *sum) {
+  float *most = x + tokens * lanes;
+  memcpy(most, x, (size_t)lanes * sizeof *x);
+  for (int64_t t = 1; t < tokens; t++)
+    for (int64_t i = 0; i < lanes; i++) most[i] = x[t * lanes + i] > most[i] ? x[t * lanes + i] : most[i];
+  for (int64_t i = 0; i < lanes; i++) sum[i] = 0;
+  for (int64_t t = 0; t < tokens; t++) {
+    float *row = x + t * lanes;
+    for (int64_t i = 0; i < lanes; i++) row[i] = exp_of(scale * (row[i] - most[i]));
+    for (int64_t i = 0; i < lanes; i++) sum[i] += (double)row[i];
+  }
 }
 
-/* x = softmax(scale·x) over n numbers; what lies between n and its padded length is set to 0. */
-static inline void softmax(float *x, int64_t n, float scale) {
-  const int64_t padded = (n + LANES - 1) / LANES * LANES;
-  for (int64_t i = n; i < padded; i++) x[i] = -INFINITY;
-  for (int64_t i = 0; i < padded; i++) x[i] *= scale;
-  const float most = largest_of(x, padded);
-  for (int64_t i = 0; i < padded; i++) x[i] = exp_of(x[i] - most);
-  const float factor = (float)(1.0 / sum_of(x, padded));
-  for (int64_t i = 0; i < padded; i++) x[i] *= factor;
+static inline void make_outputs(const nps_attention_t *a, int64_t lanes, const double *sum) {
+  const int64_t whole = a->width / LANES * LANES;
+  for (int64_t i = 0; i < a->queries; i++) {
+    const float factor = (float)(1.0 / sum[i]), *share = a->scores + i;
+    float *out = a->out + i * a->ldo;
+    for (int64_t j = 0; j < whole; j += LANES)
+      combine(LANES, a->tokens, share, lanes, a->value + j, a->ldv, factor, out + j);
+    if (whole < a->width)
+      combine((int)(a->width - whole), a->tokens, share, lanes, a->value + whole, a->ldv, factor, out + whole);
+  }
 }
 
 NPS_VECTOR_CLONES
 void nps_kernel_attention(const nps_attention_t *a) {
-  const int64_t padded = (a->tokens + LANES - 1) / LANES * LANES;
-  multiply(a->queries, padded, a->width, a->query, a->ldq, a->keys, a->ldk, a->scores, padded);
-  for (int64_t i = 0; i < a->queries; i++) softmax(a->scores + i * padded, a->tokens, a->scale);
-  multiply(a->queries, a->width, a->tokens, a->scores, padded, a->value, a->ldv, a->out, a->ldo);
+  const int64_t lanes = (a->queries + LANES - 1) / LANES * LANES;
+  double *sum = (void *)(a->scores + (a->tokens + 1) * lanes);
+  make_scores(a, lanes);
+  exp_columns(a->scores, a->tokens, lanes, a->scale, sum);
+  make_outputs(a, lanes, sum);
 }

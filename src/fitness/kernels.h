@@ -36,16 +36,16 @@ void nps_kernel_layer_norm(const float *x, int64_t ldx, int64_t m, int64_t n, co
 
 /** One head of one sample's attention. */
 typedef struct nps_attention {
-  const float *query; /**< [queries][width], leading dimension ldq */
-  const float *keys;  /**< [width][tokens], transposed; leading dimension ldk; NPS_PAD numbers more can be read */
+  const float *query; /**< [width][queries], transposed; leading dimension ldq; NPS_PAD numbers more can be read */
+  const float *keys;  /**< [tokens][width], leading dimension ldk */
   const float *value; /**< [tokens][width], leading dimension ldv */
   float *out;         /**< [queries][width], leading dimension ldo */
-  float *scores;      /**< working memory: [queries][tokens], the latter padded */
+  float *scores;      /**< working memory: [tokens + 3][queries], the latter padded; aligned to 64 bytes */
   int64_t queries, tokens, width, ldq, ldk, ldv, ldo;
   float scale;
 } nps_attention_t;
 
-/** out = softmax(scale · query · keys) · value, row by row. */
+/** out = softmax(scale · queryᵀ · keysᵀ) · value, the softmax over tokens. */
 void nps_kernel_attention(const nps_attention_t *a);
 
 #endif

@@ -195,21 +195,21 @@ typedef struct {
   const vit_t *v;
   const float *const *weights;
   int64_t n, rows; /* samples, tokens of all of them */
-  int64_t ldk;     /* leading dimension of the transposed keys */
+  int64_t ldq;     /* leading dimension of the transposed queries */
   int64_t plane;   /* room of [rows][hidden] */
   float *x;        /* [rows][hidden] */
   float *norm;     /* [rows][hidden], then what attention gives */
-  float *query;    /* [rows][hidden] */
+  float *keys;     /* [rows][hidden] */
   float *value;    /* [rows][hidden] */
-  float *keys;     /* [hidden][ldk] transposed, and NPS_PAD more */
-  float *scores;   /* [tokens][tokens], the latter padded */
-  float *inner;    /* [rows][inner], or [rows][patch_size]: shares its place with query, value and keys */
+  float *query;    /* [hidden][ldq] transposed, and NPS_PAD more */
+  float *scores;   /* what attention needs */
+  float *inner;    /* [rows][inner], or [rows][patch_size]: shares its place with keys, value and query */
 } work_t;
 
 static int64_t padded(int64_t n) { return (n + NPS_PAD - 1) / NPS_PAD * NPS_PAD; }
 
-/* An odd number of cache lines: a column of keys then spreads over the sets of the cache. */
-static int64_t key_stride(int64_t rows) {
+/* An odd number of cache lines: a column of queries then spreads over the sets of the cache. */
+static int64_t query_stride(int64_t rows) {
   const int64_t lines = padded(rows) / NPS_PAD;
   return (lines | 1) * NPS_PAD;
 }
@@ -218,23 +218,25 @@ static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 static work_t start_work(const vit_t *v, int64_t n) {
   const int64_t rows = n * v->tokens;
-  return (work_t){.v = v, .n = n, .rows = rows, .ldk = key_stride(rows), .plane = padded(rows * v->hidden)};
+  return (work_t){.v = v, .n = n, .rows = rows, .ldq = query_stride(rows), .plane = padded(rows * v->hidden)};
 }
+
+static int64_t scores_size(const vit_t *v) { return (v->tokens + 3) * padded(v->tokens); }
 
 static int64_t scratch_size(const void *shape, int64_t n) {
   const vit_t *v = shape;
   const work_t w = start_work(v, n);
-  const int64_t attention = 2 * w.plane + v->hidden * w.ldk + NPS_PAD;
-  return 2 * w.plane + v->tokens * padded(v->tokens) + larger(attention, w.rows * larger(v->inner, v->patch_size));
+  const int64_t attention = 2 * w.plane + v->hidden * w.ldq + NPS_PAD;
+  return 2 * w.plane + scores_size(v) + larger(attention, w.rows * larger(v->inner, v->patch_size));
 }
 
 static void lay_out(work_t *w, float *scratch) {
   w->x = scratch;
   w->norm = w->x + w->plane;
   w->scores = w->norm + w->plane;
-  w->query = w->inner = w->scores + w->v->tokens * padded(w->v->tokens);
-  w->value = w->query + w->plane;
-  w->keys = w->value + w->plane;
+  w->keys = w->inner = w->scores + scores_size(w->v);
+  w->value = w->keys + w->plane;
+  w->query = w->value + w->plane;
 }
 
 static const float *weight_of(const work_t *w, pair_t pair) { return w->weights[pair.weight]; }
@@ -288,34 +290,29 @@ static void normalise(const work_t *w, pair_t pair, int64_t m, int64_t ldx) {
   nps_kernel_layer_norm(w->x, ldx, m, w->v->hidden, weight_of(w, pair), bias_of(w, pair), w->v->eps, w->norm);
 }
 
-/* keys[c][row] = key c of token `row`: the product is made transposed, as attention reads it. */
-static void make_keys(const work_t *w, const layer_t *layer) {
+/* query[c][i] = number c of the query of row i, for m rows: the product is made transposed, as attention reads it. Columns
+ * behind the last are read, though not used: they must hold numbers. */
+static void make_queries(const work_t *w, const layer_t *layer, int64_t m, int64_t step) {
   const int64_t h = w->v->hidden;
-  const float *bias = bias_of(w, layer->key);
+  const float *bias = bias_of(w, layer->query);
   for (int64_t c = 0; c < h; c++)
-    for (int64_t i = 0; i < w->rows; i++) w->keys[c * w->ldk + i] = bias ? bias[c] : 0;
-  nps_sgemm(true, h, w->rows, h, 1, weight_of(w, layer->key), h, w->norm, h, 1, w->keys, w->ldk);
+    for (int64_t i = 0; i < w->ldq; i++) w->query[c * w->ldq + i] = bias ? bias[c] : 0;
+  memset(w->query + h * w->ldq, 0, NPS_PAD * sizeof(float));
+  nps_sgemm(true, h, m, h, 1, weight_of(w, layer->query), h, w->norm, step, 1, w->query, w->ldq);
 }
 
-/* Columns behind the last token are read, though not used: they must hold numbers. */
-static void clear_key_ends(const work_t *w) {
-  for (int64_t c = 0; c < w->v->hidden; c++)
-    memset(w->keys + c * w->ldk + w->rows, 0, (size_t)(w->ldk - w->rows) * sizeof(float));
-  memset(w->keys + w->v->hidden * w->ldk, 0, NPS_PAD * sizeof(float));
-}
-
-/* Attention of `queries` tokens of every sample, rows [n·queries] of query and norm. */
+/* Attention of `queries` tokens of every sample. The result takes the place of the normalised rows. */
 static void attend(const work_t *w, int64_t queries) {
   const vit_t *v = w->v;
   const int64_t h = v->hidden, width = h / v->heads;
   nps_attention_t a = {.scores = w->scores, .queries = queries, .tokens = v->tokens, .width = width};
-  a.ldq = a.ldv = a.ldo = h;
-  a.ldk = w->ldk;
+  a.ldk = a.ldv = a.ldo = h;
+  a.ldq = w->ldq;
   a.scale = (float)(1 / sqrt((double)width));
   for (int64_t i = 0; i < w->n; i++)
     for (int64_t head = 0; head < v->heads; head++) {
-      a.query = w->query + i * queries * h + head * width;
-      a.keys = w->keys + head * width * w->ldk + i * v->tokens;
+      a.query = w->query + head * width * w->ldq + i * queries;
+      a.keys = w->keys + i * v->tokens * h + head * width;
       a.value = w->value + i * v->tokens * h + head * width;
       a.out = w->norm + i * queries * h + head * width;
       nps_kernel_attention(&a);
@@ -327,9 +324,8 @@ static void run_layer(const work_t *w, const layer_t *layer, bool last) {
   const vit_t *v = w->v;
   const int64_t h = v->hidden, queries = last ? 1 : v->tokens, m = w->n * queries, step = last ? v->tokens * h : h;
   normalise(w, layer->norm_before, w->rows, h);
-  linear(w, layer->query, m, w->norm, step, h, w->query, h, h);
-  make_keys(w, layer);
-  clear_key_ends(w);
+  make_queries(w, layer, m, step);
+  linear(w, layer->key, w->rows, w->norm, h, h, w->keys, h, h);
   linear(w, layer->value, w->rows, w->norm, h, h, w->value, h, h);
   attend(w, queries);
   linear_add(w, layer->output, m, w->norm, h, h, w->x, step, h);

@@ -129,15 +129,16 @@ START_TEST(rows_are_normalised) {
 }
 END_TEST
 
-enum { TOKENS = 40, WIDTH = 40, KEYS = 57 }; /* most; leading dimension of the keys */
+enum { TOKENS = 40, WIDTH = 40, QUERIES = 57 }; /* most; leading dimension of the queries */
 
-static float query[TOKENS * WIDTH], keys[WIDTH * KEYS + NPS_PAD], value[TOKENS * WIDTH], scores[TOKENS * 48];
+static float query[WIDTH * QUERIES + NPS_PAD], keys[TOKENS * WIDTH], value[TOKENS * WIDTH];
+static _Alignas(64) float scores[(TOKENS + 3) * 48];
 
 static nps_attention_t attention_of(int64_t queries, int64_t tokens, int64_t width, float *out) {
-  fill_random(query, TOKENS * WIDTH, 4);
-  fill_random(keys, WIDTH * KEYS + NPS_PAD, 4);
+  fill_random(query, WIDTH * QUERIES + NPS_PAD, 4);
+  fill_random(keys, TOKENS * WIDTH, 4);
   fill_random(value, TOKENS * WIDTH, 1);
-  return (nps_attention_t){query, keys, value, out, scores, queries, tokens, width, WIDTH, KEYS, WIDTH, WIDTH, 0.3F};
+  return (nps_attention_t){query, keys, value, out, scores, queries, tokens, width, QUERIES, WIDTH, WIDTH, WIDTH, 0.3F};
 }
 
 static double attend_naively(const nps_attention_t *a, int64_t i, int64_t column) {
@@ -145,7 +146,7 @@ static double attend_naively(const nps_attention_t *a, int64_t i, int64_t column
   for (int64_t t = 0; t < a->tokens; t++) {
     score[t] = 0;
     for (int64_t c = 0; c < a->width; c++)
-      score[t] += (double)a->query[i * a->ldq + c] * (double)a->keys[c * a->ldk + t] * (double)a->scale;
+      score[t] += (double)a->query[c * a->ldq + i] * (double)a->keys[t * a->ldk + c] * (double)a->scale;
     most = fmax(most, score[t]);
   }
   for (int64_t t = 0; t < a->tokens; t++) {
