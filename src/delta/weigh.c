@@ -53,20 +53,22 @@ void nps_weighting_free(nps_weighting_t *weighting) {
 enum { STEPS = 7 };
 
 /* Where |x| reaches a threshold, takes its subspace's number instead of what `out` holds. Thresholds ascend, so the last
- * one reached decides. A NaN is never reached. */
+ * one reached decides; a NaN is never reached. All are in variables, as vector code loads nothing under a condition. */
 NPS_VECTOR_CLONES
-static void climb(const float t[restrict STEPS], const float to[restrict STEPS], const float *restrict x, int64_t n,
+static void climb(const float t[STEPS], const float to[STEPS], const float *restrict x, int64_t n,
                   float *restrict out) {
+  const float t0 = t[0], t1 = t[1], t2 = t[2], t3 = t[3], t4 = t[4], t5 = t[5], t6 = t[6];
+  const float to0 = to[0], to1 = to[1], to2 = to[2], to3 = to[3], to4 = to[4], to5 = to[5], to6 = to[6];
   for (int64_t i = 0; i < n; i++) {
     const float magnitude = fabsf(x[i]);
     float y = out[i];
-    y = magnitude >= t[0] ? to[0] : y;
-    y = magnitude >= t[1] ? to[1] : y;
-    y = magnitude >= t[2] ? to[2] : y;
-    y = magnitude >= t[3] ? to[3] : y;
-    y = magnitude >= t[4] ? to[4] : y;
-    y = magnitude >= t[5] ? to[5] : y;
-    y = magnitude >= t[6] ? to[6] : y;
+    y = magnitude >= t0 ? to0 : y;
+    y = magnitude >= t1 ? to1 : y;
+    y = magnitude >= t2 ? to2 : y;
+    y = magnitude >= t3 ? to3 : y;
+    y = magnitude >= t4 ? to4 : y;
+    y = magnitude >= t5 ? to5 : y;
+    y = magnitude >= t6 ? to6 : y;
     out[i] = y;
   }
 }

@@ -209,7 +209,7 @@ const nps_merge_method_t nps_method_nps = {
                [NORMALIZE] = {.name = "normalize", .kind = NPS_PARAM_CHOICE, .choices = normalize_choices},
                [DENSITY] = {.name = "density", .per_model = true, .fallback = NAN, .least = 0, .most = 1}},
     .param_count = 4,
-    .element_seconds = 5e-9,
+    .element_seconds = 9e-9,
     .check = nps_check,
     .passes = nps_passes,
     .whole_model = nps_whole_model,
