@@ -1,8 +1,8 @@
 /** @file eval.h
  *  Scores of a model on calibration data. Layer 7, part of `run`.
  *
- *  Samples are scored in batches, in order; ranks share the batches of each task, and a task's score is the sum over its
- *  batches in their order: the same figures on any number of ranks. */
+ *  Samples are scored in batches, in order; ranks share the batches, and a task's score is the sum over its batches in
+ *  their order: the same figures on any number of ranks. */
 #ifndef NPS_EVAL_H
 #define NPS_EVAL_H
 
@@ -37,14 +37,14 @@ typedef struct nps_eval {
 /** Find and check model, heads and data, and score the model on every task. Collective.
  *  @param report  shows progress on rank 0; may be NULL
  *  @param[out] out  the same on every rank; freed with nps_eval_free()
- *  @return NPS_ERR_CONFIG: a group given twice, a head for a group that is not scored, too large a batch; NPS_ERR_INPUT: data
- *    or model are missing or do not fit; the same on every rank */
+ *  @return NPS_ERR_CONFIG: a group given twice, a head for a group that is not scored, too large a batch;
+ *    NPS_ERR_INPUT: data or model are missing or do not fit; the same on every rank */
 nps_err_t nps_eval_scores(const nps_comm_t *comm, const nps_eval_request_t *request, nps_report_t *report,
                           nps_eval_t **out);
 void nps_eval_free(nps_eval_t *eval);
 
-/** Put scores into JSON: {"tasks": {group: {"correct", "total", "accuracy", "nll"}}, "average": {"accuracy", "nll"}}; the
- *  average is over tasks; an nll that is not finite is null. Local. @return new reference */
+/** Put scores into JSON: {"tasks": {group: {"correct", "total", "accuracy", "nll"}}, "average": {"accuracy", "nll"}};
+ *  the average is over tasks; an nll that is not finite is null. Local. @return new reference */
 json_t *nps_eval_json(const nps_eval_t *eval);
 
 /** Print scores as a table. Local. */

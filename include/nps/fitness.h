@@ -2,9 +2,9 @@
  *  Native evaluators: networks from Hugging Face configs, their forward passes in float32 on BLAS, and scores on
  *  calibration data. Layer 5. Everything here is local but what says otherwise.
  *
- *  A network is a description: tensors by name and shape, and a forward pass. It holds no weights: whoever calls gives an
- *  array of pointers, one a tensor, so that candidates, heads and stored models can be mixed. A family of networks is one
- *  nps_net_family_t in src/fitness/ and one line in its table. */
+ *  A network is a description: tensors by name and shape, and a forward pass. It holds no weights: whoever calls gives
+ *  an array of pointers, one a tensor, so that candidates, heads and stored models can be mixed. A family of networks is
+ *  one nps_net_family_t in src/fitness/ and one line in its table. */
 #ifndef NPS_FITNESS_H
 #define NPS_FITNESS_H
 

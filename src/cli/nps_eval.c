@@ -24,7 +24,8 @@ static const cli_option_t option_table[] = {
      "HDF5 file with one group a task: inputs [samples, channels, height, width] and labels [samples]. Required."},
     {"group", 0, CLI_LIST, "G", FIELD(groups), "Score on group G of the data; may be repeated. Default: all groups."},
     {"head", 0, CLI_LIST, "[G=]MODEL", FIELD(heads),
-     "Take the classifier from MODEL, for group G, or for all groups that no other is given for; may be repeated. Default: the "
+     "Take the classifier from MODEL, for group G, or for all groups that no other is given for; may be repeated. "
+     "Default: the "
      "model's own."},
     {"batch", 0, CLI_COUNT, "N", FIELD(batch), "Samples in one forward pass, 64 by default."},
     {"json", 0, CLI_FLAG, NULL, FIELD(json), "Print one JSON object instead of a table."},
@@ -34,8 +35,9 @@ static const cli_option_t option_table[] = {
 
 static const cli_program_t program = {
     .name = "nps-eval",
-    .about = "Scores a model on calibration data with the native evaluators: accuracy and negative log-likelihood of "
-             "every task, and their averages. Several ranks (mpirun -np N) share the samples and give the same figures.",
+    .about =
+        "Scores a model on calibration data with the native evaluators: accuracy and negative log-likelihood of "
+        "every task, and their averages. Several ranks (mpirun -np N) share the samples and give the same figures.",
     .operands = operands,
     .operand_count = sizeof operands / sizeof *operands,
     .options = option_table,
@@ -50,7 +52,7 @@ static nps_err_t evaluate(const nps_comm_t *comm, const options_t *options) {
   nps_report_t *report = NULL;
   bool root = nps_comm_rank(comm) == 0;
   nps_report_options_t how = {.program = program.name, .quiet = options->json};
-  const nps_eval_request_t request = {options->model,       options->data,       options->groups.items,
+  const nps_eval_request_t request = {options->model,        options->data,        options->groups.items,
                                       options->groups.count, options->heads.items, options->heads.count,
                                       options->batch};
   nps_err_t err = nps_comm_agree(comm, root ? nps_report_open(&how, &report) : NPS_OK);

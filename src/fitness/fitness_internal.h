@@ -10,8 +10,8 @@
 typedef struct nps_net_family {
   const char *model_type; /**< of config.json */
 
-  /** Read the config, add the tensors, set the number of classes. Records all problems. @param[out] shape  the family's own
-   *  description, freed with free_shape() also after an error */
+  /** Read the config, add the tensors, set the number of classes. Records all problems.
+   *  @param[out] shape  the family's own description, freed with free_shape() also after an error */
   nps_err_t (*describe)(nps_net_t *net, const json_t *config, void **shape);
   void (*free_shape)(void *shape);
 

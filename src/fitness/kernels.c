@@ -105,11 +105,16 @@ static const struct {
   const char *name;
   nps_activation_fn *function;
 } activations[] = {
-    {"gelu", gelu},           {"gelu_python", gelu},
-    {"gelu_new", gelu_tanh},  {"gelu_pytorch_tanh", gelu_tanh},
-    {"gelu_fast", gelu_tanh}, {"gelu_python_tanh", gelu_tanh},
-    {"gelu_accurate", gelu_tanh}, {"quick_gelu", quick_gelu},
-    {"silu", silu},           {"swish", silu},
+    {"gelu", gelu},
+    {"gelu_python", gelu},
+    {"gelu_new", gelu_tanh},
+    {"gelu_pytorch_tanh", gelu_tanh},
+    {"gelu_fast", gelu_tanh},
+    {"gelu_python_tanh", gelu_tanh},
+    {"gelu_accurate", gelu_tanh},
+    {"quick_gelu", quick_gelu},
+    {"silu", silu},
+    {"swish", silu},
     {"relu", relu},
 };
 

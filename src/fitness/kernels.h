@@ -1,6 +1,6 @@
 /** @file kernels.h
- *  What forward passes do between matrix products, in float32 on rows of numbers. The same bits for every instruction set:
- *  sums are made in fixed lanes. Everything here is local. */
+ *  What forward passes do between matrix products, in float32 on rows of numbers. The same bits for every instruction
+ *  set: sums are made in fixed lanes. Everything here is local. */
 #ifndef NPS_FITNESS_KERNELS_H
 #define NPS_FITNESS_KERNELS_H
 

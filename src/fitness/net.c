@@ -24,16 +24,15 @@ const nps_tensor_info_t *nps_net_look_up(const nps_net_t *net, const char *name,
 
 static nps_err_t fail_missing(const nps_net_t *net, const char *name, bool is_head) {
   const char *path = net->body->path;
-  if (!is_head)
-    return nps_fail(NPS_ERR_INPUT, "%s: the network needs tensor %s, which is not there", path, name);
+  if (!is_head) return nps_fail(NPS_ERR_INPUT, "%s: the network needs tensor %s, which is not there", path, name);
   if (!net->head)
     return nps_fail(NPS_ERR_INPUT, "%s: the network needs tensor %s, which is not there; a head model can give it",
                     path, name);
   if (!net->own_head_first)
     return nps_fail(NPS_ERR_INPUT, "%s: the network of %s needs tensor %s, which this head model lacks",
                     net->head->path, path, name);
-  return nps_fail(NPS_ERR_INPUT, "%s: the network needs tensor %s, which is neither there nor in the head model %s", path,
-                  name, net->head->path);
+  return nps_fail(NPS_ERR_INPUT, "%s: the network needs tensor %s, which is neither there nor in the head model %s",
+                  path, name, net->head->path);
 }
 
 static nps_err_t check_tensor(const nps_model_t *model, const nps_tensor_info_t *info, int ndim, const int64_t *shape) {
@@ -129,8 +128,9 @@ double nps_net_flops(const nps_net_t *net, int64_t n) { return net->family->flop
 static nps_err_t check_labels(const nps_net_t *net, const nps_dataset_t *data) {
   for (int64_t i = 0; i < data->samples; i++)
     if (data->labels[i] < 0 || data->labels[i] >= net->classes)
-      return nps_fail(NPS_ERR_INPUT, "%s: group %s: label %d of sample %lld: expected 0 to %d, as the head has %d classes",
-                      data->path, data->group, (int)data->labels[i], (long long)i, net->classes - 1, net->classes);
+      return nps_fail(NPS_ERR_INPUT,
+                      "%s: group %s: label %d of sample %lld: expected 0 to %d, as the head has %d classes", data->path,
+                      data->group, (int)data->labels[i], (long long)i, net->classes - 1, net->classes);
   return NPS_OK;
 }
 
@@ -140,9 +140,7 @@ nps_err_t nps_net_check_data(const nps_net_t *net, const nps_dataset_t *data) {
 }
 
 /* The logits come first, then what the family needs, from a multiple of 64 bytes on. */
-static size_t logits_room(const nps_net_t *net, int64_t n) {
-  return ((size_t)n * (size_t)net->classes + 15) / 16 * 16;
-}
+static size_t logits_room(const nps_net_t *net, int64_t n) { return ((size_t)n * (size_t)net->classes + 15) / 16 * 16; }
 
 size_t nps_net_scratch_bytes(const nps_net_t *net, int batch) {
   return (logits_room(net, batch) + (size_t)net->family->scratch(net->shape, batch)) * sizeof(float);

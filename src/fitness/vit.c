@@ -1,5 +1,5 @@
-/* Vision transformers: ViTForImageClassification, or a bare ViTModel with the classifier of a head model. The logits come
- * from the class token after the last layer norm; a pooler is not part of it. */
+/* Vision transformers: ViTForImageClassification, or a bare ViTModel with the classifier of a head model. The logits
+ * come from the class token after the last layer norm; a pooler is not part of it. */
 #include "fitness_internal.h"
 #include "kernels.h"
 
@@ -65,15 +65,18 @@ static nps_err_t derive(const nps_net_t *net, const json_t *config, vit_t *v) {
                     (long long)v->hidden, (long long)v->heads);
   NPS_TRY(nps_net_get_count(net, config, "head_dim", v->hidden / v->heads, &head_dim));
   if (head_dim != v->hidden / v->heads)
-    return nps_fail(NPS_ERR_INPUT, "%s: config.json: head_dim %lld is not implemented, only hidden_size / "
-                                   "num_attention_heads", path, (long long)head_dim);
+    return nps_fail(NPS_ERR_INPUT,
+                    "%s: config.json: head_dim %lld is not implemented, only hidden_size / "
+                    "num_attention_heads",
+                    path, (long long)head_dim);
   for (int i = 0; i < 2; i++) v->grid[i] = v->image[i] / v->patch[i];
   v->tokens = v->grid[0] * v->grid[1] + 1;
   v->patch_size = v->channels * v->patch[0] * v->patch[1];
   if (v->grid[0] > 0 && v->grid[1] > 0 && v->tokens <= 65536 && v->patch_size <= 1048576) return NPS_OK;
-  return nps_fail(NPS_ERR_INPUT, "%s: config.json: image_size %lldx%lld in patches of %lldx%lld: expected 1 to 65535 "
-                                 "patches, of at most 1048576 numbers", path, (long long)v->image[0],
-                  (long long)v->image[1], (long long)v->patch[0], (long long)v->patch[1]);
+  return nps_fail(NPS_ERR_INPUT,
+                  "%s: config.json: image_size %lldx%lld in patches of %lldx%lld: expected 1 to 65535 "
+                  "patches, of at most 1048576 numbers",
+                  path, (long long)v->image[0], (long long)v->image[1], (long long)v->patch[0], (long long)v->patch[1]);
 }
 
 static nps_err_t read_config(const nps_net_t *net, const json_t *config, vit_t *v) {
@@ -174,10 +177,11 @@ static void free_shape(void *shape) {
 static nps_err_t check_data(const nps_net_t *net, const nps_dataset_t *data) {
   const vit_t *v = net->shape;
   if (data->channels == v->channels && data->height == v->image[0] && data->width == v->image[1]) return NPS_OK;
-  return nps_fail(NPS_ERR_INPUT, "%s: group %s: expected images of %lldx%lldx%lld, as %s needs them, found "
-                                 "%lldx%lldx%lld (channels, height, width)", data->path, data->group,
-                  (long long)v->channels, (long long)v->image[0], (long long)v->image[1], net->body->path,
-                  (long long)data->channels, (long long)data->height, (long long)data->width);
+  return nps_fail(NPS_ERR_INPUT,
+                  "%s: group %s: expected images of %lldx%lldx%lld, as %s needs them, found "
+                  "%lldx%lldx%lld (channels, height, width)",
+                  data->path, data->group, (long long)v->channels, (long long)v->image[0], (long long)v->image[1],
+                  net->body->path, (long long)data->channels, (long long)data->height, (long long)data->width);
 }
 
 static double flops(const void *shape, int64_t n) {
@@ -290,8 +294,8 @@ static void normalise(const work_t *w, pair_t pair, int64_t m, int64_t ldx) {
   nps_kernel_layer_norm(w->x, ldx, m, w->v->hidden, weight_of(w, pair), bias_of(w, pair), w->v->eps, w->norm);
 }
 
-/* query[c][i] = number c of the query of row i, for m rows: the product is made transposed, as attention reads it. Columns
- * behind the last are read, though not used: they must hold numbers. */
+/* query[c][i] = number c of the query of row i, for m rows: the product is made transposed, as attention reads it.
+ * Columns behind the last are read, though not used: they must hold numbers. */
 static void make_queries(const work_t *w, const layer_t *layer, int64_t m, int64_t step) {
   const int64_t h = w->v->hidden;
   const float *bias = bias_of(w, layer->query);

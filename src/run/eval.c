@@ -82,8 +82,9 @@ static nps_err_t take_head(work_t *w, const char *text, const char **general) {
   }
   const int t = find_task(w->eval, text, length);
   if (t < 0)
-    return nps_fail(NPS_ERR_CONFIG, "option --head %s: no group %.*s is scored (a path with '=' can be given as ./PATH)",
-                    text, (int)length, text);
+    return nps_fail(NPS_ERR_CONFIG,
+                    "option --head %s: no group %.*s is scored (a path with '=' can be given as ./PATH)", text,
+                    (int)length, text);
   if (w->tasks[t].head)
     return nps_fail(NPS_ERR_CONFIG, "option --head: group %s is given twice", w->eval->tasks[t].group);
   w->tasks[t].head = text + length + 1;
@@ -157,8 +158,7 @@ static void score_batch(work_t *w, const task_t *task, float **weights, int64_t 
   const int n = left < w->request->batch ? (int)left : w->request->batch;
   int64_t samples[NPS_NET_MOST_BATCH], total = 0;
   for (int i = 0; i < n; i++) samples[i] = first + i;
-  const nps_score_t score =
-      nps_net_score(task->net, (const float *const *)weights, task->data, samples, n, scratch);
+  const nps_score_t score = nps_net_score(task->net, (const float *const *)weights, task->data, samples, n, scratch);
   counts[0] = score.correct;
   counts[1] = score.total;
   *nll = score.nll_sum;

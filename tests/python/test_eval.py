@@ -39,7 +39,7 @@ def test_the_table_has_a_row_a_task():
     assert ["plain", "200", "0.9450", "0.2244"] in rows
 
 
-@pytest.mark.parametrize("options", [HEADS, ["--group", "plain", "--batch", "150"], ["--batch", "7", "--group", "blur"]])
+@pytest.mark.parametrize("options", [HEADS, ["--batch", "150"], ["--group", "blur", "--batch", "7"]])
 def test_the_same_figures_on_any_number_of_ranks(options):
     """Also where a rank has nothing to do, and where batches do not fill."""
     model = FAMILY / ("base" if options == HEADS else "plain")
@@ -76,7 +76,7 @@ def test_a_score_that_is_not_finite_is_null(tmp_path):
     assert "not finite" in evaluate(tmp_path / "model", "--data", DATA, "--group", "plain").out
 
 
-# ---- errors -------------------------------------------------------------------------------------------------------------
+# ---- errors ---------------------------------------------------------------------------------------------------------
 
 
 def model_with(folder, drop=(), **changes):
@@ -106,18 +106,18 @@ def bad_image(value):
 MODELS = {
     "type": ({"model_type": "swin"}, "model_type swin has no native evaluator (there are: vit"),
     "activation": ({"hidden_act": "mish"}, "hidden_act mish is not implemented (there are: gelu, "),
-    "quantised": ({"quantization_config": {"bits": 4}}, "quantization_config: expected nothing, as this option is not"),
+    "quantised": ({"quantization_config": {"bits": 4}}, "quantization_config: expected nothing, as this"),
     "pruned": ({"pruned_heads": {"0": [1]}}, "pruned_heads: expected nothing"),
     "regression": ({"problem_type": "regression"}, "problem_type: expected nothing"),
     "heads": ({"num_attention_heads": 5}, "hidden_size 128 is no multiple of num_attention_heads 5"),
     "wide heads": ({"head_dim": 64}, "head_dim 64 is not implemented"),
     "negative": ({"hidden_size": -128}, "hidden_size: expected a whole number from 1 to 1048576, found -128"),
     "text": ({"layer_norm_eps": "small"}, 'layer_norm_eps: expected a number from 0 on, found "small"'),
-    "three sizes": ({"image_size": [8, 8, 1]}, "image_size: expected a whole number from 1 to 1048576, or [height, width]"),
+    "three sizes": ({"image_size": [8, 8, 1]}, "image_size: expected a whole number from 1 to"),
     "shape": ({"intermediate_size": 255}, "expected shape [255, 128] by config.json, found [256, 128]"),
-    "layers": ({"num_hidden_layers": 5}, "needs tensor vit.encoder.layer.4.layernorm_before.weight, which is not there"),
+    "layers": ({"num_hidden_layers": 5}, "needs tensor vit.encoder.layer.4.layernorm_before.weight"),
     "patches": ({"patch_size": 9}, "image_size 8x8 in patches of 9x9: expected 1 to 65535 patches"),
-    "no classifier": ({"drop": ("classifier.weight",)}, "needs tensor classifier.weight, which is not there; a head"),
+    "no classifier": ({"drop": ("classifier.weight",)}, "needs tensor classifier.weight, which is not"),
     "image": ({"num_channels": 3}, "expected shape [128, 3, 2, 2] by config.json, found [128, 1, 2, 2]"),
 }  # fmt: skip
 
@@ -129,7 +129,7 @@ FILES = {
     "size": ({"inputs": np.zeros((2, 1, 8, 9), np.float32)}, "expected images of 1x8x8, as "),
     "integers": ({"inputs": np.zeros((2, 1, 8, 8), np.int32)}, "/plain/inputs: expected a dataset of floating-point"),
     "real labels": ({"labels": np.zeros(2)}, "/plain/labels: expected a dataset of whole numbers"),
-    "few labels": ({"labels": np.zeros(1, np.int32)}, "/plain/labels: expected shape [2], one label a sample, found [1]"),
+    "few labels": ({"labels": np.zeros(1, np.int32)}, "/plain/labels: expected shape [2], one label a"),
     "label": ({"labels": np.array([0, 10])}, "label 10 of sample 1: expected 0 to 9"),
     "negative label": ({"labels": np.array([-100, 0])}, "label -100 of sample 0: expected 0 to 9"),
     "nan": ({"inputs": bad_image(np.nan)}, "/plain/inputs: sample 1 holds NaN or infinity"),
@@ -164,7 +164,7 @@ def test_data_that_cannot_be_scored(case, tmp_path):
 OPTIONS = {
     "no data": ([], 2, "missing option --data FILE"),
     "unknown option": (["--data", DATA, "--groups", "plain"], 2, "did you mean '--group'?"),
-    "group twice": (["--data", DATA, "--group", "plain", "--group", "plain"], 2, "option --group: plain is given twice"),
+    "group twice": (["--data", DATA, "--group", "plain", "--group", "plain"], 2, "--group: plain is given twice"),
     "head of no group": (["--data", DATA, "--head", f"plian={FAMILY / 'plain'}"], 2, "no group plian is scored"),
     "head twice": (["--data", DATA, "--head", "blur=a", "--head", "blur=b"], 2, "group blur is given twice"),
     "two heads": (["--data", DATA, "--head", "a", "--head", "b"], 2, "a and b are both for all groups"),
@@ -174,8 +174,8 @@ OPTIONS = {
     "missing data": (["--data", FAMILY / "none.h5"], 3, "none.h5: cannot be opened: No such file or directory"),
     "no HDF5": (["--data", FAMILY / "expected.json"], 3, "expected.json: is not an HDF5 file"),
     "missing head": (["--data", DATA, "--head", FAMILY / "none"], 3, "digits-vit/none"),
-    "head for fewer": (["--data", DATA, "--head", FAMILY / "parity", "--group", "plain"], 3, "expected 0 to 1, as the head"),
-    "head without one": (["--data", DATA, "--head", FAMILY / "base", "--group", "plain"], 3, "which this head model lacks"),
+    "head for fewer": (["--data", DATA, "--head", FAMILY / "parity", "--group", "plain"], 3, "expected 0 to 1"),
+    "head without one": (["--data", DATA, "--head", FAMILY / "base", "--group", "plain"], 3, "this head model lacks"),
 }  # fmt: skip
 
 

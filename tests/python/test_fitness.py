@@ -116,7 +116,7 @@ def test_a_given_head_comes_before_the_models_own(tmp_path):
     check(model, tmp_path / "model", tmp_path, "--head", tmp_path / "other")
 
 
-# ---- the example family -------------------------------------------------------------------------------------------------
+# ---- the example family ---------------------------------------------------------------------------------------------
 
 
 def accuracies(tasks):

@@ -83,10 +83,17 @@ START_TEST(activations_are_what_their_names_say) {
   static const struct {
     const char *name;
     double (*function)(double);
-  } known[] = {{"gelu", gelu_of},           {"gelu_python", gelu_of},         {"gelu_new", gelu_tanh_of},
-               {"gelu_fast", gelu_tanh_of}, {"gelu_pytorch_tanh", gelu_tanh_of}, {"gelu_python_tanh", gelu_tanh_of},
-               {"gelu_accurate", gelu_tanh_of}, {"quick_gelu", quick_of},     {"silu", silu_of},
-               {"swish", silu_of},          {"relu", relu_of}};
+  } known[] = {{"gelu", gelu_of},
+               {"gelu_python", gelu_of},
+               {"gelu_new", gelu_tanh_of},
+               {"gelu_fast", gelu_tanh_of},
+               {"gelu_pytorch_tanh", gelu_tanh_of},
+               {"gelu_python_tanh", gelu_tanh_of},
+               {"gelu_accurate", gelu_tanh_of},
+               {"quick_gelu", quick_of},
+               {"silu", silu_of},
+               {"swish", silu_of},
+               {"relu", relu_of}};
   enum { N = 1003 };
   float x[N], bias[N], y[N];
   for (size_t k = 0; k < sizeof known / sizeof *known; k++) {
@@ -157,7 +164,8 @@ static double attend_naively(const nps_attention_t *a, int64_t i, int64_t column
 }
 
 START_TEST(attention_is_softmax_of_products) {
-  static const int sizes[][3] = {{1, 17, 32}, {17, 17, 32}, {5, 1, 3}, {3, 16, 16}, {2, 40, 17}, {40, 33, 40}, {4, 2, 1}};
+  static const int sizes[][3] = {{1, 17, 32}, {17, 17, 32}, {5, 1, 3}, {3, 16, 16},
+                                 {2, 40, 17}, {40, 33, 40}, {4, 2, 1}};
   for (size_t k = 0; k < sizeof sizes / sizeof *sizes; k++) {
     float out[TOKENS * WIDTH];
     const int width = sizes[k][2];
@@ -228,8 +236,8 @@ static void add_tensor(const char *name, int ndim, const int64_t *shape) {
     nps_text_add(&dims, "%s%d", i ? "," : "", (int)shape[i]);
     count *= (size_t)shape[i];
   }
-  nps_text_add(&header, "%s\"%s\":{\"dtype\":\"F32\",\"shape\":[%s],\"data_offsets\":[%zu,%zu]}", header.size ? "," : "{",
-               name, dims.text, 4 * numbers, 4 * (numbers + count));
+  nps_text_add(&header, "%s\"%s\":{\"dtype\":\"F32\",\"shape\":[%s],\"data_offsets\":[%zu,%zu]}",
+               header.size ? "," : "{", name, dims.text, 4 * numbers, 4 * (numbers + count));
   numbers += count;
   free(dims.text);
 }
@@ -491,8 +499,8 @@ END_TEST
 START_TEST(scores_count_the_first_largest) {
   int32_t labels[5] = {0, 1, 2, 1, 0};
   const nps_dataset_t data = {.samples = 5, .labels = labels};
-  const float logits[12] = {2, 2, 1, /* of equal ones the first: right */
-                            2, 2, 1, /* label 1: wrong */
+  const float logits[12] = {2,  2, 1, /* of equal ones the first: right */
+                            2,  2, 1, /* label 1: wrong */
                             -1, 0, 3, 0, 100, -100};
   const int64_t samples[4] = {0, 1, 2, 3};
   const nps_score_t score = nps_logits_score(logits, 3, &data, samples, 4);
