@@ -65,6 +65,14 @@ def added(line):
     return GOOD + line + "\n"
 
 
+NPS = """\
+merge_method: nps
+base_model: base
+models: [{model: x}]
+dtype: float32
+"""
+TASKS = "fitness: {tasks: [{name: x, data: tasks.h5}]}\n"
+
 CONFIGS = {
     "empty": ("", "c.yaml:1: the config is empty"),
     "only a comment": ("# nothing\n", "the config is empty"),
@@ -98,9 +106,11 @@ CONFIGS = {
     "unknown key": (added("qwertyuiop: 1"), "c.yaml:7: unknown key 'qwertyuiop'"),
     "misspelt key of a model": (changed("parameters:", "parametres:"), "unknown key 'parametres' in models.0, did you mean"),
     "key that lies elsewhere": (added("random_seed: 3"), "did you mean 'seed'?"),
-    "search": (added("search: {generations: 3}"), "c.yaml:7: search: not built yet"),
+    "search of another method": (added("search: {generations: 3}"), "c.yaml:7: search: belongs to merge_method nps, this is task_arithmetic"),
     "slices": (added("slices: []"), "slices: not built yet"),
-    "nps": (added("nps: {subspaces: 4}"), "nps: not built yet"),
+    "nps of another method": (added("nps: {subspaces: 4}"), "c.yaml:7: nps: belongs to merge_method nps, this is task_arithmetic"),
+    "fitness of another method": (added("fitness: {batch: 4}"), "c.yaml:7: fitness: belongs to merge_method nps, this is task_arithmetic"),
+    "archive": (added("archive: {value_bits: 8}"), "c.yaml:7: archive: not built yet"),
     "layer_range": (changed("- model: x", "- model: x\n    layer_range: [0, 2]"), "models.0.layer_range: not built yet"),
     "adapter": (changed("model: x", "model: x+lora"), "adapters are not built yet"),
     "misspelt parameter": (changed("weight", "wieght"), "c.yaml:5: unknown parameter 'wieght' of task_arithmetic, did you mean 'weight'?"),
@@ -142,6 +152,28 @@ CONFIGS = {
     "unknown head": (added("output: {head: y}"), "output.head: expected the name of a listed model, found 'y'"),
     "repeated name": (GOOD.replace("dtype", "  - {model: base, name: x}\ndtype").replace("- model: x", "- model: x\n    name: x"), "models.1.name: 'x' is the name of models.0 already"),
     "tokenizer of another model": (added("tokenizer_source: union"), "tokenizer_source: expected base"),
+    "misspelt key of nps": (NPS + "nps: {subspace: 4}\n", "c.yaml:5: unknown key 'subspace' in nps, did you mean 'subspaces'?"),
+    "too many subspaces": (NPS + "nps: {subspaces: 300}\n", "nps.subspaces: expected a whole number from 1 to 256, found the number 300"),
+    "compression": (NPS + "nps: {application: compression}\n", "nps.application: compression is not built yet"),
+    "singular partition": (NPS + "nps: {partition: singular}\n", "nps.partition: singular is not built yet"),
+    "too few subspace weights": (NPS + "nps: {weights: [1, 2]}\n", "nps.weights: expected 8 numbers, one a subspace, found 2"),
+    "subspace weights of nobody": (NPS + "nps: {subspaces: 1, weights: {quux: [1]}}\n", "nps.weights.quux: expected the name of a listed model, found 'quux'"),
+    "subspace weights and a search": (NPS + "nps: {subspaces: 1, weights: [1]}\nsearch: {}\n" + TASKS, "c.yaml:5: nps.weights: the stages prune and joint search them"),
+    "scope under parameters": (NPS + "parameters: {scope: tensor}\n", "parameter 'scope' belongs under nps.scope"),
+    "search without tasks": (NPS + "search: {generations: 3}\n", "c.yaml:5: search: needs fitness.tasks"),
+    "search without an evaluator": (NPS + "search: {}\nfitness: {evaluator: none}\n", "c.yaml:5: search: needs an evaluator"),
+    "prune without a task": (NPS + "search: {}\n" + changed("name: x", "name: z", TASKS), "search.stages: prune needs a task for every model, 'x' has none"),
+    "stages in disorder": (NPS + "search: {stages: [fuse, prune]}\n" + TASKS, "search.stages: expected [prune], [fuse], [prune, fuse] or [joint], found [fuse, prune]"),
+    "no generations": (NPS + "search: {generations: 0}\n" + TASKS, "search.generations: expected a whole number from 1"),
+    "bounds in disorder": (NPS + "search: {bounds: {weight: [1, 0]}}\n" + TASKS, "search.bounds.weight: expected [lower, upper] with lower < upper, found [1, 0]"),
+    "start out of bounds": (NPS + "search: {start: {weight: 7}}\n" + TASKS, "search.start.weight: 7 lies outside of the bounds [-5, 5]"),
+    "race": (NPS + "search: {race: true}\n" + TASKS, "search.race: true is not built yet"),
+    "snapshot": (NPS + "search: {snapshot: s.h5}\n" + TASKS, "search.snapshot: not built yet"),
+    "command evaluator": (NPS + changed("{tasks", "{evaluator: command, tasks", TASKS), "fitness.evaluator: command is not built yet"),
+    "everything held out": (NPS + changed("{tasks", "{holdout: 1, tasks", TASKS), "fitness.holdout: expected a number below 1"),
+    "task without data": (NPS + "fitness: {tasks: [{name: x}]}\n", "fitness.tasks.0: 'data' is missing"),
+    "task of an unlisted model": (NPS + changed("data", "model: quux, data", TASKS), "fitness.tasks.0.model: expected the name of a listed model, found 'quux'"),
+    "transfer of several models to one path": (changed("model: x}", "model: x}, {model: y}", NPS) + "nps: {application: transfer}\noutput: {path: out.h5}\n", "output.path: transfer writes one output a model, expected {name} in the path"),
 }  # fmt: skip
 
 
@@ -159,7 +191,7 @@ def test_config_problems_are_listed_together(tmp_path):
         changed("{weight: 0.5}", "{weight: 0.5}\n    nmae: y")
         + "seed: -3\nout_dtype: int8\nsearch: {}\nparameterz: {}\n"
     )
-    result = check(tmp_path, 2, "'nmae'", "seed:", "out_dtype:", "search: not built yet", "'parameterz'", config=config)
+    result = check(tmp_path, 2, "'nmae'", "seed:", "out_dtype:", "search: belongs to merge_method nps", "'parameterz'", config=config)
     assert result.err.count("error:") == 5 and "5 problems" in result.err
 
 
