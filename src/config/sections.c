@@ -113,10 +113,9 @@ static bool has_task(const nps_recipe_t *recipe, const char *model) {
   return false;
 }
 
-static bool is_given(const nps_node_t *root, const char *section, const char *key) {
-  const nps_entry_t *outer = nps_node_find(root, section);
-  const nps_entry_t *inner = outer ? nps_node_find(outer->value, key) : NULL;
-  return inner && !nps_node_is_null(inner->value);
+static bool is_given(const nps_node_t *section, const char *key) {
+  const nps_entry_t *entry = nps_node_find(section, key);
+  return entry && !nps_node_is_null(entry->value);
 }
 
 /* The base among the models has no task vector; paths that only links make the same are left to the run. */
@@ -207,7 +206,9 @@ void nps_sections_check(nps_recipe_t *recipe, const nps_node_t *root) {
   check_rows(recipe, root, "weights", recipe->nps.weights, recipe->nps.weight_rows);
   check_rows(recipe, root, "priorities", recipe->nps.priorities, recipe->nps.priority_rows);
   settle_tasks(recipe, root);
-  if (recipe->fitness.given && recipe->fitness.evaluator == NPS_EVALUATOR_NATIVE && !is_given(root, "fitness", "tasks"))
+  const nps_entry_t *fitness = nps_node_find(root, "fitness");
+  if (fitness && fitness->value->kind == NPS_NODE_MAPPING && recipe->fitness.evaluator == NPS_EVALUATOR_NATIVE &&
+      !is_given(fitness->value, "tasks"))
     nps_place_fail(place_of(root, "fitness", NULL), "fitness: 'tasks' is missing, expected a list of tasks");
   if (recipe->nps.application == NPS_APPLICATION_TRANSFER && count_task_vectors(recipe) > 1 && recipe->output_path &&
       !strstr(recipe->output_path, "{name}"))

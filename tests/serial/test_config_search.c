@@ -452,6 +452,7 @@ START_TEST(problems_of_fitness_are_named) {
   static const struct {
     const char *value, *problem;
   } cases[] = {
+      {"[]", "fitness: expected a mapping, found an empty list"},
       {"{tasks: []}", "fitness.tasks: expected a list of 1 to 1000 tasks, found an empty list"},
       {"{tasks: a}", "fitness.tasks: expected a list of 1 to 1000 tasks, found the text 'a'"},
       {"{}", "fitness: 'tasks' is missing, expected a list of tasks"},
