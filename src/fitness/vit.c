@@ -72,6 +72,9 @@ static nps_err_t derive(const nps_net_t *net, const json_t *config, vit_t *v) {
   for (int i = 0; i < 2; i++) v->grid[i] = v->image[i] / v->patch[i];
   v->tokens = v->grid[0] * v->grid[1] + 1;
   v->patch_size = v->channels * v->patch[0] * v->patch[1];
+  if (v->tokens * v->hidden > INT32_MAX)
+    return nps_fail(NPS_ERR_INPUT, "%s: config.json: %lld patches with hidden_size %lld are too large for BLAS", path,
+                    (long long)v->tokens - 1, (long long)v->hidden);
   if (v->grid[0] > 0 && v->grid[1] > 0 && v->tokens <= 65536 && v->patch_size <= 1048576) return NPS_OK;
   return nps_fail(NPS_ERR_INPUT,
                   "%s: config.json: image_size %lldx%lld in patches of %lldx%lld: expected 1 to 65535 "
@@ -161,7 +164,8 @@ static nps_err_t describe(nps_net_t *net, const json_t *config, void **shape) {
   v->prefix = nps_net_look_up(net, "embeddings.cls_token", false, &of_head) ? "" : "vit.";
   v->layer = nps_xcalloc((size_t)v->layers, sizeof *v->layer);
   nps_err_t err = add_embeddings(net, v);
-  for (int64_t l = 0; l < v->layers; l++) ALSO(add_layer(net, v, l, &v->layer[l]));
+  /* What is wrong in one layer is mostly wrong in all. */
+  for (int64_t l = 0; l < v->layers && err == NPS_OK; l++) err = add_layer(net, v, l, &v->layer[l]);
   ALSO(add_pair(net, v->prefix, "layernorm", true, 1, &v->hidden, &v->norm));
   ALSO(add_classifier(net, v));
 #undef ALSO
