@@ -78,6 +78,7 @@ nps_err_t nps_h5_put_texts(nps_h5_t *file, const char *path, const char *const *
 /** Write an attribute of a group ("/": the root). Collective as the file is. */
 nps_err_t nps_h5_put_attr_text(nps_h5_t *file, const char *group, const char *name, const char *text);
 nps_err_t nps_h5_put_attr_i64(nps_h5_t *file, const char *group, const char *name, int64_t value);
+nps_err_t nps_h5_put_attr_f64(nps_h5_t *file, const char *group, const char *name, double value);
 nps_err_t nps_h5_put_attr_texts(nps_h5_t *file, const char *group, const char *name, const char *const *texts,
                                 int64_t count); /* an array of UTF-8 texts */
 

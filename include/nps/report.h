@@ -36,6 +36,16 @@ void nps_report_progress(nps_report_t *report, int64_t done);
 /** End the phase: clear the bar. */
 void nps_report_phase_end(nps_report_t *report);
 
+/** Show one step of a work whose units are no bytes: a bar with figures that the next one replaces (terminal), or a line
+ *  (otherwise), unless quiet. No phase is running. nps_report_steps_end() clears the bar.
+ *  @param title  "prune"; @param done, total  steps */
+void nps_report_step(nps_report_t *report, const char *title, int64_t done, int64_t total, const char *fmt, ...)
+    NPS_PRINTF(5, 6);
+void nps_report_steps_end(nps_report_t *report);
+
+/** Write a duration for people: "4.7 s", "3 min 05 s", "2 h 10 min". @param[out] out  [32] characters @return out */
+const char *nps_format_seconds(double seconds, char out[32]);
+
 /** Print a line to stdout, unless quiet. */
 void nps_report_line(nps_report_t *report, const char *fmt, ...) NPS_PRINTF(2, 3);
 

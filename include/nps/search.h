@@ -56,6 +56,7 @@ typedef struct nps_search_history {
   int64_t *correct;    /**< [evaluations][tasks], as the rest on the samples that the search sees */
   int64_t *total;
   double *nll_sum;
+  double *fitness; /**< [evaluations] primary fitness, to be minimised; NaN: failed */
   int64_t best;     /**< row of the final genome */
   int64_t start;    /**< row the search began at: the best of generation 0 */
   const char *stop; /**< why it ended; static */
@@ -85,6 +86,7 @@ typedef struct nps_search {
   int64_t evaluations; /**< of candidates, all searches */
   double seconds;      /**< of searching */
   double flops;        /**< of matrix products, all ranks */
+  int ranks;
 } nps_search_t;
 
 /** Search, and score base, fine-tuned models, start and result. Collective: every rank holds the store, nets and data.

@@ -50,6 +50,10 @@ nps_err_t nps_h5_put_attr_i64(nps_h5_t *file, const char *group, const char *nam
   return put_attribute(file, group, name, H5T_STD_I64LE, -1, &value);
 }
 
+nps_err_t nps_h5_put_attr_f64(nps_h5_t *file, const char *group, const char *name, double value) {
+  return put_attribute(file, group, name, H5T_IEEE_F64LE, -1, &value);
+}
+
 /* Opens an attribute; *id stays invalid when there is none. */
 static nps_err_t open_attribute(nps_h5_t *file, const char *group, const char *name, hid_t *id) {
   *id = H5I_INVALID_HID;

@@ -9,7 +9,7 @@ enum { SHORTEST_BAR = 10, LONGEST_BAR = 40, FIGURES = 54 };
 #define BAR_INTERVAL 0.1
 #define LINE_INTERVAL 10.0
 
-static const char *format_seconds(double seconds, char out[32]) {
+const char *nps_format_seconds(double seconds, char out[32]) {
   if (seconds < 9.95)
     snprintf(out, 32, "%.1f s", seconds);
   else if (seconds < 59.5)
@@ -32,11 +32,11 @@ static void add_figures(nps_text_t *t, const nps_report_t *r, double now) {
                nps_format_bytes((double)r->total, total));
   if (speed <= 0) return;
   nps_text_add(t, "  %s/s  %s left", nps_format_bytes(speed, rate),
-               format_seconds((double)(r->total - r->done) / speed, left));
+               nps_format_seconds((double)(r->total - r->done) / speed, left));
 }
 
-static void add_bar(nps_text_t *t, const nps_report_t *r, int width) {
-  int full = (int)(fraction(r) * width);
+static void add_bar(nps_text_t *t, const nps_report_t *r, double part, int width) {
+  int full = (int)(part * width);
   nps_text_add(t, "[%s", r->err_colour ? "\033[32m" : "");
   for (int i = 0; i < width; i++) nps_text_add(t, "%s", i < full ? "#" : "-");
   nps_text_add(t, "%s]  ", r->err_colour ? "\033[0m" : "");
@@ -53,21 +53,26 @@ static size_t prefix_bytes(const char *text, int characters) {
 }
 
 /* A line too narrow for a bar shows the figures alone, cut where the terminal ends. */
-static void draw_bar(nps_report_t *r, double now) {
-  nps_text_t figures = {0}, line = {0};
-  add_figures(&figures, r, now);
-  int room = nps_report_terminal_width(r->terminal) - 1;
-  int beside = figures.size > FIGURES ? (int)figures.size : FIGURES;
-  int bar = room - nps_report_characters(r->title) - 2 - 4 - beside;
-  nps_text_add(&line, "%s  ", r->title);
-  if (bar >= SHORTEST_BAR) add_bar(&line, r, bar < LONGEST_BAR ? bar : LONGEST_BAR);
-  nps_text_add(&line, "%s", figures.text);
+static void draw(nps_report_t *r, const char *title, double part, const char *figures) {
+  nps_text_t line = {0};
+  int room = nps_report_terminal_width(r->terminal) - 1, characters = nps_report_characters(figures);
+  int beside = characters > FIGURES ? characters : FIGURES;
+  int bar = room - nps_report_characters(title) - 2 - 4 - beside;
+  nps_text_add(&line, "%s  ", title);
+  if (bar >= SHORTEST_BAR) add_bar(&line, r, part, bar < LONGEST_BAR ? bar : LONGEST_BAR);
+  nps_text_add(&line, "%s", figures);
   if (bar < SHORTEST_BAR) line.text[prefix_bytes(line.text, room)] = '\0';
   fprintf(stderr, "\r%s\033[K", line.text);
   fflush(stderr);
   r->bar_shown = true;
-  free(figures.text);
   free(line.text);
+}
+
+static void draw_bar(nps_report_t *r, double now) {
+  nps_text_t figures = {0};
+  add_figures(&figures, r, now);
+  draw(r, r->title, fraction(r), figures.text);
+  free(figures.text);
 }
 
 void nps_report_clear_bar(nps_report_t *r) {
@@ -87,7 +92,7 @@ static void print_line(const nps_report_t *r, double now) {
 static void print_total(const nps_report_t *r, double seconds) {
   char done[32], rate[32], time[32];
   fprintf(stderr, "%s: %s: %s in %s (%s/s)\n", r->program, r->title, nps_format_bytes((double)r->done, done),
-          format_seconds(seconds, time), nps_format_bytes(seconds > 0 ? (double)r->done / seconds : 0, rate));
+          nps_format_seconds(seconds, time), nps_format_bytes(seconds > 0 ? (double)r->done / seconds : 0, rate));
 }
 
 void nps_report_phase(nps_report_t *r, const char *title, int64_t total) {
@@ -130,4 +135,21 @@ void nps_report_phase_end(nps_report_t *r) {
   nps_report_event(r, "phase_end", fields);
   free(r->title);
   r->title = NULL;
+}
+
+void nps_report_step(nps_report_t *r, const char *title, int64_t done, int64_t total, const char *fmt, ...) {
+  if (!r || r->quiet) return;
+  va_list args;
+  va_start(args, fmt);
+  char *figures = nps_xvstrf(fmt, args);
+  va_end(args);
+  if (r->terminal >= 0)
+    draw(r, title, total > 0 ? (double)done / (double)total : 1, figures);
+  else
+    fprintf(stderr, "%s: %s: %s\n", r->program, title, figures);
+  free(figures);
+}
+
+void nps_report_steps_end(nps_report_t *r) {
+  if (r) nps_report_clear_bar(r);
 }

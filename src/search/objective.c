@@ -1,0 +1,76 @@
+#include "search_internal.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+static double accuracy_of(const nps_score_t *s) { return (double)s->correct / (double)s->total; }
+static double nll_of(const nps_score_t *s) { return s->nll_sum / (double)s->total; }
+
+/* A score of which more is better. */
+static double score_of(const nps_recipe_fitness_t *fitness, const nps_score_t *s) {
+  return fitness->metric == NPS_METRIC_ACCURACY ? accuracy_of(s) : -nll_of(s);
+}
+
+/* Between θ0 and the fine-tuned model on the same samples; where that is no gain, the difference from θ0. */
+static void normalise(nps_goal_t *goal, const nps_search_task_t *task, int t, int part, const nps_score_t *base,
+                      const nps_score_t *tuned) {
+  if (base->total == 0) return;
+  const double from = score_of(goal->fitness, base);
+  const double gain = tuned->total > 0 ? score_of(goal->fitness, tuned) - from : 0;
+  if (isfinite(from)) goal->offset[part][t] = from;
+  if (gain > 0 && isfinite(gain))
+    goal->scale[part][t] = gain;
+  else if (part == NPS_PART_SEEN)
+    nps_note("fitness.objective normalized: task '%s': %s; its gain over the base counts as it is", task->name,
+             tuned->total > 0 ? "its model is not better than the base" : "it has no fine-tuned model");
+}
+
+nps_goal_t *nps_goal_new(const nps_search_spec_t *spec, const nps_score_t (*base)[NPS_PARTS],
+                         const nps_score_t (*tuned)[NPS_PARTS]) {
+  const size_t tasks = (size_t)spec->task_count;
+  nps_goal_t *goal = nps_xcalloc(1, sizeof *goal);
+  goal->fitness = spec->fitness;
+  for (int p = 0; p < NPS_PARTS; p++) {
+    goal->offset[p] = nps_xcalloc(tasks, sizeof(double));
+    goal->scale[p] = nps_xcalloc(tasks, sizeof(double));
+    for (size_t t = 0; t < tasks; t++) goal->scale[p][t] = 1;
+  }
+  if (spec->fitness->objective == NPS_OBJECTIVE_NORMALIZED)
+    for (int t = 0; t < spec->task_count; t++)
+      for (int p = 0; p < NPS_PARTS; p++) normalise(goal, &spec->tasks[t], t, p, &base[t][p], &tuned[t][p]);
+  return goal;
+}
+
+void nps_goal_free(nps_goal_t *goal) {
+  if (!goal) return;
+  for (int p = 0; p < NPS_PARTS; p++) {
+    free(goal->offset[p]);
+    free(goal->scale[p]);
+  }
+  free(goal);
+}
+
+nps_fitness_value_t nps_goal_value(const nps_goal_t *goal, int part, const int *tasks, int count,
+                                   const nps_score_t *scores) {
+  const bool by_accuracy = goal->fitness->metric == NPS_METRIC_ACCURACY;
+  double sum = 0, worst = INFINITY, accuracy = 0, nll = 0;
+  int n = 0;
+  for (int k = 0; k < count; k++) {
+    if (scores[k].total == 0) continue;
+    const int t = tasks[k];
+    const double gain = (score_of(goal->fitness, &scores[k]) - goal->offset[part][t]) / goal->scale[part][t];
+    sum += gain;
+    if (gain < worst) worst = gain;
+    accuracy += accuracy_of(&scores[k]);
+    nll += nll_of(&scores[k]);
+    n++;
+  }
+  if (n == 0 || !isfinite(nll)) return (nps_fitness_value_t){.failed = true, .primary = NAN, .secondary = NAN};
+  const double aim = goal->fitness->objective == NPS_OBJECTIVE_WORST ? worst : sum / n;
+  return (nps_fitness_value_t){.primary = -aim, .secondary = by_accuracy ? nll / n : -accuracy / n};
+}
+
+double nps_fitness_shown(const nps_recipe_fitness_t *fitness, double primary) {
+  const bool is_nll = fitness->metric == NPS_METRIC_NLL && fitness->objective != NPS_OBJECTIVE_NORMALIZED;
+  return is_nll ? primary : -primary;
+}

@@ -1,0 +1,204 @@
+#include "search_internal.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- the models that searches are compared with ---- */
+
+/* Scores of θ0 on every task, and of every task's model. */
+typedef struct {
+  nps_score_t (*base)[NPS_PARTS]; /* [task_count] owned */
+  nps_score_t (*tuned)[NPS_PARTS];
+} stored_t;
+
+static void free_stored(stored_t *stored) {
+  free(stored->base);
+  free(stored->tuned);
+}
+
+static int *all_tasks(const nps_search_spec_t *spec) {
+  int *tasks = nps_xcalloc((size_t)spec->task_count + 1, sizeof *tasks);
+  for (int t = 0; t < spec->task_count; t++) tasks[t] = t;
+  return tasks;
+}
+
+static void score_stored(const nps_searching_t *s, stored_t *out) {
+  const nps_search_spec_t *spec = s->spec;
+  const int tasks = spec->task_count;
+  int *all = all_tasks(spec), count = 0;
+  nps_job_t *jobs = nps_xcalloc((size_t)(NPS_PARTS * (tasks + 1)), sizeof *jobs);
+  nps_score_t *scores = nps_xcalloc((size_t)(2 * NPS_PARTS * tasks) + 1, sizeof *scores), *next = scores;
+  out->base = nps_xcalloc((size_t)tasks + 1, sizeof *out->base);
+  out->tuned = nps_xcalloc((size_t)tasks + 1, sizeof *out->tuned);
+  for (int p = 0; p < NPS_PARTS; p++) jobs[count++] = (nps_job_t){NULL, -1, all, tasks, p};
+  for (int t = 0; t < tasks; t++)
+    for (int p = 0; spec->tasks[t].model >= 0 && p < NPS_PARTS; p++)
+      jobs[count++] = (nps_job_t){NULL, spec->tasks[t].model, &all[t], 1, p};
+  nps_scorer_run(s->scorer, jobs, count, scores);
+  for (int p = 0; p < NPS_PARTS; p++)
+    for (int t = 0; t < tasks; t++) out->base[t][p] = *next++;
+  for (int t = 0; t < tasks; t++)
+    for (int p = 0; spec->tasks[t].model >= 0 && p < NPS_PARTS; p++) out->tuned[t][p] = *next++;
+  free(scores);
+  free(jobs);
+  free(all);
+}
+
+/* ---- rows ---- */
+
+/* ⌊r·d⌋ of d; by tensors Σ⌊r·n⌋ of d. */
+static double kept_fraction(const nps_search_spec_t *spec, int model) {
+  const nps_store_t *store = spec->store;
+  const double density = spec->start->density[model], elements = (double)nps_store_elements(store);
+  double kept = 0;
+  if (spec->start->scope == NPS_SCOPE_MODEL) return floor(density * elements) / elements;
+  for (int t = 0; t < nps_store_tensors(store); t++) kept += floor(density * (double)nps_store_count(store, t));
+  return kept / elements;
+}
+
+static void add_row(const nps_search_spec_t *spec, const stored_t *stored, int task, int output, nps_search_t *out) {
+  const int model = output >= 0 ? output : spec->tasks[task].model;
+  nps_search_row_t *row = &out->rows[out->row_count++];
+  *row = (nps_search_row_t){.task = task, .model = output, .kept = model >= 0 ? kept_fraction(spec, model) : NAN};
+  memcpy(row->base, stored->base[task], sizeof row->base);
+  memcpy(row->tuned, stored->tuned[task], sizeof row->tuned);
+}
+
+/* Transfer makes a model of each task vector: it is scored on its own tasks, and on those of no model. */
+static void add_rows(const nps_search_spec_t *spec, const stored_t *stored, nps_search_t *out) {
+  const bool transfer = spec->application == NPS_APPLICATION_TRANSFER;
+  const int models = spec->start->models;
+  out->rows = nps_xcalloc((size_t)(spec->task_count * models) + 1, sizeof *out->rows);
+  for (int t = 0; !transfer && t < spec->task_count; t++) add_row(spec, stored, t, -1, out);
+  for (int i = 0; transfer && i < models; i++)
+    for (int t = 0; t < spec->task_count; t++)
+      if (spec->tasks[t].model == i || spec->tasks[t].model < 0) add_row(spec, stored, t, i, out);
+}
+
+/* The weighting of what is written: under transfer one model alone. */
+static nps_weighting_t *output_weighting(const nps_weighting_t *weighting, int output) {
+  nps_weighting_t *w = nps_weighting_copy(weighting);
+  for (int i = 0; output >= 0 && i < w->models; i++)
+    if (i != output) w->lambda[i] = 0;
+  return w;
+}
+
+/* Scores the models that a weighting makes, all rows. */
+static void score_rows(const nps_searching_t *s, const nps_weighting_t *weighting, size_t which) {
+  nps_search_t *out = s->search;
+  const int rows = out->row_count;
+  nps_job_t *jobs = nps_xcalloc((size_t)(NPS_PARTS * rows) + 1, sizeof *jobs);
+  nps_score_t *scores = nps_xcalloc((size_t)(NPS_PARTS * rows) + 1, sizeof *scores);
+  nps_weighting_t **made = nps_xcalloc((size_t)rows + 1, sizeof *made);
+  for (int r = 0; r < rows; r++) {
+    const nps_search_row_t *row = &out->rows[r];
+    const bool same = r > 0 && row->model == out->rows[r - 1].model;
+    made[r] = same ? NULL : output_weighting(weighting, row->model);
+    for (int p = 0; p < NPS_PARTS; p++)
+      jobs[NPS_PARTS * r + p] = (nps_job_t){same ? jobs[NPS_PARTS * r - 1].weighting : made[r], -1, &row->task, 1, p};
+  }
+  nps_scorer_run(s->scorer, jobs, NPS_PARTS * rows, scores);
+  for (int r = 0; r < rows; r++) {
+    memcpy((char *)&out->rows[r] + which, scores + NPS_PARTS * r, NPS_PARTS * sizeof *scores);
+    nps_weighting_free(made[r]);
+  }
+  free(made);
+  free(scores);
+  free(jobs);
+}
+
+/* ---- the run ---- */
+
+static nps_err_t search_stages(nps_searching_t *s) {
+  nps_search_t *out = s->search;
+  const double started = nps_now(), before = nps_scorer_flops(s->scorer);
+  if (!nps_search_wanted(s->spec)) return NPS_OK;
+  nps_err_t err = nps_stages_run(s);
+  nps_report_steps_end(s->report);
+  out->seconds = nps_now() - started;
+  out->flops = nps_scorer_flops(s->scorer) - before;
+  if (err == NPS_OK)
+    nps_report_detail(s->report, "search: %lld evaluations in %.1f s, %.1f evaluations/s, %.1f GFLOP/s a rank",
+                      (long long)out->evaluations, out->seconds, (double)out->evaluations / out->seconds,
+                      1e-9 * out->flops / out->seconds / nps_comm_size(s->comm));
+  return err;
+}
+
+static nps_err_t run(nps_searching_t *s) {
+  stored_t stored = {0};
+  nps_err_t err = NPS_OK;
+  NPS_TRY(nps_scorer_new(s->comm, s->spec, &s->scorer));
+  score_stored(s, &stored);
+  s->goal = nps_goal_new(s->spec, (const nps_score_t(*)[NPS_PARTS])stored.base,
+                         (const nps_score_t(*)[NPS_PARTS])stored.tuned);
+  NPS_GOTO(search_stages(s));
+  add_rows(s->spec, &stored, s->search);
+  score_rows(s, s->began, offsetof(nps_search_row_t, start));
+  score_rows(s, s->current, offsetof(nps_search_row_t, merged));
+  s->search->weighting = nps_weighting_copy(s->current);
+  s->search->ranks = nps_comm_size(s->comm);
+done:
+  free_stored(&stored);
+  return err;
+}
+
+nps_err_t nps_search_run(const nps_comm_t *comm, const nps_search_spec_t *spec, nps_report_t *report,
+                         nps_search_t **out) {
+  nps_searching_t s = {.comm = comm,
+                       .spec = spec,
+                       .report = report,
+                       .current = nps_weighting_copy(spec->start),
+                       .began = nps_weighting_copy(spec->start),
+                       .search = nps_xcalloc(1, sizeof *s.search)};
+  const nps_err_t err = run(&s);
+  *out = err == NPS_OK ? s.search : NULL;
+  if (err != NPS_OK) nps_search_free(s.search);
+  nps_scorer_free(s.scorer);
+  nps_goal_free(s.goal);
+  nps_weighting_free(s.current);
+  nps_weighting_free(s.began);
+  return err;
+}
+
+void nps_search_free(nps_search_t *search) {
+  if (!search) return;
+  for (int i = 0; i < search->history_count; i++) nps_history_free(&search->histories[i]);
+  free(search->histories);
+  free(search->rows);
+  nps_weighting_free(search->weighting);
+  free(search);
+}
+
+/* ---- averages ---- */
+
+static nps_score_t part_of(const nps_search_row_t *row, size_t which, int part) {
+  nps_score_t s[NPS_PARTS];
+  memcpy(s, (const char *)row + which, sizeof s);
+  if (part < NPS_PARTS) return s[part];
+  return (nps_score_t){s[0].correct + s[1].correct, s[0].total + s[1].total, s[0].nll_sum + s[1].nll_sum};
+}
+
+double nps_search_mean_accuracy(const nps_search_t *search, size_t which, int part) {
+  double sum = 0;
+  int n = 0;
+  for (int r = 0; r < search->row_count; r++) {
+    const nps_score_t s = part_of(&search->rows[r], which, part);
+    if (s.total == 0) continue;
+    sum += (double)s.correct / (double)s.total;
+    n++;
+  }
+  return n > 0 ? sum / n : NAN;
+}
+
+double nps_search_mean_nll(const nps_search_t *search, size_t which, int part) {
+  double sum = 0;
+  int n = 0;
+  for (int r = 0; r < search->row_count; r++) {
+    const nps_score_t s = part_of(&search->rows[r], which, part);
+    if (s.total == 0) continue;
+    sum += s.nll_sum / (double)s.total;
+    n++;
+  }
+  return n > 0 ? sum / n : NAN;
+}

@@ -1,0 +1,163 @@
+/** @file search_internal.h
+ *  What the sources of search share: scoring on all ranks, fitness of scores, genomes, and searches in lockstep. */
+#ifndef NPS_SEARCH_INTERNAL_H
+#define NPS_SEARCH_INTERNAL_H
+
+#include "nps/search.h"
+
+/* ---- parts of a task's samples ---- */
+
+enum { NPS_PART_SEEN, NPS_PART_HELD, NPS_PARTS };
+
+/** Whether sample i, from 0, is held out of the search: ⌊(i+1)h⌋ > ⌊i·h⌋. */
+bool nps_sample_is_held(int64_t i, double holdout);
+
+/* ---- scoring (evaluate.c) ---- */
+
+/** One model on some tasks. Borrowed. */
+typedef struct nps_job {
+  const nps_weighting_t *weighting; /**< the model is a candidate, or NULL: a stored one */
+  int model;                        /**< which of the store; -1: the base */
+  const int *tasks;                 /**< [task_count] indices into the spec's */
+  int task_count;
+  int part;
+} nps_job_t;
+
+typedef struct nps_scorer nps_scorer_t;
+
+/** Prepare: splits task vectors and samples, finds the tensors of the networks. Collective.
+ *  @param[out] out  freed with nps_scorer_free(); borrows comm and spec
+ *  @return NPS_ERR_INPUT: a tensor that neither the candidate nor the head has; NPS_ERR_MEMORY */
+nps_err_t nps_scorer_new(const nps_comm_t *comm, const nps_search_spec_t *spec, nps_scorer_t **out);
+void nps_scorer_free(nps_scorer_t *scorer);
+
+/** Score jobs, spread over the ranks. Collective. A candidate that cannot be built has no correct sample and NaN as nll.
+ *  @param[out] scores  job by job, task by task; the same bits on any number of ranks */
+void nps_scorer_run(nps_scorer_t *scorer, const nps_job_t *jobs, int count, nps_score_t *scores);
+
+/** Give the floating-point operations of all scores so far, all ranks. */
+double nps_scorer_flops(const nps_scorer_t *scorer);
+
+/* ---- fitness of scores (objective.c) ---- */
+
+/** What makes a candidate good. A task's gain is (score − offset) / scale, its score the accuracy or −nll. */
+typedef struct nps_goal {
+  const nps_recipe_fitness_t *fitness; /**< borrowed */
+  double *offset[NPS_PARTS];           /**< [tasks] owned */
+  double *scale[NPS_PARTS];
+} nps_goal_t;
+
+/** Make a goal; notes the tasks that cannot be normalised. Freed with nps_goal_free().
+ *  @param base, tuned  [tasks][parts] scores of θ0, and of the task's model (total 0: none) */
+nps_goal_t *nps_goal_new(const nps_search_spec_t *spec, const nps_score_t (*base)[NPS_PARTS],
+                         const nps_score_t (*tuned)[NPS_PARTS]);
+void nps_goal_free(nps_goal_t *goal);
+
+/** Give the fitness of scores; tasks without samples do not count. Failed: NaN, or no sample at all.
+ *  @param tasks  [count]; @param scores  [count] on the part */
+nps_fitness_value_t nps_goal_value(const nps_goal_t *goal, int part, const int *tasks, int count,
+                                   const nps_score_t *scores);
+
+/** Give a primary fitness as people read it: accuracy, normalised gain (more is better), or nll (less is better). */
+double nps_fitness_shown(const nps_recipe_fitness_t *fitness, double primary);
+
+/* ---- genomes (genome.c) ---- */
+
+/** One variable of a search. */
+typedef struct nps_gene {
+  nps_variable_t kind;
+  int model;    /**< -1: all models alike */
+  int subspace; /**< not of a λ */
+} nps_gene_t;
+
+/** The variables of a search. Arrays are owned. */
+typedef struct nps_genome {
+  int count;
+  nps_gene_t *genes;
+  char **columns; /**< names of the variables */
+  double *start;  /**< within the bounds */
+  double *lower, *upper;
+  bool follow; /**< priorities follow the weights: a = |w| */
+} nps_genome_t;
+
+/** Make the genome of a stage. @param model  whose subspaces prune searches. Freed with nps_genome_free(). */
+nps_genome_t *nps_genome_new(const nps_search_spec_t *spec, nps_stage_t stage, int model);
+void nps_genome_free(nps_genome_t *genome);
+
+/** Clip values to the bounds. @param[in,out] x  [count] */
+void nps_genome_clip(const nps_genome_t *genome, double *x);
+
+/** Put values into a weighting; the rest of it stays. @param x  [count] */
+void nps_genome_put(const nps_genome_t *genome, const double *x, nps_weighting_t *weighting);
+
+/* ---- searches (track.c, stages.c) ---- */
+
+/** One search on its way. All pointers are owned but history's. */
+typedef struct nps_track {
+  nps_stage_t stage;
+  int model; /**< prune: whose; else -1 */
+  nps_genome_t *genome;
+  bool from_file;         /**< the genome's start is that of an earlier search */
+  nps_weighting_t *frame; /**< what the genome's values are put into */
+  int *tasks;             /**< [task_count] */
+  int task_count;
+  nps_search_history_t *history;
+  nps_fitness_value_t *values; /**< [evaluations] */
+  int generation;
+  double *points; /**< [point_count][variables] of the generation in work */
+  int point_count;
+  nps_cmaes_t *cmaes;   /**< rank 0, once the start is known */
+  nps_cmaes_stop_t why; /**< it has stopped */
+} nps_track_t;
+
+/** A run of all stages. Borrowed but for what says otherwise. */
+typedef struct nps_searching {
+  const nps_comm_t *comm;
+  const nps_search_spec_t *spec;
+  nps_report_t *report;
+  nps_scorer_t *scorer;
+  nps_goal_t *goal;
+  nps_weighting_t *current; /**< what has been found so far; owned */
+  nps_weighting_t *began;   /**< where the last stage began; owned */
+  nps_search_t *search;
+} nps_searching_t;
+
+/** Whether anything is searched. */
+bool nps_search_wanted(const nps_search_spec_t *spec);
+
+/** Begin a search: its history, its tasks. @param[out] track  ended with nps_track_end() */
+void nps_track_begin(const nps_search_spec_t *spec, nps_stage_t stage, int model, nps_search_history_t *history,
+                     nps_track_t *track);
+void nps_track_end(nps_track_t *track);
+
+/** Score the points of several searches together and add them to the histories. Collective.
+ *  @param mean  the points are the last means of CMA-ES */
+void nps_tracks_score(nps_searching_t *s, nps_track_t *tracks, int count, bool mean);
+
+/** Give the best of the rows [first, end) of a history by its fitness; the earliest of equals. */
+int64_t nps_track_best(const nps_track_t *track, int64_t first, int64_t end);
+
+/** Choose the final genomes. Collective. */
+void nps_tracks_choose(nps_searching_t *s, nps_track_t *tracks, int count);
+
+/** Run all stages: histories, s->current, s->began. Collective. */
+nps_err_t nps_stages_run(nps_searching_t *s);
+
+void nps_history_free(nps_search_history_t *history);
+
+/** Show a generation of searches in lockstep and log its events. Rank 0.
+ *  @param first    [count] row of each history at which the generation begins
+ *  @param started  when the stage began */
+void nps_tracks_show(const nps_searching_t *s, const nps_track_t *tracks, int count, const int64_t *first,
+                     double started);
+
+/** Write a score for people: ".8712", "1.0000", "-.0123", "-" for NaN. @param[out] out  [32] characters @return out */
+const char *nps_format_score(double score, char out[32]);
+
+/** Give a stage's name. Static. */
+const char *nps_stage_name(nps_stage_t stage);
+
+/** As nps_search_read_best(), but what the file does not have is no error. @param[out] found  columns set */
+nps_err_t nps_search_look_up(const char *file, const char *path, char *const *columns, int n, double *x, int *found);
+
+#endif

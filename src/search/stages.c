@@ -1,0 +1,274 @@
+/* The stages: searches in lockstep, generation by generation. Rank 0 leads CMA-ES; the others follow its candidates. */
+#include "search_internal.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Common factors of λ that fuse and joint try first: 0.1, 0.2, … 1.0. */
+enum { FACTORS = 10 };
+
+const char *nps_stage_name(nps_stage_t stage) {
+  static const char *const names[] = {
+      [NPS_STAGE_PRUNE] = "prune", [NPS_STAGE_FUSE] = "fuse", [NPS_STAGE_JOINT] = "joint"};
+  return names[stage];
+}
+
+bool nps_search_wanted(const nps_search_spec_t *spec) {
+  return spec->search && spec->search->algorithm != NPS_ALGORITHM_NONE;
+}
+
+static bool leads(const nps_searching_t *s) { return nps_comm_rank(s->comm) == 0; }
+
+/* ---- where a search starts ---- */
+
+static void set_frame(const nps_searching_t *s, nps_track_t *track) {
+  nps_weighting_t *frame = track->frame = nps_weighting_copy(s->current);
+  if (track->stage != NPS_STAGE_PRUNE) return;
+  frame->normalize = NPS_NORMALIZE_NONE;
+  for (int i = 0; i < frame->models; i++) frame->lambda[i] = i == track->model ? 1 : 0;
+}
+
+static void set_point_count(nps_track_t *track, int count) {
+  track->point_count = count;
+  track->points = nps_xrealloc(track->points, (size_t)(count * track->genome->count) + 1, sizeof *track->points);
+}
+
+/* Generation 0: the start; where λ is searched and no earlier search has found one, with common factors of it. */
+static void set_first_points(const nps_searching_t *s, nps_track_t *track) {
+  const nps_genome_t *g = track->genome;
+  const int64_t limit = s->spec->search->max_evaluations;
+  const bool factors = track->stage != NPS_STAGE_PRUNE && !track->from_file;
+  const int wanted = factors ? FACTORS : 1;
+  set_point_count(track, limit > 0 && limit < wanted ? (int)limit : wanted);
+  for (int p = 0; p < track->point_count; p++) {
+    double *x = track->points + (int64_t)p * g->count;
+    memcpy(x, g->start, (size_t)g->count * sizeof *x);
+    for (int i = 0; factors && i < g->count; i++)
+      if (g->genes[i].kind == NPS_VARIABLE_LAMBDA) x[i] = s->spec->start->lambda[g->genes[i].model] * (p + 1) / FACTORS;
+    nps_genome_clip(g, x);
+  }
+}
+
+static nps_cmaes_kind_t kind_of(nps_algorithm_t algorithm) {
+  if (algorithm == NPS_ALGORITHM_SEP_CMA_ES) return NPS_CMAES_SEP;
+  return algorithm == NPS_ALGORITHM_RANDOM ? NPS_CMAES_RANDOM : NPS_CMAES_FULL;
+}
+
+static void start_cmaes(const nps_searching_t *s, nps_track_t *track) {
+  const nps_recipe_search_t *search = s->spec->search;
+  const nps_search_history_t *h = track->history;
+  track->cmaes = nps_cmaes_new(&(nps_cmaes_options_t){
+      .kind = kind_of(search->algorithm),
+      .variables = track->genome->count,
+      .population = search->population,
+      .sigma = search->sigma,
+      .start = h->genome + h->start * h->variables,
+      .lower = track->genome->lower,
+      .upper = track->genome->upper,
+      .seed = s->spec->seed,
+      .stream = ((uint64_t)track->stage << 32) + (uint64_t)(track->model + 1),
+      .noisy = s->spec->fitness->metric == NPS_METRIC_ACCURACY,
+      .max_generations = search->generations,
+      .max_evaluations = search->max_evaluations > 0 ? search->max_evaluations - h->evaluations : 0,
+      .patience = search->patience,
+      .restarts = search->restarts,
+  });
+}
+
+/* Scores generation 0 and begins CMA-ES at the best of it. */
+static void start_tracks(nps_searching_t *s, nps_track_t *tracks, int count) {
+  for (int i = 0; i < count; i++) {
+    set_frame(s, &tracks[i]);
+    set_first_points(s, &tracks[i]);
+  }
+  nps_tracks_score(s, tracks, count, false);
+  for (int i = 0; i < count; i++) {
+    nps_search_history_t *h = tracks[i].history;
+    const int64_t limit = s->spec->search->max_evaluations;
+    h->start = nps_track_best(&tracks[i], 0, h->evaluations);
+    if (limit > 0 && h->evaluations >= limit)
+      tracks[i].why = NPS_CMAES_STOP_EVALUATIONS;
+    else if (leads(s))
+      start_cmaes(s, &tracks[i]);
+  }
+}
+
+/* ---- generations ---- */
+
+/* Rank 0 draws the candidates of a search, or learns why it has ended. */
+static nps_err_t ask(nps_track_t *track) {
+  track->why = nps_cmaes_stopped(track->cmaes);
+  set_point_count(track, track->why == NPS_CMAES_STOP_NONE ? nps_cmaes_population(track->cmaes) : 0);
+  return track->point_count > 0 ? nps_cmaes_ask(track->cmaes, track->points) : NPS_OK;
+}
+
+static void follow(const nps_comm_t *comm, nps_track_t *track) {
+  int state[2] = {(int)track->why, track->point_count};
+  nps_comm_bcast(comm, state, sizeof state);
+  track->why = (nps_cmaes_stop_t)state[0];
+  if (nps_comm_rank(comm) != 0) set_point_count(track, state[1]);
+  if (track->point_count == 0) return;
+  nps_comm_bcast(comm, track->points, (size_t)(track->point_count * track->genome->count) * sizeof(double));
+  track->generation++;
+}
+
+/* Gets the next candidates of all searches. @param[out] any  some search goes on */
+static nps_err_t ask_all(nps_searching_t *s, nps_track_t *tracks, int count, bool *any) {
+  nps_err_t err = NPS_OK;
+  for (int i = 0; i < count; i++) {
+    tracks[i].point_count = 0;
+    if (leads(s) && tracks[i].why == NPS_CMAES_STOP_NONE) err = nps_err_worse(err, ask(&tracks[i]));
+  }
+  NPS_TRY(nps_comm_agree(s->comm, err));
+  *any = false;
+  for (int i = 0; i < count; i++) {
+    follow(s->comm, &tracks[i]);
+    *any = *any || tracks[i].point_count > 0;
+  }
+  return NPS_OK;
+}
+
+static void tell_all(nps_track_t *tracks, int count, const int64_t *first) {
+  for (int i = 0; i < count; i++)
+    if (tracks[i].point_count > 0) nps_cmaes_tell(tracks[i].cmaes, tracks[i].values + first[i]);
+}
+
+static nps_err_t run_generations(nps_searching_t *s, nps_track_t *tracks, int count, double started) {
+  int64_t *first = nps_xcalloc((size_t)count, sizeof *first);
+  bool any = true;
+  nps_err_t err = NPS_OK;
+  for (;;) {
+    NPS_GOTO(ask_all(s, tracks, count, &any));
+    if (!any) break;
+    for (int i = 0; i < count; i++) first[i] = tracks[i].history->evaluations;
+    nps_tracks_score(s, tracks, count, false);
+    if (leads(s)) tell_all(tracks, count, first);
+    if (leads(s)) nps_tracks_show(s, tracks, count, first, started);
+  }
+done:
+  free(first);
+  return err;
+}
+
+/* Scores the last mean of every search: it generalises better than the best of many candidates. */
+static void score_means(nps_searching_t *s, nps_track_t *tracks, int count) {
+  for (int i = 0; i < count; i++) {
+    const bool learnt = s->spec->search->algorithm != NPS_ALGORITHM_RANDOM && tracks[i].generation > 0;
+    set_point_count(&tracks[i], learnt ? 1 : 0);
+    if (!learnt) continue;
+    if (leads(s)) nps_cmaes_mean(tracks[i].cmaes, tracks[i].points);
+    nps_comm_bcast(s->comm, tracks[i].points, (size_t)tracks[i].genome->count * sizeof(double));
+  }
+  nps_tracks_score(s, tracks, count, true);
+}
+
+static nps_err_t check_result(const nps_track_t *track) {
+  const nps_search_history_t *h = track->history;
+  if (track->why == NPS_CMAES_STOP_FAILED)
+    return nps_fail(NPS_ERR_RUNTIME, "search %s: %s", h->path, nps_cmaes_stop_text(track->why));
+  if (!track->values[h->best].failed) return NPS_OK;
+  return nps_fail(NPS_ERR_RUNTIME, "search %s: every one of %lld candidates failed: no finite nll", h->path,
+                  (long long)h->evaluations);
+}
+
+/* What the searches of a stage have found, and where they began. */
+static void take_results(nps_searching_t *s, const nps_track_t *tracks, int count) {
+  nps_weighting_free(s->began);
+  s->began = nps_weighting_copy(s->current);
+  for (int i = 0; i < count; i++) {
+    const nps_search_history_t *h = tracks[i].history;
+    nps_genome_put(tracks[i].genome, h->genome + h->start * h->variables, s->began);
+    nps_genome_put(tracks[i].genome, h->genome + h->best * h->variables, s->current);
+  }
+}
+
+static nps_err_t run_stage(nps_searching_t *s, nps_track_t *tracks, int count) {
+  const double started = nps_now();
+  nps_err_t err = NPS_OK;
+  start_tracks(s, tracks, count);
+  NPS_TRY(run_generations(s, tracks, count, started));
+  score_means(s, tracks, count);
+  nps_tracks_choose(s, tracks, count);
+  for (int i = 0; i < count; i++) {
+    tracks[i].history->stop = nps_cmaes_stop_text(tracks[i].why);
+    err = nps_err_worse(err, check_result(&tracks[i]));
+  }
+  NPS_TRY(nps_comm_agree(s->comm, err));
+  take_results(s, tracks, count);
+  return NPS_OK;
+}
+
+/* ---- all stages ---- */
+
+static int searches_in(const nps_searching_t *s, nps_stage_t stage) {
+  return stage == NPS_STAGE_PRUNE ? s->spec->start->models : 1;
+}
+
+static nps_err_t check_tasks(const nps_search_spec_t *spec, const nps_track_t *track) {
+  if (track->task_count > 0) return NPS_OK;
+  if (track->model < 0) return nps_fail(NPS_ERR_CONFIG, "search: fitness.tasks names no task to score candidates on");
+  return nps_fail(NPS_ERR_CONFIG,
+                  "search: the stage prune scores candidates of model '%s' on its tasks, but fitness.tasks has none "
+                  "whose model it is",
+                  spec->models[track->model]);
+}
+
+static nps_err_t begin_tracks(nps_searching_t *s, nps_track_t *tracks) {
+  nps_err_t err = NPS_OK;
+  for (int g = 0; g < s->spec->search->stage_count; g++) {
+    const nps_stage_t stage = s->spec->search->stages[g];
+    for (int i = 0; i < searches_in(s, stage); i++) {
+      nps_track_t *track = &tracks[s->search->history_count];
+      nps_track_begin(s->spec, stage, stage == NPS_STAGE_PRUNE ? i : -1,
+                      &s->search->histories[s->search->history_count++], track);
+      err = nps_err_worse(err, check_tasks(s->spec, track));
+    }
+    s->search->has_lambda = s->search->has_lambda || stage != NPS_STAGE_PRUNE;
+  }
+  return nps_comm_agree(s->comm, err);
+}
+
+/* Starts at the best genomes of an earlier file, where it has the search and the column. */
+static nps_err_t look_up_starts(nps_searching_t *s, nps_track_t *tracks, int count) {
+  const char *file = s->spec->search->start_from;
+  int any = 0;
+  nps_err_t err = NPS_OK;
+  if (!file) return NPS_OK;
+  for (int i = 0; leads(s) && i < count && err == NPS_OK; i++) {
+    nps_genome_t *g = tracks[i].genome;
+    int found = 0;
+    err = nps_search_look_up(file, tracks[i].history->path, g->columns, g->count, g->start, &found);
+    nps_genome_clip(g, g->start);
+    tracks[i].from_file = found > 0;
+    any += found;
+  }
+  if (leads(s) && err == NPS_OK && any == 0)
+    err = nps_fail(NPS_ERR_INPUT, "search.start_from: %s: none of this search's variables is in it", file);
+  NPS_TRY(nps_comm_agree(s->comm, err));
+  for (int i = 0; i < count; i++) {
+    nps_comm_bcast(s->comm, &tracks[i].from_file, sizeof tracks[i].from_file);
+    nps_comm_bcast(s->comm, tracks[i].genome->start, (size_t)tracks[i].genome->count * sizeof(double));
+  }
+  return NPS_OK;
+}
+
+nps_err_t nps_stages_run(nps_searching_t *s) {
+  const nps_recipe_search_t *search = s->spec->search;
+  int count = 0, at = 0;
+  nps_err_t err = NPS_OK;
+  for (int g = 0; g < search->stage_count; g++) count += searches_in(s, search->stages[g]);
+  nps_track_t *tracks = nps_xcalloc((size_t)count, sizeof *tracks);
+  s->search->histories = nps_xcalloc((size_t)count, sizeof *s->search->histories);
+  NPS_GOTO(begin_tracks(s, tracks));
+  NPS_GOTO(look_up_starts(s, tracks, count));
+  for (int g = 0; g < search->stage_count; g++) {
+    const int searches = searches_in(s, search->stages[g]);
+    NPS_GOTO(run_stage(s, tracks + at, searches));
+    at += searches;
+  }
+done:
+  for (int i = 0; i < s->search->history_count; i++) nps_track_end(&tracks[i]);
+  free(tracks);
+  return err;
+}

@@ -1,0 +1,194 @@
+/* Searches on their way: their histories, and the choice of their final genomes. */
+#include "search_internal.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+static bool belongs(const nps_search_task_t *task, int model) { return model < 0 || task->model == model; }
+
+static void take_tasks(const nps_search_spec_t *spec, nps_track_t *track) {
+  track->tasks = nps_xcalloc((size_t)spec->task_count, sizeof *track->tasks);
+  for (int t = 0; t < spec->task_count; t++)
+    if (belongs(&spec->tasks[t], track->model)) track->tasks[track->task_count++] = t;
+}
+
+void nps_track_begin(const nps_search_spec_t *spec, nps_stage_t stage, int model, nps_search_history_t *history,
+                     nps_track_t *track) {
+  *track = (nps_track_t){.stage = stage, .model = model, .history = history};
+  track->genome = nps_genome_new(spec, stage, model);
+  take_tasks(spec, track);
+  const char *name = nps_stage_name(stage);
+  *history = (nps_search_history_t){.variables = track->genome->count, .task_count = track->task_count};
+  history->path = model < 0 ? nps_xstrdup(name) : nps_xstrf("%s/%s", name, spec->models[model]);
+  history->columns = nps_xcalloc((size_t)history->variables, sizeof *history->columns);
+  for (int i = 0; i < history->variables; i++) history->columns[i] = nps_xstrdup(track->genome->columns[i]);
+  history->tasks = nps_xcalloc((size_t)track->task_count + 1, sizeof *history->tasks);
+  for (int k = 0; k < track->task_count; k++) history->tasks[k] = spec->tasks[track->tasks[k]].name;
+  history->stop = nps_cmaes_stop_text(NPS_CMAES_STOP_NONE);
+}
+
+void nps_track_end(nps_track_t *track) {
+  nps_genome_free(track->genome);
+  nps_weighting_free(track->frame);
+  nps_cmaes_free(track->cmaes);
+  free(track->tasks);
+  free(track->values);
+  free(track->points);
+}
+
+void nps_history_free(nps_search_history_t *h) {
+  for (int i = 0; i < h->variables; i++) free(h->columns[i]);
+  free(h->path);
+  free(h->columns);
+  free(h->tasks);
+  free(h->genome);
+  free(h->generation);
+  free(h->candidate);
+  free(h->correct);
+  free(h->total);
+  free(h->nll_sum);
+  free(h->fitness);
+  free(h->held_fitness);
+}
+
+/* ---- scoring points ---- */
+
+static void make_room(nps_track_t *track, int more) {
+  nps_search_history_t *h = track->history;
+  const size_t rows = (size_t)h->evaluations + (size_t)more, cells = rows * (size_t)h->task_count;
+  h->genome = nps_xrealloc(h->genome, rows * (size_t)h->variables, sizeof *h->genome);
+  h->generation = nps_xrealloc(h->generation, rows, sizeof *h->generation);
+  h->candidate = nps_xrealloc(h->candidate, rows, sizeof *h->candidate);
+  h->correct = nps_xrealloc(h->correct, cells, sizeof *h->correct);
+  h->total = nps_xrealloc(h->total, cells, sizeof *h->total);
+  h->nll_sum = nps_xrealloc(h->nll_sum, cells, sizeof *h->nll_sum);
+  h->fitness = nps_xrealloc(h->fitness, rows, sizeof *h->fitness);
+  h->held_fitness = nps_xrealloc(h->held_fitness, rows, sizeof *h->held_fitness);
+  track->values = nps_xrealloc(track->values, rows, sizeof *track->values);
+}
+
+static void add_row(const nps_searching_t *s, nps_track_t *track, int point, bool mean, const nps_score_t *scores) {
+  nps_search_history_t *h = track->history;
+  const int64_t row = h->evaluations++, first = row * h->task_count;
+  const nps_fitness_value_t value = nps_goal_value(s->goal, NPS_PART_SEEN, track->tasks, track->task_count, scores);
+  memcpy(h->genome + row * h->variables, track->points + (int64_t)point * h->variables,
+         (size_t)h->variables * sizeof *h->genome);
+  h->generation[row] = track->generation;
+  h->candidate[row] = mean ? -1 : point;
+  for (int k = 0; k < h->task_count; k++) {
+    h->correct[first + k] = scores[k].correct;
+    h->total[first + k] = scores[k].total;
+    h->nll_sum[first + k] = scores[k].nll_sum;
+  }
+  track->values[row] = value;
+  h->fitness[row] = value.failed ? NAN : value.primary;
+  h->held_fitness[row] = NAN;
+}
+
+/* Appends the candidate of a genome to a list of jobs. */
+static void add_job(const nps_track_t *track, const double *x, int part, nps_job_t *jobs, int *count) {
+  nps_weighting_t *w = nps_weighting_copy(track->frame);
+  nps_genome_put(track->genome, x, w);
+  jobs[(*count)++] = (nps_job_t){.weighting = w, .tasks = track->tasks, .task_count = track->task_count, .part = part};
+}
+
+/* Scores jobs and forgets their weightings. @return freed with free() */
+static nps_score_t *run_jobs(nps_scorer_t *scorer, nps_job_t *jobs, int count) {
+  size_t items = 1;
+  for (int j = 0; j < count; j++) items += (size_t)jobs[j].task_count;
+  nps_score_t *scores = nps_xcalloc(items, sizeof *scores);
+  nps_scorer_run(scorer, jobs, count, scores);
+  for (int j = 0; j < count; j++) nps_weighting_free((nps_weighting_t *)jobs[j].weighting);
+  free(jobs);
+  return scores;
+}
+
+void nps_tracks_score(nps_searching_t *s, nps_track_t *tracks, int count, bool mean) {
+  int points = 0, job_count = 0;
+  for (int i = 0; i < count; i++) points += tracks[i].point_count;
+  nps_job_t *jobs = nps_xcalloc((size_t)points + 1, sizeof *jobs);
+  for (int i = 0; i < count; i++)
+    for (int p = 0; p < tracks[i].point_count; p++)
+      add_job(&tracks[i], tracks[i].points + (int64_t)p * tracks[i].genome->count, NPS_PART_SEEN, jobs, &job_count);
+  nps_score_t *scores = run_jobs(s->scorer, jobs, job_count);
+  const nps_score_t *next = scores;
+  for (int i = 0; i < count; i++) {
+    make_room(&tracks[i], tracks[i].point_count);
+    for (int p = 0; p < tracks[i].point_count; p++, next += tracks[i].task_count) add_row(s, &tracks[i], p, mean, next);
+    s->search->evaluations += tracks[i].point_count;
+  }
+  free(scores);
+}
+
+/* ---- the choice ---- */
+
+int64_t nps_track_best(const nps_track_t *track, int64_t first, int64_t end) {
+  int64_t best = first;
+  for (int64_t row = first + 1; row < end; row++)
+    if (nps_fitness_compare(&track->values[row], &track->values[best]) < 0) best = row;
+  return best;
+}
+
+static bool has_held(const nps_searching_t *s, const nps_track_t *track) {
+  for (int k = 0; k < track->task_count; k++)
+    for (int64_t i = 0; i < s->spec->tasks[track->tasks[k]].data->samples; i++)
+      if (nps_sample_is_held(i, s->spec->fitness->holdout)) return true;
+  return false;
+}
+
+/* The rows that may become the final genome: the best of each generation, which of generation 0 is the start, and the
+ * last mean. Ascending. */
+static int find_finalists(const nps_track_t *track, int64_t *rows) {
+  const nps_search_history_t *h = track->history;
+  int64_t first = 0;
+  int count = 0;
+  for (int64_t row = 0; row < h->evaluations; row++) {
+    const int64_t next = row + 1;
+    if (next < h->evaluations && h->generation[next] == h->generation[row] && h->candidate[next] >= 0) continue;
+    rows[count] = nps_track_best(track, first, next);
+    if (!track->values[rows[count]].failed) count++;
+    first = next;
+  }
+  return count;
+}
+
+/* Fitness on held-out samples decides; of equals the earlier is taken. */
+static void choose_held(const nps_searching_t *s, nps_track_t *track, const int64_t *rows, int count,
+                        const nps_score_t *scores) {
+  nps_search_history_t *h = track->history;
+  nps_fitness_value_t best = {.failed = true};
+  for (int i = 0; i < count; i++) {
+    const nps_fitness_value_t value = nps_goal_value(s->goal, NPS_PART_HELD, track->tasks, track->task_count,
+                                                     scores + (int64_t)i * track->task_count);
+    h->held_fitness[rows[i]] = value.failed ? NAN : value.primary;
+    if (nps_fitness_compare(&value, &best) >= 0) continue;
+    best = value;
+    h->best = rows[i];
+  }
+}
+
+void nps_tracks_choose(nps_searching_t *s, nps_track_t *tracks, int count) {
+  int job_count = 0, *finalists = nps_xcalloc((size_t)count, sizeof *finalists);
+  int64_t **rows = nps_xcalloc((size_t)count, sizeof *rows);
+  nps_job_t *jobs = nps_xcalloc(1, sizeof *jobs);
+  for (int i = 0; i < count; i++) {
+    const nps_track_t *track = &tracks[i];
+    track->history->best = nps_track_best(track, 0, track->history->evaluations);
+    rows[i] = nps_xcalloc((size_t)track->history->evaluations, sizeof(int64_t));
+    if (has_held(s, track)) finalists[i] = find_finalists(track, rows[i]);
+    jobs = nps_xrealloc(jobs, (size_t)(job_count + finalists[i]) + 1, sizeof *jobs);
+    for (int r = 0; r < finalists[i]; r++)
+      add_job(track, track->history->genome + rows[i][r] * track->history->variables, NPS_PART_HELD, jobs, &job_count);
+  }
+  nps_score_t *scores = run_jobs(s->scorer, jobs, job_count);
+  const nps_score_t *next = scores;
+  for (int i = 0; i < count; i++) {
+    choose_held(s, &tracks[i], rows[i], finalists[i], next);
+    next += (int64_t)finalists[i] * tracks[i].task_count;
+    free(rows[i]);
+  }
+  free(scores);
+  free(rows);
+  free(finalists);
+}

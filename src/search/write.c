@@ -1,0 +1,139 @@
+#include "search_internal.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- writing ---- */
+
+/* A dataset of a search: one row an evaluation. @param columns  0: no second dimension */
+static nps_err_t put(nps_h5_t *file, const char *group, const char *name, nps_dtype_t dtype, const void *data,
+                     int64_t rows, int columns) {
+  const int64_t shape[2] = {rows, columns};
+  char *path = nps_xstrf("%s/%s", group, name);
+  nps_err_t err = nps_h5_put(file, path, dtype, data, columns > 0 ? 2 : 1, shape);
+  free(path);
+  return err;
+}
+
+static nps_err_t write_history(const nps_search_history_t *h, nps_h5_t *file, const char *group) {
+  const int64_t rows = h->evaluations;
+  NPS_TRY(nps_h5_make_group(file, group));
+  NPS_TRY(put(file, group, "genome", NPS_F64, h->genome, rows, h->variables));
+  NPS_TRY(put(file, group, "generation", NPS_I32, h->generation, rows, 0));
+  NPS_TRY(put(file, group, "candidate", NPS_I32, h->candidate, rows, 0));
+  NPS_TRY(put(file, group, "correct", NPS_I64, h->correct, rows, h->task_count));
+  NPS_TRY(put(file, group, "total", NPS_I64, h->total, rows, h->task_count));
+  NPS_TRY(put(file, group, "nll_sum", NPS_F64, h->nll_sum, rows, h->task_count));
+  NPS_TRY(put(file, group, "held_fitness", NPS_F64, h->held_fitness, rows, 0));
+  NPS_TRY(nps_h5_put_attr_texts(file, group, "columns", (const char *const *)h->columns, h->variables));
+  NPS_TRY(nps_h5_put_attr_texts(file, group, "tasks", h->tasks, h->task_count));
+  NPS_TRY(nps_h5_put_attr_i64(file, group, "best", h->best));
+  NPS_TRY(nps_h5_put_attr_i64(file, group, "start", h->start));
+  return nps_h5_put_attr_text(file, group, "stop", h->stop);
+}
+
+static nps_err_t write_timing(const nps_search_t *search, nps_h5_t *file) {
+  const char *group = "/timing";
+  const double seconds = search->seconds > 0 ? search->seconds : 1;
+  NPS_TRY(nps_h5_make_group(file, group));
+  NPS_TRY(nps_h5_put_attr_f64(file, group, "seconds", search->seconds));
+  NPS_TRY(nps_h5_put_attr_i64(file, group, "evaluations", search->evaluations));
+  NPS_TRY(nps_h5_put_attr_f64(file, group, "evaluations_per_second", (double)search->evaluations / seconds));
+  NPS_TRY(nps_h5_put_attr_f64(file, group, "gflops_per_second", 1e-9 * search->flops / seconds));
+  return nps_h5_put_attr_i64(file, group, "ranks", search->ranks);
+}
+
+nps_err_t nps_search_write(const nps_search_t *search, nps_h5_t *file) {
+  if (search->history_count == 0) return NPS_OK;
+  for (int i = 0; i < search->history_count; i++) {
+    char *group = nps_xstrf("/search/%s", search->histories[i].path);
+    nps_err_t err = write_history(&search->histories[i], file, group);
+    free(group);
+    NPS_TRY(err);
+  }
+  return write_timing(search, file);
+}
+
+/* ---- reading the best genome ---- */
+
+/* A search in a file, as far as it is looked at. */
+typedef struct {
+  char **columns;
+  int variables;
+  double *genome;
+  int64_t best;
+} stored_t;
+
+static nps_err_t damaged(const char *file, const char *group, const char *what) {
+  return nps_fail(NPS_ERR_INPUT, "%s: %s: %s", file, group, what);
+}
+
+static nps_err_t read_genome(nps_h5_t *h5, const char *file, const char *group, stored_t *stored) {
+  int64_t shape[NPS_MAX_DIMS];
+  int ndim = 0;
+  bool found = false;
+  void *data = NULL;
+  NPS_TRY(nps_h5_get_attr_texts(h5, group, "columns", &stored->columns, &stored->variables));
+  NPS_TRY(nps_h5_get_attr_i64(h5, group, "best", &stored->best, &found));
+  if (!found) return damaged(file, group, "expected an attribute best, found none");
+  char *path = nps_xstrf("%s/genome", group);
+  nps_err_t err = nps_h5_read(h5, path, NPS_F64, &ndim, shape, &data);
+  free(path);
+  stored->genome = data;
+  NPS_TRY(err);
+  if (ndim == 2 && shape[1] == stored->variables && stored->best >= 0 && stored->best < shape[0]) return NPS_OK;
+  return damaged(file, group,
+                 "expected a genome with a column for each of the attribute columns, and best among its "
+                 "rows");
+}
+
+static int take_columns(const stored_t *stored, char *const *columns, int n, double *x) {
+  const double *best = stored->genome + stored->best * stored->variables;
+  int found = 0;
+  for (int i = 0; i < n; i++)
+    for (int c = 0; c < stored->variables; c++)
+      if (strcmp(columns[i], stored->columns[c]) == 0) {
+        x[i] = best[c];
+        found++;
+      }
+  return found;
+}
+
+static nps_err_t look_up(nps_h5_t *h5, const char *file, const char *path, char *const *columns, int n, double *x,
+                         int *found) {
+  char *format = NULL, **members = NULL, *group = nps_xstrf("/search/%s", path);
+  int count = 0;
+  stored_t stored = {0};
+  nps_err_t err = NPS_OK;
+  NPS_GOTO(nps_h5_get_attr_text(h5, "/", "format", &format));
+  if (!format || strcmp(format, "nps-merged") != 0)
+    NPS_GOTO(nps_fail(NPS_ERR_INPUT, "%s: expected a merged file (attribute format nps-merged), found %s", file,
+                      format ? format : "none"));
+  NPS_GOTO(nps_h5_list(h5, group, &members, &count));
+  if (count == 0) goto done;
+  NPS_GOTO(read_genome(h5, file, group, &stored));
+  *found = take_columns(&stored, columns, n, x);
+done:
+  nps_h5_free_names(members, count);
+  nps_h5_free_names(stored.columns, stored.variables);
+  free(stored.genome);
+  free(format);
+  free(group);
+  return err;
+}
+
+nps_err_t nps_search_look_up(const char *file, const char *path, char *const *columns, int n, double *x, int *found) {
+  nps_h5_t *h5 = NULL;
+  *found = 0;
+  NPS_TRY(nps_h5_open(file, &h5));
+  nps_err_t err = look_up(h5, file, path, columns, n, x, found);
+  nps_h5_abandon(h5);
+  return err;
+}
+
+nps_err_t nps_search_read_best(const char *file, const char *path, char *const *columns, int n, double *x) {
+  int found = 0;
+  NPS_TRY(nps_search_look_up(file, path, columns, n, x, &found));
+  if (found > 0) return NPS_OK;
+  return nps_fail(NPS_ERR_INPUT, "%s: expected the search %s with some of these variables, found none", file, path);
+}
