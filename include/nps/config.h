@@ -94,6 +94,9 @@ typedef enum nps_algorithm {
 
 typedef enum nps_stage { NPS_STAGE_PRUNE, NPS_STAGE_FUSE, NPS_STAGE_JOINT } nps_stage_t;
 
+/** Which genome is the result: the best of all, CMA-ES's last mean, or the average of its means. */
+typedef enum nps_final { NPS_FINAL_BEST, NPS_FINAL_MEAN, NPS_FINAL_AVERAGE } nps_final_t;
+
 /** Kinds of variables of a search. */
 typedef enum nps_variable { NPS_VARIABLE_WEIGHT, NPS_VARIABLE_LOG_PRIORITY, NPS_VARIABLE_LAMBDA } nps_variable_t;
 enum { NPS_VARIABLES = 3 };
@@ -110,9 +113,10 @@ typedef struct nps_recipe_search {
   double start_weight, start_log_priority;
   char *start_from; /**< path as written, or NULL; owned */
   int restarts;
-  int generations;         /**< at least 1 */
-  int population;          /**< 0: by the formula; else at least 2 */
-  double sigma;            /**< above 0 */
+  int generations; /**< at least 1 */
+  int population;  /**< 0: by the formula; else at least 2 */
+  double sigma;    /**< above 0 */
+  nps_final_t final;
   int64_t max_evaluations; /**< 0: no limit */
   int patience;            /**< generations; 0: by the formula */
 } nps_recipe_search_t;

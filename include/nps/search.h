@@ -52,11 +52,11 @@ typedef struct nps_search_history {
   int64_t evaluations;
   double *genome;      /**< [evaluations][variables] */
   int32_t *generation; /**< [evaluations] 0: starting points; from 1: CMA-ES */
-  int32_t *candidate;  /**< [evaluations] within the generation; -1: CMA-ES's last mean */
+  int32_t *candidate;  /**< [evaluations] within the generation; -1: CMA-ES's last mean, -2: the average of its means */
   int64_t *correct;    /**< [evaluations][tasks], as the rest on the samples that the search sees */
   int64_t *total;
   double *nll_sum;
-  double *fitness; /**< [evaluations] primary fitness, to be minimised; NaN: failed */
+  double *fitness;  /**< [evaluations] primary fitness, to be minimised; NaN: failed */
   int64_t best;     /**< row of the final genome */
   int64_t start;    /**< row the search began at: the best of generation 0 */
   const char *stop; /**< why it ended; static */

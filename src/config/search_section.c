@@ -17,6 +17,8 @@ static const nps_word_t stages[] = {{"prune", NPS_STAGE_PRUNE}, {"fuse", NPS_STA
 enum { VARY_WEIGHT, VARY_DENSITY };
 static const nps_word_t kinds[] = {{"weight", VARY_WEIGHT}, {"density", VARY_DENSITY}};
 
+static const nps_word_t finals[] = {{"best", NPS_FINAL_BEST}, {"mean", NPS_FINAL_MEAN}, {"average", NPS_FINAL_AVERAGE}};
+
 static nps_recipe_search_t *section(void *target) { return &((nps_recipe_t *)target)->search; }
 
 static void read_algorithm(void *target, const nps_node_t *value, const char *what) {
@@ -146,6 +148,11 @@ static void read_patience(void *target, const nps_node_t *value, const char *wha
   read_int(value, what, 0, &section(target)->patience);
 }
 
+static void read_final(void *target, const nps_node_t *value, const char *what) {
+  int word;
+  if (nps_word_read(value, what, finals, COUNT(finals), &word)) section(target)->final = (nps_final_t)word;
+}
+
 static void read_sigma(void *target, const nps_node_t *value, const char *what) {
   nps_number_read(value, what, 0, true, HUGE_VAL, &section(target)->sigma);
 }
@@ -192,6 +199,7 @@ void nps_search_read(nps_recipe_t *recipe, const nps_node_t *value, const char *
                                    {"generations", NPS_KEY_READ, read_generations, NULL},
                                    {"population", NPS_KEY_READ, read_population, NULL},
                                    {"sigma", NPS_KEY_READ, read_sigma, NULL},
+                                   {"final", NPS_KEY_READ, read_final, NULL},
                                    {"max_evaluations", NPS_KEY_READ, read_max_evaluations, NULL},
                                    {"max_time", NPS_KEY_READ, read_max_time, NULL},
                                    {"patience", NPS_KEY_READ, read_patience, NULL},

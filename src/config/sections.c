@@ -272,7 +272,7 @@ static void emit_bounds(nps_text_t *out, const nps_recipe_search_t *s) {
 
 static void emit_search(nps_text_t *out, const nps_recipe_search_t *s) {
   static const char *const algorithms[] = {"cma-es", "sep-cma-es", "random", "none"};
-  static const char *const stages[] = {"prune", "fuse", "joint"};
+  static const char *const stages[] = {"prune", "fuse", "joint"}, *const finals[] = {"best", "mean", "average"};
   nps_text_add(out, "search:\n  algorithm: %s\n  stages: [%s%s%s]\n  variables: [%s%s%s]\n  per_model: %s\n",
                algorithms[s->algorithm], stages[s->stages[0]], s->stage_count > 1 ? ", " : "",
                s->stage_count > 1 ? stages[s->stages[1]] : "", s->vary_weight ? "weight" : "",
@@ -285,8 +285,9 @@ static void emit_search(nps_text_t *out, const nps_recipe_search_t *s) {
     nps_text_add(out, "\n");
   }
   nps_text_add(out,
-               "  restarts: %d\n  generations: %d\n  population: %d\n  max_evaluations: %" PRId64 "\n  patience: %d\n",
-               s->restarts, s->generations, s->population, s->max_evaluations, s->patience);
+               "  final: %s\n  restarts: %d\n  generations: %d\n  population: %d\n  max_evaluations: %" PRId64
+               "\n  patience: %d\n",
+               finals[s->final], s->restarts, s->generations, s->population, s->max_evaluations, s->patience);
   emit_pair(out, "sigma", s->sigma);
 }
 

@@ -107,6 +107,7 @@ typedef struct nps_track {
   double *points; /**< [point_count][variables] of the generation in work */
   int point_count;
   nps_cmaes_t *cmaes;   /**< rank 0, once the start is known */
+  double *mean_sum;     /**< [variables] rank 0: sum of CMA-ES's means after every generation */
   nps_cmaes_stop_t why; /**< it has stopped */
 } nps_track_t;
 
@@ -131,8 +132,8 @@ void nps_track_begin(const nps_search_spec_t *spec, nps_stage_t stage, int model
 void nps_track_end(nps_track_t *track);
 
 /** Score the points of several searches together and add them to the histories. Collective.
- *  @param mean  the points are the last means of CMA-ES */
-void nps_tracks_score(nps_searching_t *s, nps_track_t *tracks, int count, bool mean);
+ *  @param means  the points are CMA-ES's last mean and the average of its means */
+void nps_tracks_score(nps_searching_t *s, nps_track_t *tracks, int count, bool means);
 
 /** Give the best of the rows [first, end) of a history by its fitness; the earliest of equals. */
 int64_t nps_track_best(const nps_track_t *track, int64_t first, int64_t end);

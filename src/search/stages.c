@@ -129,9 +129,22 @@ static nps_err_t ask_all(nps_searching_t *s, nps_track_t *tracks, int count, boo
   return NPS_OK;
 }
 
+/* Adds the mean that CMA-ES has moved to. */
+static void add_mean(nps_track_t *track) {
+  const int n = track->genome->count;
+  double *mean = nps_xcalloc((size_t)n, sizeof *mean);
+  if (!track->mean_sum) track->mean_sum = nps_xcalloc((size_t)n, sizeof *track->mean_sum);
+  nps_cmaes_mean(track->cmaes, mean);
+  for (int i = 0; i < n; i++) track->mean_sum[i] += mean[i];
+  free(mean);
+}
+
 static void tell_all(nps_track_t *tracks, int count, const int64_t *first) {
-  for (int i = 0; i < count; i++)
-    if (tracks[i].point_count > 0) nps_cmaes_tell(tracks[i].cmaes, tracks[i].values + first[i]);
+  for (int i = 0; i < count; i++) {
+    if (tracks[i].point_count == 0) continue;
+    nps_cmaes_tell(tracks[i].cmaes, tracks[i].values + first[i]);
+    add_mean(&tracks[i]);
+  }
 }
 
 static nps_err_t run_generations(nps_searching_t *s, nps_track_t *tracks, int count, double started) {
@@ -151,14 +164,19 @@ done:
   return err;
 }
 
-/* Scores the last mean of every search: it generalises better than the best of many candidates. */
+/* Scores the last mean of every search, and the average of its means over the generations: both generalise better than the
+ * best of many candidates. */
 static void score_means(nps_searching_t *s, nps_track_t *tracks, int count) {
   for (int i = 0; i < count; i++) {
     const bool learnt = s->spec->search->algorithm != NPS_ALGORITHM_RANDOM && tracks[i].generation > 0;
-    set_point_count(&tracks[i], learnt ? 1 : 0);
+    const int n = tracks[i].genome->count;
+    set_point_count(&tracks[i], learnt ? 2 : 0);
     if (!learnt) continue;
-    if (leads(s)) nps_cmaes_mean(tracks[i].cmaes, tracks[i].points);
-    nps_comm_bcast(s->comm, tracks[i].points, (size_t)tracks[i].genome->count * sizeof(double));
+    if (leads(s)) {
+      nps_cmaes_mean(tracks[i].cmaes, tracks[i].points);
+      for (int k = 0; k < n; k++) tracks[i].points[n + k] = tracks[i].mean_sum[k] / tracks[i].generation;
+    }
+    nps_comm_bcast(s->comm, tracks[i].points, (size_t)(2 * n) * sizeof(double));
   }
   nps_tracks_score(s, tracks, count, true);
 }

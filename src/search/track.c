@@ -35,6 +35,7 @@ void nps_track_end(nps_track_t *track) {
   free(track->tasks);
   free(track->values);
   free(track->points);
+  free(track->mean_sum);
 }
 
 void nps_history_free(nps_search_history_t *h) {
@@ -68,14 +69,14 @@ static void make_room(nps_track_t *track, int more) {
   track->values = nps_xrealloc(track->values, rows, sizeof *track->values);
 }
 
-static void add_row(const nps_searching_t *s, nps_track_t *track, int point, bool mean, const nps_score_t *scores) {
+static void add_row(const nps_searching_t *s, nps_track_t *track, int point, bool means, const nps_score_t *scores) {
   nps_search_history_t *h = track->history;
   const int64_t row = h->evaluations++, first = row * h->task_count;
   const nps_fitness_value_t value = nps_goal_value(s->goal, NPS_PART_SEEN, track->tasks, track->task_count, scores);
   memcpy(h->genome + row * h->variables, track->points + (int64_t)point * h->variables,
          (size_t)h->variables * sizeof *h->genome);
   h->generation[row] = track->generation;
-  h->candidate[row] = mean ? -1 : point;
+  h->candidate[row] = means ? -1 - point : point;
   for (int k = 0; k < h->task_count; k++) {
     h->correct[first + k] = scores[k].correct;
     h->total[first + k] = scores[k].total;
@@ -104,7 +105,7 @@ static nps_score_t *run_jobs(nps_scorer_t *scorer, nps_job_t *jobs, int count) {
   return scores;
 }
 
-void nps_tracks_score(nps_searching_t *s, nps_track_t *tracks, int count, bool mean) {
+void nps_tracks_score(nps_searching_t *s, nps_track_t *tracks, int count, bool means) {
   int points = 0, job_count = 0;
   for (int i = 0; i < count; i++) points += tracks[i].point_count;
   nps_job_t *jobs = nps_xcalloc((size_t)points + 1, sizeof *jobs);
@@ -115,7 +116,8 @@ void nps_tracks_score(nps_searching_t *s, nps_track_t *tracks, int count, bool m
   const nps_score_t *next = scores;
   for (int i = 0; i < count; i++) {
     make_room(&tracks[i], tracks[i].point_count);
-    for (int p = 0; p < tracks[i].point_count; p++, next += tracks[i].task_count) add_row(s, &tracks[i], p, mean, next);
+    for (int p = 0; p < tracks[i].point_count; p++, next += tracks[i].task_count)
+      add_row(s, &tracks[i], p, means, next);
     s->search->evaluations += tracks[i].point_count;
   }
   free(scores);
@@ -138,7 +140,7 @@ static bool has_held(const nps_searching_t *s, const nps_track_t *track) {
 }
 
 /* The rows that may become the final genome: the best of each generation, which of generation 0 is the start, and the
- * last mean. Ascending. */
+ * means. Ascending. */
 static int find_finalists(const nps_track_t *track, int64_t *rows) {
   const nps_search_history_t *h = track->history;
   int64_t first = 0;
@@ -168,6 +170,14 @@ static void choose_held(const nps_searching_t *s, nps_track_t *track, const int6
   }
 }
 
+/* What search.final names, where it has a finite score. */
+static void choose_mean(const nps_searching_t *s, const nps_track_t *track) {
+  nps_search_history_t *h = track->history;
+  const int32_t wanted = s->spec->search->final == NPS_FINAL_MEAN ? -1 : -2;
+  for (int64_t row = 0; row < h->evaluations; row++)
+    if (h->candidate[row] == wanted && !track->values[row].failed) h->best = row;
+}
+
 void nps_tracks_choose(nps_searching_t *s, nps_track_t *tracks, int count) {
   int job_count = 0, *finalists = nps_xcalloc((size_t)count, sizeof *finalists);
   int64_t **rows = nps_xcalloc((size_t)count, sizeof *rows);
@@ -185,6 +195,7 @@ void nps_tracks_choose(nps_searching_t *s, nps_track_t *tracks, int count) {
   const nps_score_t *next = scores;
   for (int i = 0; i < count; i++) {
     choose_held(s, &tracks[i], rows[i], finalists[i], next);
+    if (s->spec->search->final != NPS_FINAL_BEST) choose_mean(s, &tracks[i]);
     next += (int64_t)finalists[i] * tracks[i].task_count;
     free(rows[i]);
   }
