@@ -1,6 +1,6 @@
 #!/bin/sh
-# From a fresh checkout to a merged model: install what is missing, build in build/quickstart, merge eight small vision
-# transformers on 4 ranks and show what came out.
+# From a fresh checkout to a merged model: install what is missing, build in build/quickstart, search how eight small
+# vision transformers are best merged into one, on 4 ranks, and show what came out.
 set -e
 exec </dev/null
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -28,7 +28,7 @@ if test "$(nproc)" -lt $ranks; then
 fi
 export OPENBLAS_NUM_THREADS=${OPENBLAS_NUM_THREADS:-1}
 
-set -- "$root/configs/digits-vit-ties.yaml" "$merged" --force
+set -- "$root/configs/digits-vit-nps.yaml" "$merged" --force
 echo "mpirun -np $ranks nps-merge $*"
 timeout -k 10 600 "${MPIRUN:-mpirun}" -np $ranks "$build/nps-merge" "$@"
 echo

@@ -2,7 +2,6 @@
 #include "level.h"
 #include "section.h"
 
-#include <limits.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,6 +9,9 @@
 #define COUNT(array) ((int)(sizeof(array) / sizeof *(array)))
 
 enum { MAX_TASKS = 1000 };
+
+/* What the native evaluators take, which are above this module (NPS_NET_MOST_BATCH). */
+enum { MAX_BATCH = 4096 };
 
 static const nps_word_t evaluators[] = {
     {"native", NPS_EVALUATOR_NATIVE}, {"none", NPS_EVALUATOR_NONE}, {"command", NPS_WORD_NOT_BUILT}};
@@ -47,7 +49,7 @@ static void read_holdout(void *target, const nps_node_t *value, const char *what
 
 static void read_batch(void *target, const nps_node_t *value, const char *what) {
   int64_t batch;
-  if (nps_count_read(value, what, 1, INT_MAX, &batch)) section(target)->batch = (int)batch;
+  if (nps_count_read(value, what, 1, MAX_BATCH, &batch)) section(target)->batch = (int)batch;
 }
 
 static void refuse_unless(bool is_default, const nps_node_t *value, const char *what) {

@@ -82,7 +82,7 @@ nps_err_t nps_scorer_new(const nps_comm_t *comm, const nps_search_spec_t *spec, 
   nps_err_t err = NPS_OK;
   s->comm = comm;
   s->spec = spec;
-  s->batch = spec->fitness->batch < NPS_NET_MOST_BATCH ? spec->fitness->batch : NPS_NET_MOST_BATCH;
+  s->batch = spec->fitness->batch;
   *out = NULL;
   NPS_GOTO(nps_comm_agree(comm, prepare_tasks(s)));
   NPS_GOTO(nps_subspaces_new(comm, spec->store, spec->start->subspaces, spec->start->scope, &s->subspaces));

@@ -470,7 +470,7 @@ START_TEST(problems_of_fitness_are_named) {
       {"{holdout: -0.5, tasks: [{name: a, data: d}]}",
        "fitness.holdout: expected a number of at least 0 and at most 1, found the number -0.5"},
       {"{batch: 0, tasks: [{name: a, data: d}]}",
-       "fitness.batch: expected a whole number from 1 to 2147483647, found the number 0"},
+       "fitness.batch: expected a whole number from 1 to 4096, found the number 0"},
       {"{command: [run], tasks: [{name: a, data: d}]}", "fitness.command: the command evaluator is not built yet"},
       {"{timeout: 5, tasks: [{name: a, data: d}]}", "fitness.timeout: the command evaluator is not built yet"},
       {"{direction: min, tasks: [{name: a, data: d}]}", "fitness.direction: the command evaluator is not built yet"},
