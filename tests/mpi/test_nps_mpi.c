@@ -155,7 +155,7 @@ static void prune_model_slowly(const case_t *c, int model, float *q) {
     for (int t = 0; t < TENSORS; t++) prune_slowly(c, model, tau + begin_of(t), counts[t][0], q + begin_of(t));
 }
 
-static void merge_slowly(const case_t *c, float *out) {
+static void merge_slowly(const case_t *c, double *out) {
   static float q[MODELS][D];
   memset(entries, 0, sizeof entries);
   memset(kept, 0, sizeof kept);
@@ -170,7 +170,7 @@ static void merge_slowly(const case_t *c, float *out) {
     }
     if (c->normalize == NPS_NORMALIZE_SUM) sum /= all;
     if (c->normalize == NPS_NORMALIZE_COORDINATE) sum = present != 0 ? sum / present : 0;
-    out[i] = (float)((double)theta[0][i] + sum);
+    out[i] = (double)theta[0][i] + sum;
   }
 }
 
@@ -217,7 +217,13 @@ static nps_err_t new_merge(const nps_merge_nps_t *nps, const char *parameters, n
   return nps_merge_new(&spec, merge);
 }
 
-static bool has_values(const char *path, const float *expected) {
+static bool is_rounded(const float *found, int tensor, const double *expected) {
+  bool same = true;
+  for (int64_t i = 0; i < counts[tensor][0]; i++) same = same && found[i] == (float)expected[begin_of(tensor) + i];
+  return same;
+}
+
+static bool has_values(const char *path, const double *expected) {
   static float found[D];
   nps_model_t *model = NULL;
   if (nps_model_open(path, "merged", &model) != NPS_OK) return false;
@@ -226,8 +232,7 @@ static bool has_values(const char *path, const float *expected) {
   for (int i = 0; i < model->tensor_count; i++)
     for (int t = 0; t < TENSORS; t++) {
       if (strcmp(model->tensors[i].name, targets[t].name) != 0) continue;
-      same = same && nps_reader_read(reader, i, 0, counts[t][0], found) == NPS_OK &&
-             memcmp(found, expected + begin_of(t), (size_t)counts[t][0] * sizeof *found) == 0;
+      same = same && nps_reader_read(reader, i, 0, counts[t][0], found) == NPS_OK && is_rounded(found, t, expected);
     }
   nps_reader_free(reader);
   nps_model_free(model);
@@ -250,7 +255,7 @@ static bool subspaces_are_right(const case_t *c, const nps_merge_t *merge) {
 static const char *const normalize_names[] = {"none", "sum", "coordinate"};
 
 START_TEST(nps_is_what_plain_code_makes) {
-  static float expected[D];
+  static double expected[D];
   const case_t *c = &cases_table[_i];
   nps_weighting_t *weighting = weighting_of(c);
   const nps_merge_nps_t nps = {.weighting = weighting, .has_lambda = true, .density = c->density};
@@ -273,7 +278,7 @@ END_TEST
 
 /* Without λ of the weighting's own: lambda × weight. */
 START_TEST(lambda_times_weight_scales_a_model) {
-  static float expected[D];
+  static double expected[D];
   case_t c = cases_table[0];
   for (int m = 0; m < MODELS; m++) c.lambda[m] = 0.7 * 0.5;
   nps_weighting_t *weighting = nps_weighting_new(MODELS, SUBSPACES);
@@ -295,11 +300,112 @@ START_TEST(lambda_times_weight_scales_a_model) {
 }
 END_TEST
 
+/* ---- candidates in memory ---- */
+
+/* The values of bfloat16 tensors as they would be written, widened. */
+static void round_targets(const nps_layout_t *to, double *values) {
+  static uint16_t narrow[D];
+  static float wide[D];
+  for (int t = 0; t < TENSORS; t++) {
+    const nps_target_t *target = NULL;
+    for (int i = 0; i < to->count; i++)
+      if (strcmp(to->targets[i].name, targets[t].name) == 0) target = &to->targets[i];
+    if (target->dtype != NPS_BF16) continue;
+    nps_tensor_narrow(values + begin_of(t), counts[t][0], NPS_BF16, narrow);
+    nps_tensor_widen_f32(NPS_BF16, narrow, counts[t][0], wide);
+    for (int64_t i = 0; i < counts[t][0]; i++) values[begin_of(t) + i] = wide[i];
+  }
+}
+
+static bool candidate_has(const nps_store_t *store, const nps_candidate_t *candidate, const double *expected) {
+  bool same = nps_store_tensors(store) == TENSORS && nps_store_elements(store) == D;
+  for (int t = 0; t < TENSORS; t++)
+    same = same && is_rounded(nps_candidate_tensor(candidate, nps_store_find(store, targets[t].name)), t, expected);
+  return same;
+}
+
+static bool thresholds_are_right(nps_scope_t scope, const nps_subspaces_t *subspaces) {
+  bool right = true;
+  for (int m = 0; m < MODELS && scope == NPS_SCOPE_MODEL; m++)
+    right = right && memcmp(nps_subspaces_thresholds(subspaces, m, 0), thresholds[m], sizeof thresholds[m]) == 0;
+  return right;
+}
+
+/* All cases of a scope one after the other in one candidate, twice: what is kept from build to build must not show. */
+static bool builds_are_right(nps_scope_t scope, const nps_layout_t *to, const nps_store_t *store,
+                             const nps_subspaces_t *subspaces, nps_candidate_t *candidate) {
+  static double expected[D];
+  const int rows = (int)(sizeof cases_table / sizeof *cases_table);
+  bool right = true;
+  for (int k = 0; k < 2 * rows; k++) {
+    const case_t *c = &cases_table[k % rows];
+    if (c->scope != scope) continue;
+    nps_weighting_t *weighting = weighting_of(c);
+    weighting->normalize = c->normalize;
+    for (int m = 0; m < MODELS; m++) weighting->density[m] = c->density;
+    merge_slowly(c, expected);
+    round_targets(to, expected);
+    right = right && nps_candidate_build(candidate, weighting) && candidate_has(store, candidate, expected) &&
+            thresholds_are_right(scope, subspaces);
+    nps_weighting_free(weighting);
+  }
+  return right;
+}
+
+/* Even numbers: the output is float32; odd ones: every tensor as it is stored. */
+START_TEST(candidates_are_what_plain_code_makes) {
+  static const int input_of[MODELS] = {1, 2, 3};
+  const nps_scope_t scope = _i < 2 ? NPS_SCOPE_MODEL : NPS_SCOPE_TENSOR;
+  nps_layout_t *stored = NULL;
+  nps_store_t *store = NULL;
+  nps_subspaces_t *subspaces = NULL;
+  nps_candidate_t *candidate = NULL;
+  ck_assert(everywhere(nps_layout_match((const nps_model_t *const *)inputs, FILES, 0, -1, NULL, &stored) == NPS_OK));
+  const nps_layout_t *to = _i % 2 ? stored : layout;
+  ck_assert(
+      everywhere(nps_store_load(to, (const nps_model_t *const *)inputs, 0, input_of, MODELS, NULL, &store) == NPS_OK));
+  ck_assert(everywhere(nps_subspaces_new(comm, store, SUBSPACES, scope, &subspaces) == NPS_OK));
+  ck_assert(everywhere(nps_candidate_new(store, subspaces, true, &candidate) == NPS_OK));
+  ck_assert(everywhere(builds_are_right(scope, to, store, subspaces, candidate)));
+  nps_candidate_free(candidate);
+  nps_subspaces_free(subspaces);
+  nps_store_free(store);
+  nps_layout_free(stored);
+}
+END_TEST
+
+START_TEST(candidates_without_a_result_are_told) {
+  static const int input_of[MODELS] = {1, 2, 3};
+  nps_store_t *store = NULL;
+  nps_subspaces_t *subspaces = NULL;
+  nps_candidate_t *candidate = NULL;
+  nps_weighting_t *weighting = nps_weighting_new(MODELS, SUBSPACES);
+  ck_assert(everywhere(nps_store_load(layout, (const nps_model_t *const *)inputs, 0, input_of, MODELS, NULL, &store) ==
+                       NPS_OK));
+  ck_assert(everywhere(nps_subspaces_new(comm, store, SUBSPACES, NPS_SCOPE_MODEL, &subspaces) == NPS_OK));
+  ck_assert(everywhere(nps_candidate_new(store, subspaces, true, &candidate) == NPS_OK));
+  ck_assert(everywhere(nps_candidate_build(candidate, weighting)));
+  weighting->lambda[0] = 1e41; /* beyond float32 */
+  ck_assert(everywhere(!nps_candidate_build(candidate, weighting)));
+  weighting->normalize = NPS_NORMALIZE_SUM;
+  weighting->lambda[0] = -2;
+  ck_assert(everywhere(!nps_candidate_build(candidate, weighting)));
+  weighting->lambda[0] = 1;
+  ck_assert(everywhere(nps_candidate_build(candidate, weighting)));
+  nps_weighting_free(weighting);
+  nps_candidate_free(candidate);
+  nps_subspaces_free(subspaces);
+  nps_store_free(store);
+}
+END_TEST
+
 int main(int argc, char **argv) {
   start_mpi(&argc, &argv);
   TCase *cases = tcase_create("nps");
   tcase_add_loop_test(cases, nps_is_what_plain_code_makes, 0, sizeof cases_table / sizeof *cases_table);
   tcase_add_test(cases, lambda_times_weight_scales_a_model);
+  tcase_add_loop_test(cases, candidates_are_what_plain_code_makes, 0, 4);
+  tcase_add_test(cases, candidates_without_a_result_are_told);
   int64_t failed = 1;
   if (make_common_folder() && everywhere(make_models() == NPS_OK)) failed = run_tests_everywhere("nps", cases);
   nps_layout_free(layout);
