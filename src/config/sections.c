@@ -9,8 +9,8 @@
 
 #define COUNT(array) ((int)(sizeof(array) / sizeof *(array)))
 
-/* All defaults of the sections but `stages`, which depend on the application. docs/search.md tells how those of search and
- * fitness were chosen. */
+/* All defaults of the sections but `stages` and `final`, which depend on other keys. docs/search.md tells how those of
+ * search and fitness were chosen. */
 void nps_sections_default(nps_recipe_t *recipe) {
   recipe->nps = (nps_recipe_nps_t){
       .application = NPS_APPLICATION_FUSION,
@@ -50,6 +50,18 @@ static nps_place_t place_of(const nps_node_t *root, const char *section, const c
   const nps_entry_t *outer = nps_node_find(root, section);
   const nps_entry_t *inner = outer && key ? nps_node_find(outer->value, key) : NULL;
   return inner ? inner->place : outer ? outer->place : root->place;
+}
+
+static bool is_given(const nps_node_t *section, const char *key) {
+  const nps_entry_t *entry = nps_node_find(section, key);
+  return entry && !nps_node_is_null(entry->value);
+}
+
+/* With held-out samples what generalises is wanted, without them the best score. */
+static void default_final(nps_recipe_t *recipe, const nps_node_t *root) {
+  const nps_entry_t *search = nps_node_find(root, "search");
+  if (search && search->value->kind == NPS_NODE_MAPPING && is_given(search->value, "final")) return;
+  recipe->search.final = recipe->fitness.holdout > 0 ? NPS_FINAL_AVERAGE : NPS_FINAL_BEST;
 }
 
 static bool has_stage(const nps_recipe_t *recipe, nps_stage_t stage) {
@@ -111,11 +123,6 @@ static bool has_task(const nps_recipe_t *recipe, const char *model) {
   for (int i = 0; i < recipe->fitness.task_count; i++)
     if (recipe->fitness.tasks[i].model && strcmp(recipe->fitness.tasks[i].model, model) == 0) return true;
   return false;
-}
-
-static bool is_given(const nps_node_t *section, const char *key) {
-  const nps_entry_t *entry = nps_node_find(section, key);
-  return entry && !nps_node_is_null(entry->value);
 }
 
 /* The base among the models has no task vector; paths that only links make the same are left to the run. */
@@ -198,6 +205,7 @@ static void refuse_sections(const nps_recipe_t *recipe, const nps_node_t *root) 
 
 void nps_sections_check(nps_recipe_t *recipe, const nps_node_t *root) {
   default_stages(recipe);
+  default_final(recipe, root);
   if (!recipe->merge_method) return;
   if (strcmp(recipe->merge_method, "nps") != 0) {
     refuse_sections(recipe, root);

@@ -42,6 +42,13 @@ SEARCHES = {
     "prune, fuse, sigma .3": ({"stages": ["prune", "fuse"], "sigma": 0.3, "generations": 20}, {}),
     "joint, sigma .3": ({"stages": ["joint"], "sigma": 0.3, "generations": 30}, {}),
     "joint, sigma .1": ({"stages": ["joint"], "sigma": 0.1, "generations": 20}, {}),
+    "joint, sigma .3, by nll": ({"stages": ["joint"], "sigma": 0.3, "generations": 30}, {"metric": "nll"}),
+    "joint, sigma .3, worst": ({"stages": ["joint"], "sigma": 0.3, "generations": 30}, {"objective": "worst"}),
+    "joint, sigma .3, normalized": ({"stages": ["joint"], "sigma": 0.3, "generations": 30}, {"objective": "normalized"}),
+    "joint, sigma .3, holdout .25": ({"stages": ["joint"], "sigma": 0.3, "generations": 30}, {"holdout": 0.25}),
+    "joint of priorities": ({"stages": ["joint"], "sigma": 0.3, "generations": 30, "variables": ["density"]}, {}),
+    "joint of both": ({"stages": ["joint"], "sigma": 0.3, "generations": 30, "variables": ["weight", "density"]}, {}),
+    "joint, own weights": ({"stages": ["joint"], "sigma": 0.3, "generations": 30, "per_model": True}, {}),
 }
 FINALS = {"best": None, "mean": -1, "average": -2}
 
@@ -50,14 +57,16 @@ def run(words, **more):
     return subprocess.run([str(w) for w in words], check=True, env=ENVIRONMENT, text=True, capture_output=True, **more)
 
 
-def config_of(data, density, search, fitness, seed, lambdas=None, weights=None):
+def config_of(data, density, search, fitness, seed, found=None):
     models = [{"model": str(FAMILY / t), "name": t} for t in TASKS]
     nps = {"subspaces": 8, "density": density}
-    if lambdas is not None:
+    if found:
+        lambdas, *given = found
         for model, value in zip(models, lambdas):
             model["parameters"] = {"weight": float(value)}
-    if weights is not None:
-        nps["weights"] = {t: [float(x) for x in row] for t, row in zip(TASKS, weights)}
+        for key, rows in zip(("weights", "priorities"), given):
+            if rows is not None:
+                nps[key] = {t: [float(x) for x in row] for t, row in zip(TASKS, rows)}
     config = {"merge_method": "nps", "base_model": str(FAMILY / "base"), "models": models, "nps": nps, "seed": seed,
               "dtype": "float32"}  # fmt: skip
     if search:
@@ -85,8 +94,10 @@ def texts(values):
 
 
 def genome(out, row):
-    """λ and subspace weights of a row of the last search; earlier prune searches give their best."""
-    lambdas, weights = np.ones(len(TASKS)), np.ones((len(TASKS), 8))
+    """λ [T], weights and, where they were searched, priorities [T][M] of a row of the last search; earlier prune searches
+    give their best."""
+    lambdas, weights, priorities = np.ones(len(TASKS)), np.ones((len(TASKS), 8)), np.ones((len(TASKS), 8))
+    searched = set()
     with h5py.File(out) as file:
         groups = [(f"prune/{t}", [i]) for i, t in enumerate(TASKS)] if "prune" in file["search"] else []
         last = "fuse" if "fuse" in file["search"] else "joint"
@@ -95,11 +106,15 @@ def genome(out, row):
             at = row(group) if path == last else int(group.attrs["best"])
             for column, value in zip(texts(group.attrs["columns"]), group["genome"][at]):
                 kind, inner = column.rstrip("]").split("[")
+                searched.add(kind)
+                *own, subspace = inner.split(",")
                 if kind == "lambda":
                     lambdas[TASKS.index(inner)] = value
                 else:
-                    weights[list(models), int(inner)] = value
-    return lambdas, weights
+                    target = weights if kind == "weight" else priorities
+                    rows = [TASKS.index(own[0])] if own else list(models)
+                    target[rows, int(subspace)] = value if kind == "weight" else np.exp(value)
+    return lambdas, weights, priorities if "log_priority" in searched else None
 
 
 def row_of(final):
@@ -122,9 +137,8 @@ def results(name, data, scored, density, seed, folder):
     merge(config_of(data, density, search, fitness, seed), out)
     found = {}
     for final in ("start", *FINALS):
-        lambdas, weights = genome(out, row_of(final))
         again = folder / "again.h5"
-        merge(config_of(data, density, None, None, seed, lambdas, weights), again)
+        merge(config_of(data, density, None, None, seed, genome(out, row_of(final))), again)
         found[final] = score(again, scored)
     return found
 
