@@ -18,11 +18,34 @@ void nps_blas_start(void);
 void nps_sgemm(bool transpose_b, int64_t m, int64_t n, int64_t k, float alpha, const float *a, int64_t lda,
                const float *b, int64_t ldb, float beta, float *c, int64_t ldc);
 
-/** Eigenvalues and eigenvectors of a symmetric matrix in float64 (dsyev).
+/** C = alpha·op(A)·op(B) + beta·C in float64; op(A) is [m][k], op(B) [k][n].
+ *  @param transpose_a  true: A is [k][m]; @param transpose_b  true: B is [n][k] */
+void nps_dgemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, double alpha, const double *a,
+               int64_t lda, const double *b, int64_t ldb, double beta, double *c, int64_t ldc);
+
+/** Gram matrix of rows: G = A·Aᵀ, both triangles (dsyrk). @param a  [n][k]; @param[out] g  [n][n] */
+void nps_dgram(int64_t n, int64_t k, const double *a, double *g);
+
+/** Make rows orthonormal, in their order (Householder QR). @param n  at least k; @param[in,out] q  [k][n]
+ *  @return NPS_ERR_RUNTIME (recorded) */
+nps_err_t nps_dorthonormalise(int64_t k, int64_t n, double *q);
+
+/** Eigenvalues and eigenvectors of a symmetric matrix in float64: dsyev, and dsyevd, which is faster on large ones.
  *  @param n  order
  *  @param[in,out] a  [n][n] in: the matrix (both triangles); out: eigenvector k is row k
  *  @param[out] values  [n] ascending
- *  @return NPS_ERR_RUNTIME (recorded) when it does not converge */
+ *  @return NPS_ERR_RUNTIME (recorded) when it does not converge, NPS_ERR_MEMORY */
 nps_err_t nps_dsyev(int64_t n, double *a, double *values);
+nps_err_t nps_dsyevd(int64_t n, double *a, double *values);
+
+/** The k largest eigenvalues and their vectors (dsyevr). @param[in,out] a  [n][n] destroyed
+ *  @param[out] values  [n] the first k ascending; @param[out] vectors  [k][n] */
+nps_err_t nps_dsyevr_largest(int64_t n, int64_t k, double *a, double *values, double *vectors);
+
+/** All singular triples of a matrix by divide and conquer (dgesdd).
+ *  @param[in,out] a  [m][n] destroyed; r = min(m, n)
+ *  @param[out] sigma  [r] descending; @param[out] u  [m][r]; @param[out] v  [r][n]
+ *  @return NPS_ERR_RUNTIME (recorded) when it does not converge, NPS_ERR_MEMORY */
+nps_err_t nps_dgesdd(int64_t m, int64_t n, double *a, double *sigma, double *u, double *v);
 
 #endif

@@ -8,6 +8,23 @@
 extern void sgemm_(const char *transa, const char *transb, const int *m, const int *n, const int *k, const float *alpha,
                    const float *a, const int *lda, const float *b, const int *ldb, const float *beta, float *c,
                    const int *ldc);
+extern void dgemm_(const char *transa, const char *transb, const int *m, const int *n, const int *k,
+                   const double *alpha, const double *a, const int *lda, const double *b, const int *ldb,
+                   const double *beta, double *c, const int *ldc);
+extern void dsyrk_(const char *uplo, const char *trans, const int *n, const int *k, const double *alpha,
+                   const double *a, const int *lda, const double *beta, double *c, const int *ldc);
+extern void dgeqrf_(const int *m, const int *n, double *a, const int *lda, double *tau, double *work, const int *lwork,
+                    int *info);
+extern void dorgqr_(const int *m, const int *n, const int *k, double *a, const int *lda, const double *tau,
+                    double *work, const int *lwork, int *info);
+extern void dsyevd_(const char *jobz, const char *uplo, const int *n, double *a, const int *lda, double *w,
+                    double *work, const int *lwork, int *iwork, const int *liwork, int *info);
+extern void dsyevr_(const char *jobz, const char *range, const char *uplo, const int *n, double *a, const int *lda,
+                    const double *vl, const double *vu, const int *il, const int *iu, const double *abstol, int *m,
+                    double *w, double *z, const int *ldz, int *isuppz, double *work, const int *lwork, int *iwork,
+                    const int *liwork, int *info);
+extern void dgesdd_(const char *jobz, const int *m, const int *n, double *a, const int *lda, double *s, double *u,
+                    const int *ldu, double *vt, const int *ldvt, double *work, const int *lwork, int *iwork, int *info);
 extern void dsyev_(const char *jobz, const char *uplo, const int *n, double *a, const int *lda, double *w, double *work,
                    const int *lwork, int *info);
 
@@ -49,4 +66,114 @@ nps_err_t nps_dsyev(int64_t n, double *a, double *values) {
     return nps_fail(NPS_ERR_RUNTIME, "the eigenvalues of a %d × %d matrix were not found (dsyev %d)", order, order,
                     info);
   return NPS_OK;
+}
+
+void nps_dgemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, double alpha, const double *a,
+               int64_t lda, const double *b, int64_t ldb, double beta, double *c, int64_t ldc) {
+  const int rows = narrow(m), columns = narrow(n), inner = narrow(k);
+  const int row_a = narrow(lda), row_b = narrow(ldb), row_c = narrow(ldc);
+  if (rows == 0 || columns == 0) return;
+  dgemm_(transpose_b ? "T" : "N", transpose_a ? "T" : "N", &columns, &rows, &inner, &alpha, b, &row_b, a, &row_a, &beta,
+         c, &row_c);
+}
+
+void nps_dgram(int64_t n, int64_t k, const double *a, double *g) {
+  const int order = narrow(n), inner = narrow(k);
+  const double one = 1, zero = 0;
+  if (order == 0) return;
+  dsyrk_("U", "T", &order, &inner, &one, a, &inner, &zero, g, &order);
+  for (int64_t i = 0; i < n; i++)
+    for (int64_t j = 0; j < i; j++) g[j * n + i] = g[i * n + j];
+}
+
+/* Working memory of a LAPACK routine, as its query tells it: a number that may have been rounded down. */
+static nps_err_t get_work(double query, int *count, double **work) {
+  assert(query >= 0 && query < INT_MAX - 1);
+  *count = (int)query + 1;
+  return nps_buffer_alloc((size_t)*count * sizeof **work, "LAPACK", work);
+}
+
+static nps_err_t check_info(const char *routine, int64_t m, int64_t n, int info) {
+  if (info == 0) return NPS_OK;
+  return nps_fail(NPS_ERR_RUNTIME, "%s failed on a %lld × %lld matrix (%d)", routine, (long long)m, (long long)n, info);
+}
+
+nps_err_t nps_dorthonormalise(int64_t k, int64_t n, double *q) {
+  const int rows = narrow(n), columns = narrow(k), query = -1;
+  int info = 0, count = 0;
+  double best = 0, *work = NULL;
+  nps_err_t err = NPS_OK;
+  if (columns == 0) return NPS_OK;
+  double *tau = nps_xcalloc((size_t)columns, sizeof *tau);
+  dgeqrf_(&rows, &columns, q, &rows, tau, &best, &query, &info);
+  NPS_GOTO(get_work(best, &count, &work));
+  dgeqrf_(&rows, &columns, q, &rows, tau, work, &count, &info);
+  NPS_GOTO(check_info("dgeqrf", n, k, info));
+  free(work);
+  work = NULL;
+  dorgqr_(&rows, &columns, &columns, q, &rows, tau, &best, &query, &info);
+  NPS_GOTO(get_work(best, &count, &work));
+  dorgqr_(&rows, &columns, &columns, q, &rows, tau, work, &count, &info);
+  NPS_GOTO(check_info("dorgqr", n, k, info));
+done:
+  free(work);
+  free(tau);
+  return err;
+}
+
+nps_err_t nps_dsyevd(int64_t n, double *a, double *values) {
+  const int order = narrow(n), query = -1;
+  int info = 0, count = 0, integers = 0, *iwork = NULL;
+  double best = 0, *work = NULL;
+  nps_err_t err = NPS_OK;
+  if (order == 0) return NPS_OK;
+  dsyevd_("V", "U", &order, a, &order, values, &best, &query, &integers, &query, &info);
+  iwork = nps_xcalloc((size_t)integers, sizeof *iwork);
+  NPS_GOTO(get_work(best, &count, &work));
+  dsyevd_("V", "U", &order, a, &order, values, work, &count, iwork, &integers, &info);
+  NPS_GOTO(check_info("dsyevd", n, n, info));
+done:
+  free(work);
+  free(iwork);
+  return err;
+}
+
+nps_err_t nps_dsyevr_largest(int64_t n, int64_t k, double *a, double *values, double *vectors) {
+  const int order = narrow(n), wanted = narrow(k), first = order - wanted + 1, query = -1;
+  const double unused = 0, tolerance = 0;
+  int info = 0, count = 0, integers = 0, found = 0, *iwork = NULL;
+  double best = 0, *work = NULL;
+  nps_err_t err = NPS_OK;
+  if (wanted == 0) return NPS_OK;
+  int *support = nps_xcalloc(2 * (size_t)order, sizeof *support);
+  dsyevr_("V", "I", "U", &order, a, &order, &unused, &unused, &first, &order, &tolerance, &found, values, vectors,
+          &order, support, &best, &query, &integers, &query, &info);
+  iwork = nps_xcalloc((size_t)integers, sizeof *iwork);
+  NPS_GOTO(get_work(best, &count, &work));
+  dsyevr_("V", "I", "U", &order, a, &order, &unused, &unused, &first, &order, &tolerance, &found, values, vectors,
+          &order, support, work, &count, iwork, &integers, &info);
+  NPS_GOTO(check_info("dsyevr", n, n, info == 0 && found != wanted ? 1 : info));
+done:
+  free(work);
+  free(iwork);
+  free(support);
+  return err;
+}
+
+/* The row-major matrix is the transpose of a column-major one, whose left vectors are our right ones. */
+nps_err_t nps_dgesdd(int64_t m, int64_t n, double *a, double *sigma, double *u, double *v) {
+  const int rows = narrow(n), columns = narrow(m), least = rows < columns ? rows : columns, query = -1;
+  int info = 0, count = 0;
+  double best = 0, *work = NULL;
+  nps_err_t err = NPS_OK;
+  if (least == 0) return NPS_OK;
+  int *iwork = nps_xcalloc(8 * (size_t)least, sizeof *iwork);
+  dgesdd_("S", &rows, &columns, a, &rows, sigma, v, &rows, u, &least, &best, &query, iwork, &info);
+  NPS_GOTO(get_work(best, &count, &work));
+  dgesdd_("S", &rows, &columns, a, &rows, sigma, v, &rows, u, &least, work, &count, iwork, &info);
+  NPS_GOTO(check_info("dgesdd", m, n, info));
+done:
+  free(work);
+  free(iwork);
+  return err;
 }

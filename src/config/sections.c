@@ -24,13 +24,14 @@ void nps_sections_default(nps_recipe_t *recipe) {
       .bounds =
           {[NPS_VARIABLE_WEIGHT] = {-5, 5}, [NPS_VARIABLE_LOG_PRIORITY] = {-5, 5}, [NPS_VARIABLE_LAMBDA] = {-2, 2}},
       .start_weight = 1,
-      .generations = 20,
+      .generations = 30,
       .sigma = 0.3,
   };
   recipe->fitness = (nps_recipe_fitness_t){
       .evaluator = NPS_EVALUATOR_NATIVE,
       .metric = NPS_METRIC_ACCURACY,
       .objective = NPS_OBJECTIVE_MEAN,
+      .holdout = 0.25,
       .batch = 64,
   };
 }
@@ -38,9 +39,8 @@ void nps_sections_default(nps_recipe_t *recipe) {
 static void default_stages(nps_recipe_t *recipe) {
   nps_recipe_search_t *s = &recipe->search;
   if (s->stage_count > 0) return;
-  s->stages[0] = NPS_STAGE_PRUNE;
-  s->stages[1] = NPS_STAGE_FUSE;
-  s->stage_count = recipe->nps.application == NPS_APPLICATION_TRANSFER ? 1 : 2;
+  s->stages[0] = recipe->nps.application == NPS_APPLICATION_TRANSFER ? NPS_STAGE_PRUNE : NPS_STAGE_JOINT;
+  s->stage_count = 1;
 }
 
 /* ---- checks ---- */

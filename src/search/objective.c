@@ -50,6 +50,10 @@ void nps_goal_free(nps_goal_t *goal) {
   free(goal);
 }
 
+static double gain_of(const nps_goal_t *goal, int part, int task, const nps_score_t *score) {
+  return (score_of(goal->fitness, score) - goal->offset[part][task]) / goal->scale[part][task];
+}
+
 nps_fitness_value_t nps_goal_value(const nps_goal_t *goal, int part, const int *tasks, int count,
                                    const nps_score_t *scores) {
   const bool by_accuracy = goal->fitness->metric == NPS_METRIC_ACCURACY;
@@ -57,8 +61,7 @@ nps_fitness_value_t nps_goal_value(const nps_goal_t *goal, int part, const int *
   int n = 0;
   for (int k = 0; k < count; k++) {
     if (scores[k].total == 0) continue;
-    const int t = tasks[k];
-    const double gain = (score_of(goal->fitness, &scores[k]) - goal->offset[part][t]) / goal->scale[part][t];
+    const double gain = gain_of(goal, part, tasks[k], &scores[k]);
     sum += gain;
     if (gain < worst) worst = gain;
     accuracy += accuracy_of(&scores[k]);
@@ -68,6 +71,22 @@ nps_fitness_value_t nps_goal_value(const nps_goal_t *goal, int part, const int *
   if (n == 0 || !isfinite(nll)) return (nps_fitness_value_t){.failed = true, .primary = NAN, .secondary = NAN};
   const double aim = goal->fitness->objective == NPS_OBJECTIVE_WORST ? worst : sum / n;
   return (nps_fitness_value_t){.primary = -aim, .secondary = by_accuracy ? nll / n : -accuracy / n};
+}
+
+bool nps_goal_is_gain(const nps_goal_t *goal, int part, const int *tasks, int count, const nps_score_t *scores,
+                      const nps_score_t *than) {
+  double sum = 0, squares = 0;
+  int n = 0;
+  for (int k = 0; k < count; k++) {
+    if (scores[k].total == 0) continue;
+    const double more = gain_of(goal, part, tasks[k], &scores[k]) - gain_of(goal, part, tasks[k], &than[k]);
+    sum += more;
+    squares += more * more;
+    n++;
+  }
+  if (n < 2 || goal->fitness->objective == NPS_OBJECTIVE_WORST) return true;
+  const double mean = sum / n, variance = fmax(squares - n * mean * mean, 0) / (n - 1);
+  return mean > 2 * sqrt(variance / n);
 }
 
 double nps_fitness_shown(const nps_recipe_fitness_t *fitness, double primary) {

@@ -58,6 +58,11 @@ void nps_goal_free(nps_goal_t *goal);
 nps_fitness_value_t nps_goal_value(const nps_goal_t *goal, int part, const int *tasks, int count,
                                    const nps_score_t *scores);
 
+/** Whether scores are better than others beyond doubt: their mean gain over the tasks is more than twice its standard error
+ *  over the tasks. One task has no such error, and the worst of the tasks is no mean: then there is no doubt. */
+bool nps_goal_is_gain(const nps_goal_t *goal, int part, const int *tasks, int count, const nps_score_t *scores,
+                      const nps_score_t *than);
+
 /** Give a primary fitness as people read it: accuracy, normalised gain (more is better), or nll (less is better). */
 double nps_fitness_shown(const nps_recipe_fitness_t *fitness, double primary);
 

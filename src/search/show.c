@@ -207,6 +207,15 @@ static void show_held(const nps_search_t *search, const nps_search_spec_t *spec,
   }
 }
 
+/* Searches whose result is their start. */
+static void show_doubt(const nps_search_t *search, nps_report_t *report) {
+  for (int i = 0; i < search->history_count; i++) {
+    const nps_search_history_t *h = &search->histories[i];
+    if (h->best == h->start)
+      nps_report_line(report, "%s: the result is the start: nothing that was found is better beyond doubt", h->path);
+  }
+}
+
 /* ---- the log ---- */
 
 static json_t *number(double x) { return isfinite(x) ? json_real(x) : json_null(); }
@@ -251,5 +260,6 @@ void nps_search_show(const nps_search_t *search, const nps_search_spec_t *spec, 
   if (search->row_count == 0) return;
   show_table(search, spec, report);
   show_held(search, spec, report);
+  show_doubt(search, report);
   log_scores(search, spec, report);
 }

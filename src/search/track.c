@@ -155,7 +155,14 @@ static int find_finalists(const nps_track_t *track, int64_t *rows) {
   return count;
 }
 
-/* Fitness on held-out samples decides; of equals the earlier is taken. */
+static const nps_score_t *scores_of(const nps_track_t *track, const int64_t *rows, int count, int64_t row,
+                                    const nps_score_t *scores) {
+  for (int i = 0; i < count; i++)
+    if (rows[i] == row) return scores + (int64_t)i * track->task_count;
+  return NULL;
+}
+
+/* The best finalist on held-out samples; of equals the earlier. */
 static void choose_held(const nps_searching_t *s, nps_track_t *track, const int64_t *rows, int count,
                         const nps_score_t *scores) {
   nps_search_history_t *h = track->history;
@@ -178,6 +185,17 @@ static void choose_mean(const nps_searching_t *s, const nps_track_t *track) {
     if (h->candidate[row] == wanted && !track->values[row].failed) h->best = row;
 }
 
+/* Back to the start, unless held-out samples show a gain beyond doubt. */
+static void doubt(const nps_searching_t *s, const nps_track_t *track, const int64_t *rows, int count,
+                  const nps_score_t *scores) {
+  nps_search_history_t *h = track->history;
+  const nps_score_t *found = scores_of(track, rows, count, h->best, scores);
+  const nps_score_t *start = scores_of(track, rows, count, h->start, scores);
+  if (found && start && found != start &&
+      !nps_goal_is_gain(s->goal, NPS_PART_HELD, track->tasks, track->task_count, found, start))
+    h->best = h->start;
+}
+
 void nps_tracks_choose(nps_searching_t *s, nps_track_t *tracks, int count) {
   int job_count = 0, *finalists = nps_xcalloc((size_t)count, sizeof *finalists);
   int64_t **rows = nps_xcalloc((size_t)count, sizeof *rows);
@@ -196,6 +214,7 @@ void nps_tracks_choose(nps_searching_t *s, nps_track_t *tracks, int count) {
   for (int i = 0; i < count; i++) {
     choose_held(s, &tracks[i], rows[i], finalists[i], next);
     if (s->spec->search->final != NPS_FINAL_BEST) choose_mean(s, &tracks[i]);
+    doubt(s, &tracks[i], rows[i], finalists[i], next);
     next += (int64_t)finalists[i] * tracks[i].task_count;
     free(rows[i]);
   }

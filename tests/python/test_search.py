@@ -126,6 +126,20 @@ def test_starting_from_an_earlier_search(tmp_path):
         assert np.array_equal(best, start)
 
 
+def test_gains_within_chance_are_not_taken(tmp_path):
+    """As configured by default: held-out samples say whether what was found is better than the start."""
+    config = config_of({"generations": 3, "population": 5}, names=TASKS[:3])
+    del config["fitness"]["holdout"]
+    result = tools.merge(config, tmp_path / "out.h5", ranks=2)
+    with h5py.File(tmp_path / "out.h5") as file:
+        group = file["search/joint"]
+        start, best, held = int(group.attrs["start"]), int(group.attrs["best"]), group["held_fitness"][:]
+        assert np.isfinite(held[start]) and np.isfinite(held[group["candidate"][:] == -2])
+        assert group["candidate"][best] == -2 or best == start
+        assert set(group["total"][:].ravel()) == {150}
+    assert ("the result is the start" in result.out) == (best == start)
+
+
 def claims(density, stages, seed, tmp_path):
     search = {"stages": stages, "variables": ["weight"], "generations": 20}
     out = tmp_path / "out.h5"

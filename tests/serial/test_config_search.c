@@ -50,9 +50,9 @@ START_TEST(defaults_are_those_of_the_manual) {
   ck_assert_int_eq(r->nps.weight_rows, 0);
   ck_assert_int_eq(r->nps.priority_rows, 0);
   ck_assert_int_eq(r->search.algorithm, NPS_ALGORITHM_CMA_ES);
-  ck_assert_int_eq(r->search.stage_count, 2);
-  ck_assert_int_eq(r->search.stages[0], NPS_STAGE_PRUNE);
-  ck_assert_int_eq(r->search.stages[1], NPS_STAGE_FUSE);
+  ck_assert_int_eq(r->search.stage_count, 1);
+  ck_assert_int_eq(r->search.stages[0], NPS_STAGE_JOINT);
+  ck_assert_int_eq(r->search.final, NPS_FINAL_AVERAGE);
   ck_assert(r->search.vary_weight && !r->search.vary_density && !r->search.per_model);
   ck_assert(r->search.bounds[NPS_VARIABLE_WEIGHT][0] == -5 && r->search.bounds[NPS_VARIABLE_WEIGHT][1] == 5);
   ck_assert(r->search.bounds[NPS_VARIABLE_LOG_PRIORITY][0] == -5 &&
@@ -61,7 +61,7 @@ START_TEST(defaults_are_those_of_the_manual) {
   ck_assert(r->search.start_weight == 1 && r->search.start_log_priority == 0);
   ck_assert_ptr_null(r->search.start_from);
   ck_assert_int_eq(r->search.restarts, 0);
-  ck_assert_int_eq(r->search.generations, 20);
+  ck_assert_int_eq(r->search.generations, 30);
   ck_assert_int_eq(r->search.population, 0);
   ck_assert(r->search.sigma == 0.3);
   ck_assert_int_eq(r->search.max_evaluations, 0);
@@ -69,7 +69,7 @@ START_TEST(defaults_are_those_of_the_manual) {
   ck_assert_int_eq(r->fitness.evaluator, NPS_EVALUATOR_NATIVE);
   ck_assert_int_eq(r->fitness.metric, NPS_METRIC_ACCURACY);
   ck_assert_int_eq(r->fitness.objective, NPS_OBJECTIVE_MEAN);
-  ck_assert(r->fitness.holdout == 0);
+  ck_assert(r->fitness.holdout == 0.25);
   ck_assert_int_eq(r->fitness.batch, 64);
   ck_assert_int_eq(r->fitness.task_count, 0);
   nps_recipe_free(r);
@@ -197,7 +197,7 @@ END_TEST
 START_TEST(listed_base_needs_no_task) {
   nps_recipe_free(parse("merge_method: nps\nbase_model: ./m/base/\nmodels: [{model: m/base}, {model: m/a}]\n"
                         "nps: {application: transfer}\nsearch: {}\noutput: {path: out.h5}\n" TASKS));
-  expect_problems("merge_method: nps\nbase_model: m/base\nmodels: [{model: m/based}, {model: m/a}]\nsearch: {}\n" TASKS,
+  expect_problems("merge_method: nps\nbase_model: m/base\nmodels: [{model: m/based}, {model: m/a}]\nsearch: {stages: [prune]}\n" TASKS,
                   "c.yaml:4: search.stages: prune needs a task for every model, 'based' has none in fitness.tasks");
 }
 END_TEST
@@ -404,7 +404,7 @@ START_TEST(problems_of_search_are_named) {
        "search.variables: expected [weight], [density] or [weight, density], found the text 'weight'"},
       {"{variables: [weight, weight]}", "search.variables: 'weight' is listed twice"},
       {"{per_model: 1}", "search.per_model: expected true or false, found the number 1"},
-      {"{per_model: true}", "search.per_model: holds for the stage joint only"},
+      {"{stages: [fuse], per_model: true}", "search.per_model: holds for the stage joint only"},
       {"{bounds: [-1, 1]}", "search.bounds: expected a mapping, found a list"},
       {"{bounds: {weight: [5, -5]}}",
        "search.bounds.weight: expected [lower, upper] with lower < upper, found [5, -5]"},

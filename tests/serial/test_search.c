@@ -163,6 +163,22 @@ START_TEST(scores_without_a_number_have_failed) {
 }
 END_TEST
 
+/* Gains in accuracy .1, .1, .2 over the tasks: mean .133, standard error .033; with .1, .1, −.1: .033 ± .067. */
+START_TEST(gains_within_chance_are_doubted) {
+  nps_score_t more[TASKS] = {{8, 10, 6}, {9, 10, 12}, {8, 10, 4}};
+  fitness.metric = NPS_METRIC_ACCURACY;
+  nps_goal_t *goal = nps_goal_new(&spec, base, tuned);
+  ck_assert(nps_goal_is_gain(goal, NPS_PART_HELD, all, TASKS, more, merged));
+  ck_assert(!nps_goal_is_gain(goal, NPS_PART_HELD, all, TASKS, merged, more));
+  more[2].correct = 5;
+  ck_assert(!nps_goal_is_gain(goal, NPS_PART_HELD, all, TASKS, more, merged));
+  ck_assert_msg(nps_goal_is_gain(goal, NPS_PART_HELD, all, 1, merged, more), "one task has no standard error");
+  fitness.objective = NPS_OBJECTIVE_WORST;
+  ck_assert(nps_goal_is_gain(goal, NPS_PART_HELD, all, TASKS, merged, more));
+  nps_goal_free(goal);
+}
+END_TEST
+
 START_TEST(fitness_is_shown_as_people_read_it) {
   fitness.metric = NPS_METRIC_ACCURACY;
   ck_assert(nps_fitness_shown(&fitness, -0.7) == 0.7);
@@ -184,6 +200,7 @@ int main(void) {
   tcase_add_test(cases, joint_shares_weights_or_not);
   tcase_add_test(cases, objectives_put_tasks_together);
   tcase_add_test(cases, scores_without_a_number_have_failed);
+  tcase_add_test(cases, gains_within_chance_are_doubted);
   tcase_add_test(cases, fitness_is_shown_as_people_read_it);
   return run_tests("search", cases);
 }

@@ -1,0 +1,82 @@
+/** @file svd.h
+ *  Singular value decompositions with certificates: which algorithm, how exact, and many matrices over many ranks. Layer 4.
+ *
+ *  Vectors are rows: U is [count][rows], V is [count][columns], so that the leading k triples are the first k rows. Everything
+ *  is float64. The same matrix and options give the same bits wherever they are computed by one rank. */
+#ifndef NPS_SVD_H
+#define NPS_SVD_H
+
+#include "nps/base.h"
+
+/** Algorithms, in order of accuracy. */
+typedef enum nps_svd_method {
+  NPS_SVD_AUTO,       /**< the cheapest that is exact enough */
+  NPS_SVD_RANDOMISED, /**< leading triples: randomised subspace iteration (Halko, Martinsson, Tropp 2011) */
+  NPS_SVD_GRAM,       /**< eigenvectors of the Gram matrix of the short side, block by block down the spectrum */
+  NPS_SVD_LAPACK,     /**< dgesdd */
+} nps_svd_method_t;
+
+/** σ ≤ this × σ1 is rounding noise of float32 task vectors: the direction is absent. */
+#define NPS_SVD_ABSENT 1e-5
+
+/** Defaults of the tolerances below. */
+#define NPS_SVD_RESIDUAL 1e-10
+#define NPS_SVD_ORTHOGONALITY 1e-7
+#define NPS_SVD_ENERGY 0.99
+
+/** What is wanted. Zeros are the defaults. */
+typedef struct nps_svd_options {
+  const char *name;        /**< of the matrix, for messages; may be NULL */
+  int64_t leading;         /**< how many triples; 0: all */
+  nps_svd_method_t method; /**< to begin with; AUTO takes RANDOMISED only where approximate is true */
+  bool approximate;        /**< leading triples may be approximate, with the energy below */
+  double residual;         /**< all triples: most ‖A − UᵀSV‖ / ‖A‖ */
+  double orthogonality;    /**< most ‖UUᵀ − I‖, ‖VVᵀ − I‖ (Frobenius) over present directions */
+  double energy;           /**< approximate: least Σσ² of the triples as a part of the best possible */
+} nps_svd_options_t;
+
+/** A decomposition A ≈ UᵀSV and what is known of its quality. Arrays are owned. */
+typedef struct nps_svd {
+  int64_t rows, columns;
+  int64_t count;   /**< triples: all, min(rows, columns), or the leading ones */
+  double *sigma;   /**< [count] descending */
+  double *u;       /**< [count][rows] */
+  double *v;       /**< [count][columns]; of the two the long side's vectors are 0 where σ is 0 to rounding */
+  int64_t present; /**< triples with σ > NPS_SVD_ABSENT·σ1 */
+  int64_t unsure; /**< triples before this one have σ ≥ 1e-6·σ1; the others' values from a Gram matrix are not sure */
+  double norm;    /**< ‖A‖ (Frobenius) */
+  nps_svd_method_t method; /**< that gave the result */
+  nps_svd_method_t failed; /**< less accurate one that missed its tolerance before; AUTO: none */
+  double residual;         /**< ‖A − UᵀSV‖ / ‖A‖ by 8 random probes; of leading triples it is no error */
+  double orthogonality;    /**< the larger of both sides' over present directions, by 8 random probes */
+  double energy;           /**< Σσ² / its best possible value, an estimate; 1 where all is exact */
+} nps_svd_t;
+
+/** Factorise a matrix. Local. A result outside its tolerance is computed again by the next more accurate method.
+ *  @param a  [rows][columns]
+ *  @param[out] out  freed with nps_svd_free(), also after an error
+ *  @return NPS_ERR_INPUT: NaN or infinity, with the matrix's name and the index; NPS_ERR_MEMORY; NPS_ERR_RUNTIME: no method
+ *    reached its tolerance, or LAPACK failed */
+nps_err_t nps_svd_compute(const double *a, int64_t rows, int64_t columns, const nps_svd_options_t *options,
+                          nps_svd_t *out);
+void nps_svd_free(nps_svd_t *svd);
+
+/** Give the exact certificates, at the cost of a product of matrices. Local.
+ *  @param[out] residual, orthogonality  as in nps_svd_t */
+nps_err_t nps_svd_verify(const double *a, const nps_svd_t *svd, double *residual, double *orthogonality);
+
+/** Replace the rows of a matrix by its orthonormal polar factor: with X = PDQᵀ, PQᵀ; absent directions are left out.
+ *  @param[in,out] x  [k][n] */
+nps_err_t nps_svd_polar(int64_t k, int64_t n, double *x);
+
+/** Choose a method for a matrix, as AUTO does. A pure function. */
+nps_svd_method_t nps_svd_choose(int64_t rows, int64_t columns, const nps_svd_options_t *options);
+
+/** Predict seconds on one core, and bytes of working memory besides the matrix and the result. Pure functions. */
+double nps_svd_seconds(int64_t rows, int64_t columns, int64_t leading, nps_svd_method_t method);
+int64_t nps_svd_bytes(int64_t rows, int64_t columns, int64_t leading, nps_svd_method_t method);
+
+/** Give a method's name. Static. */
+const char *nps_svd_method_name(nps_svd_method_t method);
+
+#endif

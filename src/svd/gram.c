@@ -1,0 +1,138 @@
+/* Eigenvectors of the Gram matrix A·Aᵀ in float64. One such step finds σ to ε·σ1²/σ, and vectors as orthogonal as
+ * ε·σ1²/(σ_i·σ_j): enough for σ down to a thousandth of the largest. What lies below is projected onto the complement of the
+ * triples found, and factorised by its own Gram matrix: block by block down the spectrum, to ε·σ1 absolute. */
+#include "svd_internal.h"
+
+#include "nps/blas.h"
+
+#include <float.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* A block holds σ down to this part of its largest. */
+#define BLOCK_RANGE 1e-3
+
+/* Most blocks: σ below BLOCK_RANGE^BLOCKS are rounding noise in float64. */
+enum { BLOCKS = 5 };
+
+static void swap_rows(double *x, int64_t n, int64_t i, int64_t j) {
+  for (int64_t k = 0; k < n; k++) {
+    const double keep = x[i * n + k];
+    x[i * n + k] = x[j * n + k];
+    x[j * n + k] = keep;
+  }
+}
+
+void nps_svd_sort(nps_triples_t *t) {
+  for (int64_t i = 1; i < t->count; i++)
+    for (int64_t j = i; j > 0 && t->sigma[j] > t->sigma[j - 1]; j--) {
+      const double keep = t->sigma[j];
+      t->sigma[j] = t->sigma[j - 1];
+      t->sigma[j - 1] = keep;
+      swap_rows(t->left, t->n, j, j - 1);
+      swap_rows(t->right, t->m, j, j - 1);
+    }
+}
+
+static void reverse_rows(double *x, int64_t count, int64_t n) {
+  for (int64_t i = 0; i < count / 2; i++) swap_rows(x, n, i, count - 1 - i);
+}
+
+/* Norms of the rows from `first` on, as σ. */
+static void measure(nps_triples_t *t, int64_t first) {
+  for (int64_t k = first; k < t->count; k++) t->sigma[k] = sqrt(nps_svd_norm2(t->right + k * t->m, t->m));
+}
+
+/* Eigenvectors of the largest eigenvalues, largest first. @param g  [n][n] destroyed, or the result where all are wanted
+ * @param[out] vectors  [count][n] */
+static nps_err_t decompose(double *g, int64_t n, int64_t count, double *vectors) {
+  double *values = nps_xcalloc((size_t)n, sizeof *values);
+  nps_err_t err = count == n ? nps_dsyevd(n, g, values) : nps_dsyevr_largest(n, count, g, values, vectors);
+  free(values);
+  if (err != NPS_OK) return err;
+  if (count == n)
+    for (int64_t k = 0; k < n; k++) memcpy(vectors + k * n, g + (n - 1 - k) * n, (size_t)n * sizeof *g);
+  else
+    reverse_rows(vectors, count, n);
+  return NPS_OK;
+}
+
+/* The first step: left vectors, and right ones times σ. */
+static nps_err_t first_block(const double *a, nps_triples_t *t) {
+  double *g = NULL;
+  NPS_TRY(nps_buffer_alloc((size_t)(t->n * t->n) * sizeof *g, "a Gram matrix", &g));
+  nps_dgram(t->n, t->m, a, g);
+  nps_err_t err = decompose(g, t->n, t->count, t->left);
+  free(g);
+  if (err != NPS_OK) return err;
+  nps_dgemm(false, false, t->count, t->m, t->n, 1, t->left, t->n, a, t->m, 0, t->right, t->m);
+  measure(t, 0);
+  return NPS_OK;
+}
+
+/* Takes from rows [first, count) their parts along the rows before. */
+static void project(const nps_triples_t *t, int64_t first, double *work) {
+  const int64_t rest = t->count - first;
+  double *below = t->right + first * t->m;
+  nps_dgemm(false, true, rest, first, t->m, 1, below, t->m, t->right, t->m, 0, work, first);
+  for (int64_t i = 0; i < rest; i++)
+    for (int64_t k = 0; k < first; k++) work[i * first + k] /= t->sigma[k] * t->sigma[k];
+  nps_dgemm(false, false, rest, t->m, first, -1, work, first, t->right, t->m, 1, below, t->m);
+}
+
+/* x ← rotation · x for rows of width n. */
+static void rotate(const double *rotation, int64_t count, double *x, int64_t n, double *work) {
+  memcpy(work, x, (size_t)(count * n) * sizeof *x);
+  nps_dgemm(false, false, count, n, count, 1, rotation, count, work, n, 0, x, n);
+}
+
+static nps_err_t next_block(nps_triples_t *t, int64_t first) {
+  const int64_t rest = t->count - first;
+  double *g = NULL, *vectors = NULL, *work = NULL;
+  nps_err_t err = NPS_OK;
+  NPS_GOTO(nps_buffer_alloc((size_t)(rest * rest) * sizeof *g, "a Gram matrix", &g));
+  NPS_GOTO(nps_buffer_alloc((size_t)(rest * rest) * sizeof *g, "a Gram matrix", &vectors));
+  NPS_GOTO(nps_buffer_alloc((size_t)(rest * t->m) * sizeof *g, "singular vectors", &work));
+  project(t, first, work);
+  nps_dgram(rest, t->m, t->right + first * t->m, g);
+  NPS_GOTO(decompose(g, rest, rest, vectors));
+  rotate(vectors, rest, t->left + first * t->n, t->n, work);
+  rotate(vectors, rest, t->right + first * t->m, t->m, work);
+  measure(t, first);
+done:
+  free(g);
+  free(vectors);
+  free(work);
+  return err;
+}
+
+static int64_t count_above(const nps_triples_t *t, int64_t first, double limit) {
+  int64_t k = first;
+  while (k < t->count && t->sigma[k] >= limit) k++;
+  return k;
+}
+
+/* What is 0 to rounding has no right vector. */
+static void normalise(nps_triples_t *t) {
+  const double zero = (double)t->m * DBL_EPSILON * t->sigma[0];
+  for (int64_t k = 0; k < t->count; k++) {
+    const double scale = t->sigma[k] > zero ? 1 / t->sigma[k] : 0;
+    for (int64_t i = 0; i < t->m; i++) t->right[k * t->m + i] *= scale;
+    if (scale == 0) t->sigma[k] = 0;
+  }
+}
+
+nps_err_t nps_svd_gram(const double *a, nps_triples_t *t) {
+  NPS_TRY(first_block(a, t));
+  const double largest = t->sigma[0];
+  int64_t first = 0;
+  for (int block = 0; block < BLOCKS; block++) {
+    first = count_above(t, first, BLOCK_RANGE * t->sigma[first]);
+    if (first == t->count || t->sigma[first] <= (double)t->n * DBL_EPSILON * largest) break;
+    NPS_TRY(next_block(t, first));
+  }
+  nps_svd_sort(t);
+  normalise(t);
+  return NPS_OK;
+}

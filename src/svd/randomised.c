@@ -1,0 +1,126 @@
+/* Randomised subspace iteration (Halko, Martinsson, Tropp 2011): the leading triples from products with a thin matrix. The
+ * subspace is sought in float32, the triples in it in float64. What the leading triples capture grows with every iteration;
+ * when what is still to be gained, extrapolated from the last two gains, is small enough, the subspace is good. */
+#include "svd_internal.h"
+
+#include "nps/blas.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { OVERSAMPLE = 16, LEAST_ITERATIONS = 2, MOST_ITERATIONS = 8 };
+
+/* No faster decline of the gains is believed in than they show, and none slower than this. */
+#define SLOWEST 0.9
+
+typedef struct space {
+  int64_t n, m, k, l;
+  float *a;    /* [n][m] */
+  float *thin; /* [l][m] */
+  double *row; /* [l][m] */
+  double *q;   /* [l][n] orthonormal rows */
+  double captured, gain, left;
+  int iterations;
+} space_t;
+
+static void to_float(const double *from, int64_t n, float *to) {
+  for (int64_t i = 0; i < n; i++) to[i] = (float)from[i];
+}
+
+static void to_double(const float *from, int64_t n, double *to) {
+  for (int64_t i = 0; i < n; i++) to[i] = (double)from[i];
+}
+
+/* q ← orthonormal rows of thin·Aᵀ. */
+static nps_err_t left_space(space_t *s) {
+  float *y = NULL;
+  NPS_TRY(nps_buffer_alloc((size_t)(s->l * s->n) * sizeof *y, "a subspace", &y));
+  nps_sgemm(true, s->l, s->n, s->m, 1, s->thin, s->m, s->a, s->m, 0, y, s->n);
+  to_double(y, s->l * s->n, s->q);
+  free(y);
+  return nps_dorthonormalise(s->l, s->n, s->q);
+}
+
+/* thin ← q·A. */
+static nps_err_t right_space(space_t *s) {
+  float *q = NULL;
+  NPS_TRY(nps_buffer_alloc((size_t)(s->l * s->n) * sizeof *q, "a subspace", &q));
+  to_float(s->q, s->l * s->n, q);
+  nps_sgemm(false, s->l, s->m, s->n, 1, q, s->n, s->a, s->m, 0, s->thin, s->m);
+  free(q);
+  to_double(s->thin, s->l * s->m, s->row);
+  return NPS_OK;
+}
+
+/* What the leading triples within the subspace capture, and what is still to be gained. */
+static nps_err_t measure(space_t *s) {
+  double *g = NULL, *values = nps_xcalloc((size_t)s->l, sizeof *values), captured = 0;
+  nps_err_t err = NPS_OK;
+  NPS_GOTO(nps_buffer_alloc((size_t)(s->l * s->l) * sizeof *g, "a Gram matrix", &g));
+  nps_dgram(s->l, s->m, s->row, g);
+  NPS_GOTO(nps_dsyev(s->l, g, values));
+  for (int64_t i = s->l - s->k; i < s->l; i++) captured += values[i];
+  if (captured > 0 && s->iterations > 0) {
+    const double gain = fmax(captured - s->captured, 0) / captured;
+    const double decline = s->iterations > 1 && s->gain > 0 ? fmin(gain / s->gain, SLOWEST) : SLOWEST;
+    s->left = gain * decline / (1 - decline);
+    s->gain = gain;
+  }
+  s->captured = captured;
+  s->iterations++;
+done:
+  free(g);
+  free(values);
+  return err;
+}
+
+static nps_err_t find_space(space_t *s, double energy) {
+  for (int64_t i = 0; i < s->l; i++) {
+    nps_svd_signs((uint32_t)i, 0, s->m, s->row);
+    to_float(s->row, s->m, s->thin + i * s->m);
+  }
+  NPS_TRY(left_space(s));
+  for (;;) {
+    NPS_TRY(right_space(s));
+    NPS_TRY(measure(s));
+    const bool settled = s->iterations > LEAST_ITERATIONS && s->left <= (1 - energy) / 2;
+    if (settled || s->iterations == MOST_ITERATIONS) return NPS_OK;
+    NPS_TRY(nps_dorthonormalise(s->l, s->m, s->row));
+    to_float(s->row, s->l * s->m, s->thin);
+    NPS_TRY(left_space(s));
+  }
+}
+
+/* The triples of q·A, in float64. */
+static nps_err_t solve_within(space_t *s, const double *a, nps_triples_t *t) {
+  nps_triples_t inner = {.n = s->l, .m = s->m, .count = s->k, .sigma = t->sigma, .right = t->right};
+  nps_err_t err = NPS_OK;
+  NPS_TRY(nps_buffer_alloc((size_t)(s->k * s->l) * sizeof *inner.left, "singular vectors", &inner.left));
+  nps_dgemm(false, false, s->l, s->m, s->n, 1, s->q, s->n, a, s->m, 0, s->row, s->m);
+  NPS_GOTO(nps_svd_gram(s->row, &inner));
+  nps_dgemm(false, false, s->k, s->n, s->l, 1, inner.left, s->l, s->q, s->n, 0, t->left, s->n);
+  t->energy = 1 - s->left;
+done:
+  free(inner.left);
+  return err;
+}
+
+nps_err_t nps_svd_randomised(const double *a, double energy, nps_triples_t *t) {
+  space_t s = {.n = t->n, .m = t->m, .k = t->count, .l = t->count + OVERSAMPLE};
+  nps_err_t err = NPS_OK;
+  if (s.l > s.n) s.l = s.n;
+  NPS_GOTO(nps_buffer_alloc((size_t)(s.n * s.m) * sizeof *s.a, "a matrix", &s.a));
+  NPS_GOTO(nps_buffer_alloc((size_t)(s.l * s.m) * sizeof *s.thin, "a subspace", &s.thin));
+  NPS_GOTO(nps_buffer_alloc((size_t)(s.l * s.m) * sizeof *s.row, "a subspace", &s.row));
+  NPS_GOTO(nps_buffer_alloc((size_t)(s.l * s.n) * sizeof *s.q, "a subspace", &s.q));
+  to_float(a, s.n * s.m, s.a);
+  NPS_GOTO(find_space(&s, energy));
+  NPS_GOTO(solve_within(&s, a, t));
+done:
+  free(s.a);
+  free(s.thin);
+  free(s.row);
+  free(s.q);
+  return err;
+}

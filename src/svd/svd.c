@@ -1,0 +1,270 @@
+/* One matrix on one rank: the choice of the algorithm, its certificate, and the next one where that does not hold. */
+#include "svd_internal.h"
+
+#include "nps/blas.h"
+#include "nps/rng.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { PROBES = 8, BLOCK = 1024 };
+
+/* From this part of σ1 on, the values of a Gram matrix are sure. */
+#define SURE 1e-6
+
+/* Where all triples are few, LAPACK takes no longer. */
+#define FEW 48
+
+static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
+
+const char *nps_svd_method_name(nps_svd_method_t method) {
+  static const char *const names[] = {"auto", "randomised", "gram", "lapack"};
+  return names[method];
+}
+
+void nps_svd_free(nps_svd_t *svd) {
+  free(svd->sigma);
+  free(svd->u);
+  free(svd->v);
+  *svd = (nps_svd_t){0};
+}
+
+/* ---- small tools ---- */
+
+void nps_svd_signs(uint32_t stream, int64_t first, int64_t n, double *out) {
+  uint32_t words[BLOCK];
+  for (int64_t at = 0; at < n; at += BLOCK) {
+    const int64_t count = min64(n - at, BLOCK);
+    nps_rng_words(0x5d5fd, stream, first + at, count, words);
+    for (int64_t i = 0; i < count; i++) out[at + i] = words[i] >> 31 ? 1 : -1;
+  }
+}
+
+double nps_svd_norm2(const double *x, int64_t n) {
+  double sum = 0;
+  for (int64_t at = 0; at < n; at += BLOCK) {
+    double part[8] = {0};
+    const int64_t end = min64(n, at + BLOCK);
+    int64_t i = at;
+    for (; i + 8 <= end; i += 8)
+      for (int k = 0; k < 8; k++) part[k] += x[i + k] * x[i + k];
+    for (; i < end; i++) part[0] += x[i] * x[i];
+    sum += ((part[0] + part[1]) + (part[2] + part[3])) + ((part[4] + part[5]) + (part[6] + part[7]));
+  }
+  return sum;
+}
+
+static nps_err_t check_finite(const double *a, int64_t rows, int64_t columns, const char *name) {
+  for (int64_t i = 0; i < rows * columns; i++)
+    if (!isfinite(a[i]))
+      return nps_fail(NPS_ERR_INPUT, "%s: %s at row %lld, column %lld", name ? name : "a matrix",
+                      isnan(a[i]) ? "NaN" : "infinity", (long long)(i / columns), (long long)(i % columns));
+  return NPS_OK;
+}
+
+/* Copies in tiles: b = aᵀ. */
+static void transpose(const double *a, int64_t rows, int64_t columns, double *b) {
+  enum { TILE = 32 };
+  for (int64_t i0 = 0; i0 < rows; i0 += TILE)
+    for (int64_t j0 = 0; j0 < columns; j0 += TILE)
+      for (int64_t i = i0; i < min64(rows, i0 + TILE); i++)
+        for (int64_t j = j0; j < min64(columns, j0 + TILE); j++) b[j * rows + i] = a[i * columns + j];
+}
+
+/* ---- the choice ---- */
+
+static int64_t wanted_count(int64_t rows, int64_t columns, int64_t leading) {
+  const int64_t all = min64(rows, columns);
+  return leading > 0 ? min64(leading, all) : all;
+}
+
+nps_svd_method_t nps_svd_choose(int64_t rows, int64_t columns, const nps_svd_options_t *options) {
+  const int64_t n = min64(rows, columns), k = wanted_count(rows, columns, options->leading);
+  if (options->method != NPS_SVD_AUTO) return options->method;
+  if (n <= FEW) return NPS_SVD_LAPACK;
+  return options->approximate && 4 * (k + 16) <= n ? NPS_SVD_RANDOMISED : NPS_SVD_GRAM;
+}
+
+/* Rates of one core in float64, of products and of what eigensolvers do; docs/svd.md tells how they were measured. */
+#define PRODUCT_RATE 4e10
+#define EIGEN_RATE 8e9
+
+double nps_svd_seconds(int64_t rows, int64_t columns, int64_t leading, nps_svd_method_t method) {
+  const double n = (double)min64(rows, columns), m = (double)max64(rows, columns);
+  const double k = (double)wanted_count(rows, columns, leading);
+  if (method == NPS_SVD_RANDOMISED) return (10 * (k + 16) * n * m + 12 * (k + 16) * (k + 16) * m) / PRODUCT_RATE;
+  if (method == NPS_SVD_LAPACK) return 2 * n * n * m / PRODUCT_RATE + 4 * n * n * m / EIGEN_RATE;
+  return (n * n * m + 2 * k * n * m) / PRODUCT_RATE + (4.0 / 3 * n * n * n + 2 * k * n * n) / EIGEN_RATE;
+}
+
+int64_t nps_svd_bytes(int64_t rows, int64_t columns, int64_t leading, nps_svd_method_t method) {
+  const int64_t n = min64(rows, columns), m = max64(rows, columns), k = wanted_count(rows, columns, leading);
+  const int64_t turned = rows > columns ? 8 * n * m : 0;
+  if (method == NPS_SVD_RANDOMISED) return turned + 4 * n * m + (k + 16) * (20 * m + 12 * n);
+  if (method == NPS_SVD_LAPACK) return turned + 16 * n * m + 40 * n * n;
+  return turned + 32 * n * n + 8 * n * m;
+}
+
+/* ---- certificates ---- */
+
+/* out [PROBES][rows] = x·aᵀ, x [PROBES][columns]. */
+static void apply(const double *a, int64_t rows, int64_t columns, const double *x, int64_t probes, double *out) {
+  nps_dgemm(false, true, probes, rows, columns, 1, x, columns, a, columns, 0, out, rows);
+}
+
+/* ‖A − UᵀSV‖ by probes z [probes][columns]: E‖(A − UᵀSV)z‖² = ‖A − UᵀSV‖². */
+static nps_err_t probe_residual(const double *a, const nps_svd_t *s, const double *z, int64_t probes, double *out) {
+  double *y = NULL, *c = NULL;
+  nps_err_t err = NPS_OK;
+  NPS_GOTO(nps_buffer_alloc((size_t)(probes * s->rows) * sizeof *y, "probes", &y));
+  NPS_GOTO(nps_buffer_alloc((size_t)(probes * s->count) * sizeof *c, "probes", &c));
+  apply(a, s->rows, s->columns, z, probes, y);
+  apply(s->v, s->count, s->columns, z, probes, c);
+  for (int64_t i = 0; i < probes * s->count; i++) c[i] *= s->sigma[i % s->count];
+  nps_dgemm(false, false, probes, s->rows, s->count, -1, c, s->count, s->u, s->rows, 1, y, s->rows);
+  *out = sqrt(nps_svd_norm2(y, probes * s->rows));
+done:
+  free(y);
+  free(c);
+  return err;
+}
+
+/* ‖XXᵀ − I‖ over the first k rows of x [][n], by random signs. */
+static nps_err_t probe_orthogonality(const double *x, int64_t k, int64_t n, double *out) {
+  double *w = NULL, *y = NULL;
+  nps_err_t err = NPS_OK;
+  *out = 0;
+  if (k == 0) return NPS_OK;
+  NPS_GOTO(nps_buffer_alloc((size_t)(PROBES * k) * sizeof *w, "probes", &w));
+  NPS_GOTO(nps_buffer_alloc((size_t)(PROBES * n) * sizeof *y, "probes", &y));
+  for (int p = 0; p < PROBES; p++) nps_svd_signs((uint32_t)(1000 + p), 0, k, w + p * k);
+  nps_dgemm(false, false, PROBES, n, k, 1, w, k, x, n, 0, y, n);
+  nps_dgemm(false, true, PROBES, k, n, -1, y, n, x, n, 1, w, k);
+  *out = sqrt(nps_svd_norm2(w, PROBES * k) / PROBES);
+done:
+  free(w);
+  free(y);
+  return err;
+}
+
+static nps_err_t certify(const double *a, nps_svd_t *s) {
+  double *z = NULL, v = 0;
+  nps_err_t err = NPS_OK;
+  NPS_GOTO(nps_buffer_alloc((size_t)(PROBES * s->columns) * sizeof *z, "probes", &z));
+  for (int p = 0; p < PROBES; p++) nps_svd_signs((uint32_t)(2000 + p), 0, s->columns, z + p * s->columns);
+  NPS_GOTO(probe_residual(a, s, z, PROBES, &s->residual));
+  s->residual = s->norm > 0 ? s->residual / (s->norm * sqrt(PROBES)) : 0;
+  NPS_GOTO(probe_orthogonality(s->u, s->present, s->rows, &s->orthogonality));
+  NPS_GOTO(probe_orthogonality(s->v, s->present, s->columns, &v));
+  s->orthogonality = fmax(s->orthogonality, v);
+done:
+  free(z);
+  return err;
+}
+
+static double or_default(double value, double standard) { return value > 0 ? value : standard; }
+
+static bool holds(const nps_svd_t *s, const nps_svd_options_t *o) {
+  const bool all = s->count == min64(s->rows, s->columns);
+  const bool near = !all || s->residual <= or_default(o->residual, NPS_SVD_RESIDUAL);
+  return near && s->orthogonality <= or_default(o->orthogonality, NPS_SVD_ORTHOGONALITY) &&
+         (s->method != NPS_SVD_RANDOMISED || s->energy >= or_default(o->energy, NPS_SVD_ENERGY));
+}
+
+static nps_err_t gram_defect(const double *x, int64_t k, int64_t n, double *out) {
+  double *g = NULL;
+  NPS_TRY(nps_buffer_alloc((size_t)(k * k) * sizeof *g, "a Gram matrix", &g));
+  nps_dgram(k, n, x, g);
+  for (int64_t i = 0; i < k; i++) g[i * k + i] -= 1;
+  *out = sqrt(nps_svd_norm2(g, k * k));
+  free(g);
+  return NPS_OK;
+}
+
+nps_err_t nps_svd_verify(const double *a, const nps_svd_t *s, double *residual, double *orthogonality) {
+  double *unit = NULL, v = 0;
+  nps_err_t err = NPS_OK;
+  NPS_GOTO(nps_buffer_alloc((size_t)(s->columns * s->columns) * sizeof *unit, "the identity", &unit));
+  memset(unit, 0, (size_t)(s->columns * s->columns) * sizeof *unit);
+  for (int64_t i = 0; i < s->columns; i++) unit[i * s->columns + i] = 1;
+  NPS_GOTO(probe_residual(a, s, unit, s->columns, residual));
+  *residual = s->norm > 0 ? *residual / s->norm : 0;
+  NPS_GOTO(gram_defect(s->u, s->present, s->rows, orthogonality));
+  NPS_GOTO(gram_defect(s->v, s->present, s->columns, &v));
+  *orthogonality = fmax(*orthogonality, v);
+done:
+  free(unit);
+  return err;
+}
+
+/* ---- one matrix ---- */
+
+static nps_err_t run(nps_svd_method_t method, const double *a, double energy, nps_triples_t *t) {
+  if (method == NPS_SVD_RANDOMISED) return nps_svd_randomised(a, energy, t);
+  return method == NPS_SVD_GRAM ? nps_svd_gram(a, t) : nps_svd_lapack(a, t);
+}
+
+static void describe(nps_svd_t *s, nps_svd_method_t method, double energy) {
+  const double largest = s->sigma[0];
+  s->method = method;
+  s->energy = energy;
+  s->present = 0;
+  while (s->present < s->count && s->sigma[s->present] > NPS_SVD_ABSENT * largest) s->present++;
+  s->unsure = s->present;
+  while (s->unsure < s->count && (method == NPS_SVD_LAPACK || s->sigma[s->unsure] >= SURE * largest)) s->unsure++;
+}
+
+/* From the first method on to the most accurate, until the certificate holds. @param t  works on `flat`, whose short side is
+ * its rows; its arrays are those of out */
+static nps_err_t compute(const double *a, const double *flat, const nps_svd_options_t *o, nps_triples_t *t,
+                         nps_svd_t *out) {
+  const char *name = o->name ? o->name : "a matrix";
+  for (nps_svd_method_t method = nps_svd_choose(out->rows, out->columns, o); method <= NPS_SVD_LAPACK; method++) {
+    t->energy = 1;
+    NPS_TRY(run(method, flat, or_default(o->energy, NPS_SVD_ENERGY), t));
+    describe(out, method, t->energy);
+    NPS_TRY(certify(a, out));
+    if (holds(out, o)) return NPS_OK;
+    out->failed = method;
+  }
+  return nps_fail(NPS_ERR_RUNTIME,
+                  "%s: no singular value decomposition within its tolerance: residual %.1e, orthogonality %.1e", name,
+                  out->residual, out->orthogonality);
+}
+
+static nps_err_t make_room(int64_t count, nps_svd_t *out) {
+  out->count = count;
+  out->sigma = nps_xcalloc((size_t)count + 1, sizeof *out->sigma);
+  NPS_TRY(nps_buffer_alloc((size_t)(count * out->rows) * sizeof *out->u, "singular vectors", &out->u));
+  return nps_buffer_alloc((size_t)(count * out->columns) * sizeof *out->v, "singular vectors", &out->v);
+}
+
+nps_err_t nps_svd_compute(const double *a, int64_t rows, int64_t columns, const nps_svd_options_t *options,
+                          nps_svd_t *out) {
+  *out = (nps_svd_t){.rows = rows, .columns = columns, .energy = 1};
+  NPS_TRY(check_finite(a, rows, columns, options->name));
+  if (rows == 0 || columns == 0) return NPS_OK;
+  NPS_TRY(make_room(wanted_count(rows, columns, options->leading), out));
+  out->norm = sqrt(nps_svd_norm2(a, rows * columns));
+  nps_triples_t t = {
+      .n = rows, .m = columns, .count = out->count, .sigma = out->sigma, .left = out->u, .right = out->v};
+  if (rows <= columns) return compute(a, a, options, &t, out);
+  double *turned = NULL;
+  NPS_TRY(nps_buffer_alloc((size_t)(rows * columns) * sizeof *turned, "a matrix", &turned));
+  transpose(a, rows, columns, turned);
+  t = (nps_triples_t){
+      .n = columns, .m = rows, .count = out->count, .sigma = out->sigma, .left = out->v, .right = out->u};
+  nps_err_t err = compute(a, turned, options, &t, out);
+  free(turned);
+  return err;
+}
+
+nps_err_t nps_svd_polar(int64_t k, int64_t n, double *x) {
+  nps_svd_t s = {0};
+  nps_err_t err = nps_svd_compute(x, k, n, &(nps_svd_options_t){.name = "a polar factor", .orthogonality = 1e-9}, &s);
+  if (err == NPS_OK) nps_dgemm(true, false, k, n, s.present, 1, s.u, k, s.v, n, 0, x, n);
+  nps_svd_free(&s);
+  return err;
+}
