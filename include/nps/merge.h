@@ -42,8 +42,9 @@ typedef struct nps_merge_nps nps_merge_nps_t;
 /** One target under a method. */
 typedef struct nps_merge_tensor {
   const char *name;
-  int64_t count; /**< elements, over all ranks */
-  int models;    /**< T */
+  int64_t count;         /**< elements, over all ranks */
+  int64_t rows, columns; /**< of a matrix: two dimensions, both at least 2; else 0 */
+  int models;            /**< T */
   uint64_t seed;
   const double *param[NPS_MAX_PARAMS]; /**< by the method's parameters: [models] values; shared ones [1] */
   int order;                           /**< position among the merged tensors in byte order of their names */
@@ -114,6 +115,16 @@ typedef struct nps_merge_method {
    *  @param[in,out] kept  [models] entries of the task vectors kept, added to */
   void (*merge)(void *state, const nps_merge_tensor_t *tensor, const nps_merge_chunk_t *chunk, double *out,
                 int64_t *kept);
+
+  /** Merge a tensor whole, on one rank, instead of `merge` chunk by chunk (NULL: by chunks). For methods on task vectors
+   *  that factorise matrices. Local.
+   *  @param tau          [models][count] may be overwritten
+   *  @param[out] update  [count] the update to θ0
+   *  @return NPS_ERR_MEMORY, NPS_ERR_RUNTIME */
+  nps_err_t (*merge_whole)(const nps_merge_tensor_t *tensor, float *const *tau, double *update);
+  /** Predict its seconds on one core / its bytes of working memory besides tau and update. */
+  double (*whole_seconds)(const nps_merge_tensor_t *tensor);
+  int64_t (*whole_bytes)(const nps_merge_tensor_t *tensor);
 
   /** Put what is known of the subspaces together, after merging. Collective over all ranks. NULL: the method has none. */
   void (*subspaces)(void *state, const nps_comm_t *comm, nps_merge_subspaces_t *out);

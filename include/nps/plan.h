@@ -3,7 +3,9 @@
  *
  *  The targets in file order form one line of elements; the line is cut into one stretch a rank, equal in cost. A cut
  *  inside a tensor lies on a multiple of NPS_BLOCK, and moves to the tensor's border where that is near. Every rank thus
- *  reads and writes contiguous ranges, and at most its first and last tensors are shared with neighbours. */
+ *  reads and writes contiguous ranges, and at most its first and last tensors are shared with neighbours.
+ *
+ *  Where tensors stay whole, the dearest goes first, each to the rank with the least to do. */
 #ifndef NPS_PLAN_H
 #define NPS_PLAN_H
 
@@ -38,6 +40,8 @@ typedef struct nps_demand {
   bool whole_model;     /**< statistics over the whole model come first: one sweep over all pieces for each pass */
   int passes;           /**< statistics passes over the data, before the merging pass */
   int64_t state_memory; /**< bytes of statistics a rank */
+  const double *target_seconds; /**< [targets] tensors stay whole, each on one rank, and this is their computing time;
+                                 *   NULL: tensors may be cut, and costs tell the time. Borrowed */
 } nps_demand_t;
 
 /** The plan for all ranks. */

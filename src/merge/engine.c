@@ -4,179 +4,46 @@
  * tensors shared with other ranks come first, in two rounds (a rank shares at most its first and its last tensor, and
  * neighbours in the list of shared tensors are in different rounds), each with a communicator of its own; then the others
  * by each rank alone. With statistics of the whole model: one sweep over all pieces for each pass. */
-#include "merge_internal.h"
+#include "engine.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-typedef struct {
-  nps_merge_t *merge;
-  const nps_plan_t *plan;
-  const nps_comm_t *comm;
-  nps_comm_t *self; /* this rank alone */
-  nps_writer_t *writer;
-  nps_reader_t **reader; /* [inputs] */
-  nps_merge_progress_fn *progress;
-  void *progress_ctx;
+static const nps_merge_spec_t *spec_of(const nps_engine_t *e) { return &e->merge->spec; }
 
-  void *state;        /* of the method */
-  char *slab;         /* input buffers of one slab, and the output buffer */
-  char **raw;         /* [inputs] into slab */
-  char *out;          /* into slab: a step of output */
-  int slab_target;    /* target whose slab it is, or -1 */
-  int64_t slab_first; /* its first element */
-  int64_t loaded;     /* elements of it that have been read */
-  double **theta;     /* [models][NPS_CHUNK], or NULL */
-  float **tau;        /* [models][NPS_CHUNK], or NULL */
-
-  nps_pulse_t *pulse;       /* of the phase in work, else NULL */
-  bool stopped;             /* another rank has failed */
-  int64_t done;             /* bytes, as nps_merge_work() counts them */
-  int64_t *kept;            /* [models] */
-  double **norms;           /* [models][own_blocks] sums of squares of the task vectors' blocks */
-  int64_t own_blocks;       /* blocks of this rank's pieces */
-  int64_t *own_first_block; /* [own pieces] */
-  int64_t norm_at;          /* block in work */
-  nps_lanes_t *lanes;       /* [models] */
-} engine_t;
-
-static const nps_merge_spec_t *spec_of(const engine_t *e) { return &e->merge->spec; }
-
-static bool on_task_vectors(const engine_t *e) { return spec_of(e)->method->base == NPS_BASE_TASK_VECTORS; }
+static bool on_task_vectors(const nps_engine_t *e) { return spec_of(e)->method->base == NPS_BASE_TASK_VECTORS; }
 
 static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 
-/* Buffers within the slab begin where vector loads like it. */
-#define ALIGNMENT ((size_t)64)
-
-static size_t aligned(size_t bytes) { return (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT; }
-
 static int64_t blocks_of(int64_t count) { return (count + NPS_BLOCK - 1) / NPS_BLOCK; }
 
-/* ---- reading ---- */
-
-static nps_dtype_t input_dtype(const engine_t *e, const nps_target_t *target, int input) {
-  return spec_of(e)->inputs[input]->tensors[target->source[input]].dtype;
-}
-
-/* Stored values of an input from offset `at` of the slab on. */
-static char *raw_at(const engine_t *e, const nps_target_t *target, int input, int64_t at) {
-  return e->raw[input] + (size_t)at * nps_dtype_size(input_dtype(e, target, input));
-}
-
-/* Checks the elements [at, at + count) of the slab. */
-static nps_err_t check_finite(const engine_t *e, const nps_target_t *target, int input, int64_t at, int64_t count) {
-  const nps_dtype_t dtype = input_dtype(e, target, input);
-  const char *raw = raw_at(e, target, input, at);
-  const int64_t found = nps_tensor_find_nonfinite(dtype, raw, count);
-  if (found < 0) return NPS_OK;
-  const nps_model_t *model = spec_of(e)->inputs[input];
-  double value;
-  nps_tensor_widen(dtype, raw + (size_t)found * nps_dtype_size(dtype), 1, &value);
-  return nps_fail(NPS_ERR_INPUT, "model %s (%s): tensor %s holds %s at index %lld", model->name, model->path,
-                  target->name, isnan(value) ? "NaN" : "infinity", (long long)(e->slab_first + at + found));
-}
-
-/* Makes the slab ready for elements [first, first + count) of a target, unless it is it already. */
-static void begin_slab(engine_t *e, int t, int64_t first, int64_t count) {
-  const nps_target_t *target = &spec_of(e)->layout->targets[t];
-  if (e->slab_target == t && e->slab_first == first) return;
-  char *at = e->slab;
-  for (int i = 0; i < spec_of(e)->input_count; i++) {
-    if (target->source[i] < 0) continue;
-    e->raw[i] = at;
-    at += aligned((size_t)count * nps_dtype_size(input_dtype(e, target, i)));
-  }
-  e->out = at;
-  e->slab_target = t;
-  e->slab_first = first;
-  e->loaded = 0;
-}
-
-/* Reads the slab's elements up to `end`, as far as they are not there yet, from all inputs of its target. */
-static nps_err_t load(engine_t *e, int64_t end) {
-  const nps_target_t *target = &spec_of(e)->layout->targets[e->slab_target];
-  if (e->loaded >= end) return NPS_OK;
-  const int64_t at = e->loaded, count = end - at;
-  for (int i = 0; i < spec_of(e)->input_count; i++) {
-    if (target->source[i] < 0) continue;
-    NPS_TRY(nps_reader_read(e->reader[i], target->source[i], e->slab_first + at, count, raw_at(e, target, i, at)));
-    NPS_TRY(check_finite(e, target, i, at, count));
-  }
-  e->loaded = end;
-  return NPS_OK;
-}
-
 /* ---- chunks ---- */
-
-/* Fills tau or theta with entries at offset `at` of the loaded slab. */
-static void fill_chunk(engine_t *e, const nps_target_t *target, int64_t at, int64_t n) {
-  const nps_merge_spec_t *spec = spec_of(e);
-  const void *tuned[spec->model_count];
-  nps_dtype_t dtype[spec->model_count];
-  for (int m = 0; m < spec->model_count; m++) {
-    dtype[m] = input_dtype(e, target, spec->models[m].input);
-    tuned[m] = raw_at(e, target, spec->models[m].input, at);
-  }
-  if (e->tau)
-    nps_delta_form(input_dtype(e, target, spec->base), raw_at(e, target, spec->base, at), spec->model_count, dtype,
-                   tuned, n, e->tau);
-  else
-    for (int m = 0; m < spec->model_count; m++) nps_tensor_widen(dtype[m], tuned[m], n, e->theta[m]);
-}
-
-static void add_norms(engine_t *e, const nps_merge_chunk_t *chunk) {
-  const int models = spec_of(e)->model_count;
-  bool block_ends = chunk->piece_ends || (chunk->first + chunk->count) % NPS_BLOCK == 0;
-  for (int m = 0; m < models; m++) {
-    nps_lanes_add_squares(&e->lanes[m], chunk->tau[m], chunk->count);
-    if (!block_ends) continue;
-    e->norms[m][e->norm_at] = nps_lanes_sum(&e->lanes[m]);
-    e->lanes[m] = (nps_lanes_t){{0}};
-  }
-  e->norm_at += block_ends;
-}
 
 NPS_VECTOR_CLONES
 static void add_base(const double *base, int64_t n, double *out) {
   for (int64_t i = 0; i < n; i++) out[i] = base[i] + out[i];
 }
 
-static void merge_chunk(engine_t *e, const nps_target_t *target, const nps_merge_tensor_t *tensor,
+static void merge_chunk(nps_engine_t *e, const nps_target_t *target, const nps_merge_tensor_t *tensor,
                         const nps_merge_chunk_t *chunk, int64_t at, void *dst) {
   const nps_merge_spec_t *spec = spec_of(e);
   double out[NPS_CHUNK], base[NPS_CHUNK];
-  if (e->tau) add_norms(e, chunk);
+  if (e->tau) nps_engine_add_norms(e, chunk);
   spec->method->merge(e->state, tensor, chunk, out, e->kept);
   if (e->tau) {
-    nps_tensor_widen(input_dtype(e, target, spec->base), raw_at(e, target, spec->base, at), chunk->count, base);
+    nps_tensor_widen(nps_engine_input_dtype(e, target, spec->base), nps_engine_raw_at(e, target, spec->base, at),
+                     chunk->count, base);
     add_base(base, chunk->count, out);
   }
   nps_tensor_narrow(out, chunk->count, target->dtype, dst);
 }
 
-/* Tells how far this rank is; hears whether another failed. */
-static void beat(engine_t *e, int64_t bytes) {
-  int64_t total = 0;
-  e->done += bytes;
-  if (!e->pulse) return;
-  if (!nps_pulse_beat(e->pulse, e->done, &total)) e->stopped = true;
-  if (e->progress) e->progress(e->progress_ctx, total);
-}
-
 /* ---- sweeps over one piece ---- */
-
-static nps_err_t check_output(const engine_t *e, const nps_target_t *target, int64_t first, int64_t count) {
-  int64_t at = nps_tensor_find_nonfinite(target->dtype, e->out, count);
-  if (at < 0) return NPS_OK;
-  return nps_fail(NPS_ERR_RUNTIME, "tensor %s: the merged value at index %lld is too large for %s (out_dtype)",
-                  target->name, (long long)(first + at), nps_dtype_name(target->dtype));
-}
 
 /* Looks at elements [at, end) of the slab in one pass; the pass after the last statistics one merges into the output
  * buffer. */
-static void sweep_chunks(engine_t *e, const nps_piece_t *piece, int pass, const int64_t begin, const int64_t end) {
+static void sweep_chunks(nps_engine_t *e, const nps_piece_t *piece, int pass, const int64_t begin, const int64_t end) {
   const nps_target_t *target = &spec_of(e)->layout->targets[piece->target];
   const nps_merge_tensor_t *tensor = &e->merge->tensors[piece->target];
   for (int64_t at = begin; at < end; at += NPS_CHUNK) {
@@ -186,7 +53,7 @@ static void sweep_chunks(engine_t *e, const nps_piece_t *piece, int pass, const 
                                      .piece_ends = first + n == piece->first + piece->count,
                                      .tau = e->tau,
                                      .theta = e->theta};
-    fill_chunk(e, target, at, n);
+    nps_engine_fill_chunk(e, target, at, n);
     if (pass == e->merge->passes)
       merge_chunk(e, target, tensor, &chunk, at, e->out + (size_t)(at - begin) * nps_dtype_size(target->dtype));
     else
@@ -194,28 +61,22 @@ static void sweep_chunks(engine_t *e, const nps_piece_t *piece, int pass, const 
   }
 }
 
-/* Writes what lies in the output buffer. */
-static nps_err_t write_out(engine_t *e, const nps_piece_t *piece, int64_t first, int64_t count) {
-  NPS_TRY(check_output(e, &spec_of(e)->layout->targets[piece->target], first, count));
-  return nps_writer_write(e->writer, piece->target, first, count, e->out);
-}
-
-static nps_err_t sweep_slab(engine_t *e, const nps_piece_t *piece, int pass, int64_t first, int64_t count) {
+static nps_err_t sweep_slab(nps_engine_t *e, const nps_piece_t *piece, int pass, int64_t first, int64_t count) {
   const nps_target_t *target = &spec_of(e)->layout->targets[piece->target];
   const int64_t width = nps_plan_input_width(target, spec_of(e)->inputs, spec_of(e)->input_count);
   const bool merging = pass == e->merge->passes, counts = merging || e->merge->whole_model;
-  begin_slab(e, piece->target, first, count);
+  nps_engine_begin_slab(e, piece->target, first, count);
   for (int64_t at = 0; at < count && !e->stopped; at += NPS_STEP) {
     const int64_t end = min64(count, at + NPS_STEP);
-    NPS_TRY(load(e, end));
+    NPS_TRY(nps_engine_load(e, end));
     sweep_chunks(e, piece, pass, at, end);
-    if (merging) NPS_TRY(write_out(e, piece, first + at, end - at));
-    beat(e, counts ? width * (end - at) : 0);
+    if (merging) NPS_TRY(nps_engine_write_out(e, piece, first + at, end - at));
+    nps_engine_beat(e, counts ? width * (end - at) : 0);
   }
   return NPS_OK;
 }
 
-static nps_err_t sweep(engine_t *e, const nps_piece_t *piece, int pass) {
+static nps_err_t sweep(nps_engine_t *e, const nps_piece_t *piece, int pass) {
   const nps_merge_method_t *method = spec_of(e)->method;
   if (method->piece) method->piece(e->state, &e->merge->tensors[piece->target], pass);
   const int64_t end = piece->first + piece->count;
@@ -226,7 +87,7 @@ static nps_err_t sweep(engine_t *e, const nps_piece_t *piece, int pass) {
 }
 
 /* Agrees among the ranks that share a tensor on a result, and on whether to stop as another rank has failed. */
-static nps_err_t agree_sharers(engine_t *e, const nps_comm_t *comm, nps_err_t err) {
+static nps_err_t agree_sharers(nps_engine_t *e, const nps_comm_t *comm, nps_err_t err) {
   if (nps_comm_size(comm) == 1) return err;
   double stopped = e->stopped;
   nps_comm_max_f64(comm, &stopped, 1);
@@ -236,7 +97,7 @@ static nps_err_t agree_sharers(engine_t *e, const nps_comm_t *comm, nps_err_t er
 
 /* Statistics of one tensor over the ranks of `comm`, then its merging. Collective over comm; the result of the last sweep
  * is this rank's own. */
-static nps_err_t merge_tensor(engine_t *e, const nps_piece_t *piece, const nps_comm_t *comm) {
+static nps_err_t merge_tensor(nps_engine_t *e, const nps_piece_t *piece, const nps_comm_t *comm) {
   const nps_merge_method_t *method = spec_of(e)->method;
   const nps_merge_tensor_t *tensor = &e->merge->tensors[piece->target];
   method->start(e->state, tensor);
@@ -251,7 +112,7 @@ static nps_err_t merge_tensor(engine_t *e, const nps_piece_t *piece, const nps_c
 /* ---- copied targets ---- */
 
 /* Integer and boolean tensors must be the same in all inputs. */
-static nps_err_t compare_sources(const engine_t *e, const nps_target_t *target, int first_input, int64_t first,
+static nps_err_t compare_sources(const nps_engine_t *e, const nps_target_t *target, int first_input, int64_t first,
                                  int64_t count) {
   const size_t size = nps_dtype_size(target->dtype);
   for (int i = first_input + 1; i < spec_of(e)->input_count; i++) {
@@ -267,18 +128,18 @@ static nps_err_t compare_sources(const engine_t *e, const nps_target_t *target, 
 }
 
 /* Copied targets keep the type in which they are stored. */
-static nps_err_t copy_step(engine_t *e, const nps_piece_t *piece, int64_t first, int64_t count) {
+static nps_err_t copy_step(nps_engine_t *e, const nps_piece_t *piece, int64_t first, int64_t count) {
   const nps_target_t *target = &spec_of(e)->layout->targets[piece->target];
   int source = 0;
   while (target->source[source] < 0) source++;
-  begin_slab(e, piece->target, first, count);
-  NPS_TRY(load(e, count));
+  nps_engine_begin_slab(e, piece->target, first, count);
+  NPS_TRY(nps_engine_load(e, count));
   if (target->action == NPS_ACTION_COPY) NPS_TRY(compare_sources(e, target, source, first, count));
-  beat(e, count * nps_plan_input_width(target, spec_of(e)->inputs, spec_of(e)->input_count));
+  nps_engine_beat(e, count * nps_plan_input_width(target, spec_of(e)->inputs, spec_of(e)->input_count));
   return nps_writer_write(e->writer, piece->target, first, count, e->raw[source]);
 }
 
-static nps_err_t copy_tensor(engine_t *e, const nps_piece_t *piece) {
+static nps_err_t copy_tensor(nps_engine_t *e, const nps_piece_t *piece) {
   const int64_t end = piece->first + piece->count, step = min64(e->plan->slab, NPS_STEP);
   for (int64_t first = piece->first; first < end && !e->stopped; first += step)
     NPS_TRY(copy_step(e, piece, first, min64(end - first, step)));
@@ -287,31 +148,31 @@ static nps_err_t copy_tensor(engine_t *e, const nps_piece_t *piece) {
 
 /* ---- phases ---- */
 
-typedef nps_err_t piece_fn(engine_t *e, const nps_piece_t *piece, int pass);
+typedef nps_err_t piece_fn(nps_engine_t *e, const nps_piece_t *piece, int pass);
 
-static bool is_merged(const engine_t *e, const nps_piece_t *piece) {
+static bool is_merged(const nps_engine_t *e, const nps_piece_t *piece) {
   return spec_of(e)->layout->targets[piece->target].action == NPS_ACTION_MERGE;
 }
 
 /* Whether a piece belongs to a tensor whose statistics this rank shares with others. */
-static bool is_shared(const engine_t *e, const nps_piece_t *piece) {
+static bool is_shared(const nps_engine_t *e, const nps_piece_t *piece) {
   return e->merge->passes > 0 && !e->merge->whole_model && is_merged(e, piece) &&
          e->plan->owner_first[piece->target] != e->plan->owner_last[piece->target];
 }
 
 static void show_idle(void *ctx, int64_t total) {
-  engine_t *e = ctx;
+  nps_engine_t *e = ctx;
   if (e->progress) e->progress(e->progress_ctx, total);
 }
 
-static nps_err_t end_pulse(engine_t *e, nps_err_t err) {
+static nps_err_t end_pulse(nps_engine_t *e, nps_err_t err) {
   err = nps_pulse_end(e->pulse, e->done, err, show_idle, e);
   e->pulse = NULL;
   return err;
 }
 
 /* Applies a function to this rank's pieces, ranks working alone. Collective; the same result on every rank. */
-static nps_err_t for_pieces(engine_t *e, piece_fn *fn, int pass) {
+static nps_err_t for_pieces(nps_engine_t *e, piece_fn *fn, int pass) {
   const int rank = nps_comm_rank(e->comm);
   nps_err_t err = NPS_OK;
   e->pulse = nps_pulse_start(e->comm);
@@ -320,23 +181,24 @@ static nps_err_t for_pieces(engine_t *e, piece_fn *fn, int pass) {
   return end_pulse(e, err);
 }
 
-static nps_err_t scan_piece(engine_t *e, const nps_piece_t *piece, int pass) {
+static nps_err_t scan_piece(nps_engine_t *e, const nps_piece_t *piece, int pass) {
   return is_merged(e, piece) ? sweep(e, piece, pass) : NPS_OK;
 }
 
 /* The merging pass where statistics are there already or never needed. */
-static nps_err_t merge_piece(engine_t *e, const nps_piece_t *piece, int pass) {
+static nps_err_t merge_piece(nps_engine_t *e, const nps_piece_t *piece, int pass) {
   return is_merged(e, piece) ? sweep(e, piece, pass) : copy_tensor(e, piece);
 }
 
 /* Statistics and merging of a tensor that is this rank's alone. */
-static nps_err_t merge_own_piece(engine_t *e, const nps_piece_t *piece, int pass) {
+static nps_err_t merge_own_piece(nps_engine_t *e, const nps_piece_t *piece, int pass) {
   if (is_shared(e, piece)) return NPS_OK;
+  if (spec_of(e)->method->merge_whole && is_merged(e, piece)) return nps_engine_merge_whole(e, piece);
   return e->merge->passes > 0 && is_merged(e, piece) ? merge_tensor(e, piece, e->self) : merge_piece(e, piece, pass);
 }
 
 /* Finds this rank's piece of the shared tensors of a round, or NULL. Returns whether any tensor is shared at all. */
-static bool find_shared(const engine_t *e, int round, const nps_piece_t **mine) {
+static bool find_shared(const nps_engine_t *e, int round, const nps_piece_t **mine) {
   const nps_plan_t *plan = e->plan;
   const int rank = nps_comm_rank(e->comm);
   int number = 0, last_target = -1;
@@ -354,7 +216,7 @@ static bool find_shared(const engine_t *e, int round, const nps_piece_t **mine) 
 
 /* Merges the tensors that ranks share, in two rounds. A rank that has failed still meets its neighbours of the second
  * round, to tell them. Collective; the same result on every rank. */
-static nps_err_t merge_shared(engine_t *e) {
+static nps_err_t merge_shared(nps_engine_t *e) {
   const nps_piece_t *mine[2];
   nps_comm_t *sharers[2];
   nps_err_t err = NPS_OK;
@@ -373,7 +235,7 @@ static nps_err_t merge_shared(engine_t *e) {
   return err;
 }
 
-static nps_err_t run_phases(engine_t *e) {
+static nps_err_t run_phases(nps_engine_t *e) {
   const nps_merge_t *merge = e->merge;
   if (merge->whole_model) {
     const nps_merge_tensor_t *any = &merge->tensors[merge->first];
@@ -394,7 +256,7 @@ static nps_err_t run_phases(engine_t *e) {
 #define NORM_BATCH ((int64_t)1 << 16)
 
 /* Adds up a model's block sums in the order of the line of all targets, whatever rank has which. Collective. */
-static double total_norm(const engine_t *e, const double *own, double *batch) {
+static double total_norm(const nps_engine_t *e, const double *own, double *batch) {
   const nps_plan_t *plan = e->plan;
   const int rank = nps_comm_rank(e->comm);
   int64_t before = 0, blocks = 0;
@@ -416,7 +278,7 @@ static double total_norm(const engine_t *e, const double *own, double *batch) {
   return sqrt(total);
 }
 
-static void gather_results(engine_t *e, nps_merge_result_t *results) {
+static void gather_results(nps_engine_t *e, nps_merge_result_t *results) {
   const nps_merge_spec_t *spec = spec_of(e);
   int64_t elements = 0;
   double *batch = nps_xcalloc((size_t)NORM_BATCH, sizeof *batch);
@@ -445,7 +307,7 @@ static void free_rows(void **row, int rows) {
 }
 
 /* Bytes of the slab buffer of this rank. */
-static size_t slab_bytes(const engine_t *e) {
+static size_t slab_bytes(const nps_engine_t *e) {
   const nps_merge_spec_t *spec = spec_of(e);
   const int rank = nps_comm_rank(e->comm);
   int64_t most = 0;
@@ -455,10 +317,10 @@ static size_t slab_bytes(const engine_t *e) {
     int64_t bytes = nps_plan_buffer_bytes(target, spec->inputs, spec->input_count, piece->count, e->plan->slab);
     if (bytes > most) most = bytes;
   }
-  return (size_t)most + ALIGNMENT * (size_t)spec->input_count;
+  return (size_t)most + NPS_SLAB_ALIGNMENT * (size_t)spec->input_count;
 }
 
-static void index_blocks(engine_t *e) {
+static void index_blocks(nps_engine_t *e) {
   const int rank = nps_comm_rank(e->comm), first = e->plan->first_piece[rank];
   const int pieces = e->plan->first_piece[rank + 1] - first;
   e->own_first_block = nps_xcalloc((size_t)pieces, sizeof *e->own_first_block);
@@ -468,7 +330,7 @@ static void index_blocks(engine_t *e) {
   }
 }
 
-static nps_err_t set_up(engine_t *e, nps_digest_t *digest) {
+static nps_err_t set_up(nps_engine_t *e, nps_digest_t *digest) {
   const nps_merge_spec_t *spec = spec_of(e);
   const int models = spec->model_count;
   e->slab_target = -1;
@@ -488,7 +350,7 @@ static nps_err_t set_up(engine_t *e, nps_digest_t *digest) {
   return nps_buffer_alloc(slab_bytes(e), "the slab buffer", &e->slab);
 }
 
-static void tear_down(engine_t *e) {
+static void tear_down(nps_engine_t *e) {
   const nps_merge_spec_t *spec = spec_of(e);
   if (e->state) spec->method->state_free(e->state);
   for (int i = 0; i < spec->input_count; i++) nps_reader_free(e->reader[i]);
@@ -506,7 +368,7 @@ static void tear_down(engine_t *e) {
 
 nps_err_t nps_merge_run(nps_merge_t *merge, const nps_comm_t *comm, const nps_plan_t *plan, nps_digest_t *digest,
                         nps_writer_t *writer, nps_merge_progress_fn *progress, void *ctx, nps_merge_result_t *results) {
-  engine_t e = {
+  nps_engine_t e = {
       .merge = merge, .plan = plan, .comm = comm, .writer = writer, .progress = progress, .progress_ctx = ctx};
   e.self = nps_comm_self();
   nps_err_t err = nps_comm_agree(comm, set_up(&e, digest));

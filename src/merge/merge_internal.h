@@ -12,6 +12,7 @@ struct nps_merge {
   int first;                   /**< the first merged target, or -1 */
   int passes;
   bool whole_model;
+  double *target_seconds;          /**< [layout->count] of methods that merge tensors whole; else NULL */
   nps_merge_subspaces_t subspaces; /**< after a run; none before */
 };
 
@@ -24,6 +25,8 @@ extern const nps_merge_method_t nps_method_ties;
 extern const nps_merge_method_t nps_method_dare_linear;
 extern const nps_merge_method_t nps_method_dare_ties;
 extern const nps_merge_method_t nps_method_nps;
+extern const nps_merge_method_t nps_method_tsv_m;
+extern const nps_merge_method_t nps_method_iso_c;
 
 /** Choices of a yes/no parameter: value 0 is false, 1 true. */
 extern const char *const nps_choices_bool[];

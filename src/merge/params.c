@@ -190,6 +190,13 @@ static int by_name(const void *a, const void *b) {
   return strcmp(((const named_t *)a)->name, ((const named_t *)b)->name);
 }
 
+static void describe_shape(const nps_target_t *target, nps_merge_tensor_t *tensor) {
+  tensor->count = target->count;
+  if (target->ndim != 2 || target->shape[0] < 2 || target->shape[1] < 2) return;
+  tensor->rows = target->shape[0];
+  tensor->columns = target->shape[1];
+}
+
 static void describe_tensors(nps_merge_t *merge) {
   const nps_layout_t *layout = merge->spec.layout;
   named_t *named = nps_xcalloc((size_t)layout->count, sizeof *named);
@@ -205,7 +212,7 @@ static void describe_tensors(nps_merge_t *merge) {
   for (int i = 0; i < merged; i++) {
     nps_merge_tensor_t *tensor = &merge->tensors[named[i].target];
     tensor->name = named[i].name;
-    tensor->count = layout->targets[named[i].target].count;
+    describe_shape(&layout->targets[named[i].target], tensor);
     tensor->models = merge->spec.model_count;
     tensor->seed = merge->spec.seed;
     tensor->order = i;
@@ -249,6 +256,29 @@ static nps_err_t prepare(nps_merge_t *merge) {
   return NPS_OK;
 }
 
+/* What the planner must know of tensors that stay whole. */
+static void predict_whole(nps_merge_t *merge) {
+  const nps_merge_method_t *method = merge->spec.method;
+  const int targets = merge->spec.layout->count;
+  if (!method->merge_whole) return;
+  merge->target_seconds = nps_xcalloc((size_t)targets, sizeof *merge->target_seconds);
+  for (int t = 0; t < targets; t++)
+    if (merge->tensors[t].name) merge->target_seconds[t] = method->whole_seconds(&merge->tensors[t]);
+}
+
+/* The most bytes that a tensor takes while it is merged whole: θ0 and the update in float64, the task vectors, and what
+ * the method needs. */
+static int64_t most_whole_bytes(const nps_merge_t *merge) {
+  int64_t most = 0;
+  for (int t = 0; t < merge->spec.layout->count; t++) {
+    const nps_merge_tensor_t *tensor = &merge->tensors[t];
+    if (!tensor->name) continue;
+    const int64_t bytes = (16 + 4 * (int64_t)tensor->models) * tensor->count + merge->spec.method->whole_bytes(tensor);
+    if (bytes > most) most = bytes;
+  }
+  return most;
+}
+
 nps_err_t nps_merge_new(const nps_merge_spec_t *spec, nps_merge_t **out) {
   const size_t targets = (size_t)spec->layout->count, params = (size_t)spec->method->param_count;
   nps_merge_t *merge = nps_xcalloc(1, sizeof *merge);
@@ -261,6 +291,7 @@ nps_err_t nps_merge_new(const nps_merge_spec_t *spec, nps_merge_t **out) {
     nps_merge_free(merge);
     return err;
   }
+  predict_whole(merge);
   *out = merge;
   return NPS_OK;
 }
@@ -269,6 +300,7 @@ void nps_merge_free(nps_merge_t *merge) {
   if (!merge) return;
   free(merge->tensors);
   free(merge->values);
+  free(merge->target_seconds);
   nps_merge_subspaces_clear(&merge->subspaces);
   free(merge);
 }
@@ -279,7 +311,10 @@ nps_demand_t nps_merge_demand(const nps_merge_t *merge) {
       .whole_pieces = merge->passes > 0 && !merge->whole_model,
       .whole_model = merge->whole_model,
       .passes = merge->passes,
-      .state_memory = merge->passes > 0 ? (int64_t)method->state_bytes(&merge->spec) : 0,
+      .target_seconds = merge->target_seconds,
+      .state_memory = merge->target_seconds ? most_whole_bytes(merge)
+                      : merge->passes > 0   ? (int64_t)method->state_bytes(&merge->spec)
+                                            : 0,
   };
 }
 

@@ -61,6 +61,57 @@ static void add_piece(nps_plan_t *plan, int rank, int target, int64_t first, int
   if (first == 0) plan->owner_first[target] = rank;
 }
 
+/* Seconds of a target that stays whole. */
+static double whole_time(const planner_t *p, int target) {
+  const nps_target_t *t = &p->layout->targets[target];
+  const double streamed = element_time(p, t, 1) * (double)t->count;
+  const double plain =
+      t->action == NPS_ACTION_MERGE ? p->costs->compute_time * source_count(p, t) * (double)t->count : 0;
+  return streamed - plain + p->demand->target_seconds[target];
+}
+
+typedef struct {
+  double seconds;
+  int target;
+} whole_t;
+
+static int dearest_first(const void *a, const void *b) {
+  const whole_t *x = a, *y = b;
+  if (x->seconds != y->seconds) return x->seconds < y->seconds ? 1 : -1;
+  return x->target - y->target;
+}
+
+/* Longest first, each to the rank that has the least to do (Graham 1969). @param[out] owner  [targets] */
+static void assign_whole(const planner_t *p, int *owner) {
+  const int targets = p->layout->count;
+  whole_t *whole = nps_xcalloc((size_t)targets, sizeof *whole);
+  double *load = nps_xcalloc((size_t)p->plan->ranks, sizeof *load);
+  for (int i = 0; i < targets; i++) whole[i] = (whole_t){whole_time(p, i), i};
+  qsort(whole, (size_t)targets, sizeof *whole, dearest_first);
+  for (int i = 0; i < targets; i++) {
+    int least = 0;
+    for (int r = 1; r < p->plan->ranks; r++)
+      if (load[r] < load[least]) least = r;
+    owner[whole[i].target] = least;
+    load[least] += whole[i].seconds;
+  }
+  free(whole);
+  free(load);
+}
+
+/* Gives every target to one rank; a rank's are in file order. */
+static void share_out_whole(planner_t *p) {
+  nps_plan_t *plan = p->plan;
+  int *owner = nps_xcalloc((size_t)p->layout->count, sizeof *owner);
+  assign_whole(p, owner);
+  for (int rank = 0; rank < plan->ranks; rank++) {
+    for (int i = 0; i < p->layout->count; i++)
+      if (owner[i] == rank) add_piece(plan, rank, i, 0, p->layout->targets[i].count);
+    plan->first_piece[rank + 1] = plan->piece_count;
+  }
+  free(owner);
+}
+
 /* Cuts the line of all targets into one stretch a rank. */
 static void share_out(planner_t *p) {
   const nps_layout_t *layout = p->layout;
@@ -168,7 +219,8 @@ static void predict_rank(planner_t *p, int rank) {
     buffers = max64(buffers, buffer_bytes(p, piece, plan->slab));
     plan->read[rank] += piece->count * nps_plan_input_width(target, p->inputs, p->layout->inputs) * sweeps;
     plan->write[rank] += piece->count * output_width(target);
-    seconds += (double)piece->count * element_time(p, target, sweeps);
+    seconds += p->demand->target_seconds ? whole_time(p, piece->target)
+                                         : (double)piece->count * element_time(p, target, sweeps);
   }
   const double crowd = (double)plan->ranks_per_node / plan->cores_per_node;
   const double crowding = crowd > 1 ? crowd : 1;
@@ -195,7 +247,10 @@ nps_err_t nps_plan_make(const nps_layout_t *layout, const nps_model_t *const *in
   p.plan->memory_limit = memory_limit;
   p.plan->ranks_per_node = costs->ranks_per_node < ranks ? costs->ranks_per_node : ranks;
   p.plan->cores_per_node = costs->cores_per_node;
-  share_out(&p);
+  if (demand->target_seconds)
+    share_out_whole(&p);
+  else
+    share_out(&p);
   nps_err_t err = choose_slab(&p);
   if (err != NPS_OK) {
     nps_plan_free(p.plan);

@@ -1,0 +1,122 @@
+/* What every way of merging does: reading slabs, forming chunks, writing, and telling how far it is. */
+#include "engine.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+static const nps_merge_spec_t *spec_of(const nps_engine_t *e) { return &e->merge->spec; }
+
+static size_t aligned(size_t bytes) {
+  return (bytes + NPS_SLAB_ALIGNMENT - 1) / NPS_SLAB_ALIGNMENT * NPS_SLAB_ALIGNMENT;
+}
+
+/* ---- reading ---- */
+
+nps_dtype_t nps_engine_input_dtype(const nps_engine_t *e, const nps_target_t *target, int input) {
+  return spec_of(e)->inputs[input]->tensors[target->source[input]].dtype;
+}
+
+/* Stored values of an input from offset `at` of the slab on. */
+char *nps_engine_raw_at(const nps_engine_t *e, const nps_target_t *target, int input, int64_t at) {
+  return e->raw[input] + (size_t)at * nps_dtype_size(nps_engine_input_dtype(e, target, input));
+}
+
+/* Checks the elements [at, at + count) of the slab. */
+static nps_err_t check_finite(const nps_engine_t *e, const nps_target_t *target, int input, int64_t at, int64_t count) {
+  const nps_dtype_t dtype = nps_engine_input_dtype(e, target, input);
+  const char *raw = nps_engine_raw_at(e, target, input, at);
+  const int64_t found = nps_tensor_find_nonfinite(dtype, raw, count);
+  if (found < 0) return NPS_OK;
+  const nps_model_t *model = spec_of(e)->inputs[input];
+  double value;
+  nps_tensor_widen(dtype, raw + (size_t)found * nps_dtype_size(dtype), 1, &value);
+  return nps_fail(NPS_ERR_INPUT, "model %s (%s): tensor %s holds %s at index %lld", model->name, model->path,
+                  target->name, isnan(value) ? "NaN" : "infinity", (long long)(e->slab_first + at + found));
+}
+
+/* Makes the slab ready for elements [first, first + count) of a target, unless it is it already. */
+void nps_engine_begin_slab(nps_engine_t *e, int t, int64_t first, int64_t count) {
+  const nps_target_t *target = &spec_of(e)->layout->targets[t];
+  if (e->slab_target == t && e->slab_first == first) return;
+  char *at = e->slab;
+  for (int i = 0; i < spec_of(e)->input_count; i++) {
+    if (target->source[i] < 0) continue;
+    e->raw[i] = at;
+    at += aligned((size_t)count * nps_dtype_size(nps_engine_input_dtype(e, target, i)));
+  }
+  e->out = at;
+  e->slab_target = t;
+  e->slab_first = first;
+  e->loaded = 0;
+}
+
+/* Reads the slab's elements up to `end`, as far as they are not there yet, from all inputs of its target. */
+nps_err_t nps_engine_load(nps_engine_t *e, int64_t end) {
+  const nps_target_t *target = &spec_of(e)->layout->targets[e->slab_target];
+  if (e->loaded >= end) return NPS_OK;
+  const int64_t at = e->loaded, count = end - at;
+  for (int i = 0; i < spec_of(e)->input_count; i++) {
+    if (target->source[i] < 0) continue;
+    NPS_TRY(nps_reader_read(e->reader[i], target->source[i], e->slab_first + at, count,
+                            nps_engine_raw_at(e, target, i, at)));
+    NPS_TRY(check_finite(e, target, i, at, count));
+  }
+  e->loaded = end;
+  return NPS_OK;
+}
+
+/* ---- chunks ---- */
+
+/* Fills tau or theta with entries at offset `at` of the loaded slab. */
+void nps_engine_fill_chunk(nps_engine_t *e, const nps_target_t *target, int64_t at, int64_t n) {
+  const nps_merge_spec_t *spec = spec_of(e);
+  const void *tuned[spec->model_count];
+  nps_dtype_t dtype[spec->model_count];
+  for (int m = 0; m < spec->model_count; m++) {
+    dtype[m] = nps_engine_input_dtype(e, target, spec->models[m].input);
+    tuned[m] = nps_engine_raw_at(e, target, spec->models[m].input, at);
+  }
+  if (e->tau)
+    nps_delta_form(nps_engine_input_dtype(e, target, spec->base), nps_engine_raw_at(e, target, spec->base, at),
+                   spec->model_count, dtype, tuned, n, e->tau);
+  else
+    for (int m = 0; m < spec->model_count; m++) nps_tensor_widen(dtype[m], tuned[m], n, e->theta[m]);
+}
+
+void nps_engine_add_norms(nps_engine_t *e, const nps_merge_chunk_t *chunk) {
+  const int models = spec_of(e)->model_count;
+  bool block_ends = chunk->piece_ends || (chunk->first + chunk->count) % NPS_BLOCK == 0;
+  for (int m = 0; m < models; m++) {
+    nps_lanes_add_squares(&e->lanes[m], chunk->tau[m], chunk->count);
+    if (!block_ends) continue;
+    e->norms[m][e->norm_at] = nps_lanes_sum(&e->lanes[m]);
+    e->lanes[m] = (nps_lanes_t){{0}};
+  }
+  e->norm_at += block_ends;
+}
+
+/* ---- writing ---- */
+
+static nps_err_t check_output(const nps_engine_t *e, const nps_target_t *target, int64_t first, int64_t count) {
+  int64_t at = nps_tensor_find_nonfinite(target->dtype, e->out, count);
+  if (at < 0) return NPS_OK;
+  return nps_fail(NPS_ERR_RUNTIME, "tensor %s: the merged value at index %lld is too large for %s (out_dtype)",
+                  target->name, (long long)(first + at), nps_dtype_name(target->dtype));
+}
+
+/* Writes what lies in the output buffer. */
+nps_err_t nps_engine_write_out(nps_engine_t *e, const nps_piece_t *piece, int64_t first, int64_t count) {
+  NPS_TRY(check_output(e, &spec_of(e)->layout->targets[piece->target], first, count));
+  return nps_writer_write(e->writer, piece->target, first, count, e->out);
+}
+
+/* ---- progress ---- */
+
+/* Tells how far this rank is; hears whether another failed. */
+void nps_engine_beat(nps_engine_t *e, int64_t bytes) {
+  int64_t total = 0;
+  e->done += bytes;
+  if (!e->pulse) return;
+  if (!nps_pulse_beat(e->pulse, e->done, &total)) e->stopped = true;
+  if (e->progress) e->progress(e->progress_ctx, total);
+}

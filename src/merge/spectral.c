@@ -1,0 +1,207 @@
+/* Methods on the singular values and vectors of task vectors: TSV-M (Gargiulo et al., CVPR 2025, arXiv 2412.00081) and Iso-C
+ * (Marczak et al., ICML 2025, arXiv 2502.04959). Directions with σ ≤ NPS_SVD_ABSENT·σ1 are left out. Tensors that are no
+ * matrices get alpha times the mean of the task vectors. */
+#include "merge_internal.h"
+
+#include "nps/blas.h"
+#include "nps/svd.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { ALPHA, WEIGHT };
+
+static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* ---- shared by the methods ---- */
+
+static void add_mean(const nps_merge_tensor_t *tensor, float *const *tau, double *update) {
+  const double alpha = tensor->param[ALPHA][0];
+  for (int64_t i = 0; i < tensor->count; i++) {
+    double sum = 0;
+    for (int m = 0; m < tensor->models; m++) sum += (double)tau[m][i];
+    update[i] = alpha * (sum / tensor->models);
+  }
+}
+
+static void widen(const float *x, int64_t n, double *out) {
+  for (int64_t i = 0; i < n; i++) out[i] = (double)x[i];
+}
+
+static void scale_all(double *x, int64_t n, double by) {
+  for (int64_t i = 0; i < n; i++) x[i] *= by;
+}
+
+static bool has_no_weight(const nps_merge_tensor_t *tensor, const nps_merge_tensor_t *first, char why[160]) {
+  (void)first;
+  for (int m = 0; m < tensor->models; m++)
+    if (tensor->param[WEIGHT][m] != 1) {
+      snprintf(why, 160, "the method has no weights, expected weight 1, found %g", tensor->param[WEIGHT][m]);
+      return false;
+    }
+  return true;
+}
+
+/* ---- Iso-C: the sum's directions, all with the mean singular value ---- */
+
+static double mean_of(const double *x, int64_t n) {
+  double sum = 0;
+  for (int64_t i = 0; i < n; i++) sum += x[i];
+  return n > 0 ? sum / (double)n : 0;
+}
+
+static nps_err_t iso_c_merge(const nps_merge_tensor_t *tensor, float *const *tau, double *update) {
+  if (tensor->rows == 0) {
+    add_mean(tensor, tau, update);
+    return NPS_OK;
+  }
+  for (int64_t i = 0; i < tensor->count; i++) {
+    update[i] = 0;
+    for (int m = 0; m < tensor->models; m++) update[i] += (double)tau[m][i];
+  }
+  nps_svd_t s = {0};
+  nps_err_t err = nps_svd_compute(update, tensor->rows, tensor->columns,
+                                  &(nps_svd_options_t){.name = tensor->name, .orthogonality = 1e-9}, &s);
+  if (err == NPS_OK) {
+    const double value = tensor->param[ALPHA][0] * mean_of(s.sigma, s.count);
+    nps_dgemm(true, false, s.rows, s.columns, s.present, value, s.u, s.rows, s.v, s.columns, 0, update, s.columns);
+    if (s.present == 0) memset(update, 0, (size_t)tensor->count * sizeof *update);
+  }
+  nps_svd_free(&s);
+  return err;
+}
+
+static double iso_c_seconds(const nps_merge_tensor_t *tensor) {
+  const double products = 2 * (double)tensor->count * (double)min64(tensor->rows, tensor->columns) / 4e10;
+  return tensor->rows ? products + nps_svd_seconds(tensor->rows, tensor->columns, 0, NPS_SVD_GRAM)
+                      : 1e-9 * (double)tensor->count * tensor->models;
+}
+
+static int64_t iso_c_bytes(const nps_merge_tensor_t *tensor) {
+  const int64_t n = min64(tensor->rows, tensor->columns);
+  return tensor->rows
+             ? nps_svd_bytes(tensor->rows, tensor->columns, 0, NPS_SVD_GRAM) + 8 * n * (tensor->rows + tensor->columns)
+             : 0;
+}
+
+#define SPECTRAL_PARAMS                                                                                                \
+  {                                                                                                                    \
+    [ALPHA] = {.name = "alpha", .fallback = 1, .least = -1e30, .most = 1e30},                                          \
+    [WEIGHT] = {.name = "weight", .per_model = true, .fallback = 1, .least = -1e30, .most = 1e30},                     \
+  }
+
+const nps_merge_method_t nps_method_iso_c = {
+    .name = "iso_c",
+    .summary = "isotropic merging: the directions of the sum of task vectors, all with its mean singular value",
+    .base = NPS_BASE_TASK_VECTORS,
+    .min_models = 1,
+    .params = SPECTRAL_PARAMS,
+    .param_count = 2,
+    .check = has_no_weight,
+    .merge_whole = iso_c_merge,
+    .whole_seconds = iso_c_seconds,
+    .whole_bytes = iso_c_bytes,
+};
+
+/* ---- TSV-M: the leading triples of every task, their directions decorrelated ---- */
+
+/* Triples of all models one after the other. */
+typedef struct {
+  int64_t count;
+  double *sigma, *u, *v; /* [count], [count][rows], [count][columns] */
+} triples_t;
+
+static int64_t share_of(const nps_merge_tensor_t *tensor) {
+  const int64_t k = min64(tensor->rows, tensor->columns) / tensor->models;
+  return k > 0 ? k : 1;
+}
+
+static nps_err_t make_triples(int64_t most, int64_t rows, int64_t columns, triples_t *t) {
+  t->sigma = nps_xcalloc((size_t)most, sizeof *t->sigma);
+  NPS_TRY(nps_buffer_alloc((size_t)(most * rows) * sizeof *t->u, "singular vectors", &t->u));
+  return nps_buffer_alloc((size_t)(most * columns) * sizeof *t->v, "singular vectors", &t->v);
+}
+
+static void free_triples(triples_t *t) {
+  free(t->sigma);
+  free(t->u);
+  free(t->v);
+}
+
+static void append(const nps_svd_t *s, triples_t *t) {
+  const size_t vector = (size_t)s->present * sizeof(double);
+  memcpy(t->sigma + t->count, s->sigma, vector);
+  memcpy(t->u + t->count * s->rows, s->u, vector * (size_t)s->rows);
+  memcpy(t->v + t->count * s->columns, s->v, vector * (size_t)s->columns);
+  t->count += s->present;
+}
+
+/* Appends the present ones of the k leading triples of a matrix. */
+static nps_err_t take_leading(const nps_merge_tensor_t *tensor, const float *tau, int64_t k, double *work,
+                              triples_t *t) {
+  nps_svd_t s = {0};
+  widen(tau, tensor->count, work);
+  nps_err_t err = nps_svd_compute(work, tensor->rows, tensor->columns,
+                                  &(nps_svd_options_t){.name = tensor->name, .leading = k}, &s);
+  if (err == NPS_OK) append(&s, t);
+  nps_svd_free(&s);
+  return err;
+}
+
+/* update ← U⊥ᵀ S V⊥ with the polar factors of U and V. */
+static nps_err_t join(const nps_merge_tensor_t *tensor, triples_t *t, double *update) {
+  const int64_t rows = tensor->rows, columns = tensor->columns;
+  NPS_TRY(nps_svd_polar(t->count, rows, t->u));
+  NPS_TRY(nps_svd_polar(t->count, columns, t->v));
+  for (int64_t k = 0; k < t->count; k++) scale_all(t->v + k * columns, columns, t->sigma[k]);
+  nps_dgemm(true, false, rows, columns, t->count, tensor->param[ALPHA][0], t->u, rows, t->v, columns, 0, update,
+            columns);
+  return NPS_OK;
+}
+
+static nps_err_t tsv_m_merge(const nps_merge_tensor_t *tensor, float *const *tau, double *update) {
+  const int64_t k = share_of(tensor);
+  triples_t t = {0};
+  nps_err_t err = NPS_OK;
+  if (tensor->rows == 0) {
+    add_mean(tensor, tau, update);
+    return NPS_OK;
+  }
+  NPS_GOTO(make_triples(k * tensor->models, tensor->rows, tensor->columns, &t));
+  for (int m = 0; m < tensor->models; m++) NPS_GOTO(take_leading(tensor, tau[m], k, update, &t));
+  memset(update, 0, (size_t)tensor->count * sizeof *update);
+  if (t.count > 0) NPS_GOTO(join(tensor, &t, update));
+done:
+  free_triples(&t);
+  return err;
+}
+
+static double tsv_m_seconds(const nps_merge_tensor_t *tensor) {
+  const int64_t k = share_of(tensor), all = k * tensor->models;
+  if (tensor->rows == 0) return 1e-9 * (double)tensor->count * tensor->models;
+  return tensor->models * nps_svd_seconds(tensor->rows, tensor->columns, k, NPS_SVD_GRAM) +
+         nps_svd_seconds(all, tensor->rows, 0, NPS_SVD_GRAM) + nps_svd_seconds(all, tensor->columns, 0, NPS_SVD_GRAM);
+}
+
+static int64_t tsv_m_bytes(const nps_merge_tensor_t *tensor) {
+  const int64_t most = tensor->rows > tensor->columns ? tensor->rows : tensor->columns;
+  const int64_t all = share_of(tensor) * tensor->models, sides = tensor->rows + tensor->columns;
+  if (tensor->rows == 0) return 0;
+  const int64_t one = nps_svd_bytes(tensor->rows, tensor->columns, share_of(tensor), NPS_SVD_GRAM);
+  const int64_t polar = nps_svd_bytes(all, most, 0, NPS_SVD_GRAM) + 8 * all * (all + most);
+  return 8 * all * sides + (one > polar ? one : polar);
+}
+
+const nps_merge_method_t nps_method_tsv_m = {
+    .name = "tsv_m",
+    .summary = "task singular vectors: the leading triples of every task vector, their directions decorrelated",
+    .base = NPS_BASE_TASK_VECTORS,
+    .min_models = 1,
+    .params = SPECTRAL_PARAMS,
+    .param_count = 2,
+    .check = has_no_weight,
+    .merge_whole = tsv_m_merge,
+    .whole_seconds = tsv_m_seconds,
+    .whole_bytes = tsv_m_bytes,
+};

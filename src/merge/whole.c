@@ -1,0 +1,86 @@
+/* Merging a tensor whole: all its task vectors are read before the method sees them. */
+#include "engine.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct {
+  float *all;            /* [models][count] */
+  float **tau;           /* [models] into all */
+  double *base, *update; /* [count] */
+} whole_t;
+
+static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+
+static nps_err_t make_room(int models, int64_t count, whole_t *w) {
+  w->tau = nps_xcalloc((size_t)models, sizeof *w->tau);
+  NPS_TRY(nps_buffer_alloc((size_t)(models * count) * sizeof *w->all, "task vectors", &w->all));
+  NPS_TRY(nps_buffer_alloc((size_t)count * sizeof *w->base, "a tensor", &w->base));
+  NPS_TRY(nps_buffer_alloc((size_t)count * sizeof *w->update, "a tensor", &w->update));
+  for (int m = 0; m < models; m++) w->tau[m] = w->all + m * count;
+  return NPS_OK;
+}
+
+static void free_room(whole_t *w) {
+  free(w->all);
+  free(w->tau);
+  free(w->base);
+  free(w->update);
+}
+
+/* Takes the loaded slab's elements [0, count), which begin at `first` of the tensor. */
+static void take_slab(nps_engine_t *e, const nps_piece_t *piece, int64_t first, int64_t count, whole_t *w) {
+  const nps_merge_spec_t *spec = &e->merge->spec;
+  const nps_target_t *target = &spec->layout->targets[piece->target];
+  for (int64_t at = 0; at < count; at += NPS_CHUNK) {
+    const int64_t n = min64(count - at, NPS_CHUNK);
+    const nps_merge_chunk_t chunk = {
+        .first = first + at, .count = n, .piece_ends = first + at + n == piece->count, .tau = e->tau};
+    nps_engine_fill_chunk(e, target, at, n);
+    nps_engine_add_norms(e, &chunk);
+    for (int m = 0; m < spec->model_count; m++) memcpy(w->tau[m] + first + at, e->tau[m], (size_t)n * sizeof(float));
+    nps_tensor_widen(nps_engine_input_dtype(e, target, spec->base), nps_engine_raw_at(e, target, spec->base, at), n,
+                     w->base + first + at);
+  }
+}
+
+static nps_err_t gather(nps_engine_t *e, const nps_piece_t *piece, int64_t step, whole_t *w) {
+  const nps_merge_spec_t *spec = &e->merge->spec;
+  const int64_t width = nps_plan_input_width(&spec->layout->targets[piece->target], spec->inputs, spec->input_count);
+  for (int64_t first = 0; first < piece->count && !e->stopped; first += step) {
+    const int64_t count = min64(piece->count - first, step);
+    nps_engine_begin_slab(e, piece->target, first, count);
+    NPS_TRY(nps_engine_load(e, count));
+    take_slab(e, piece, first, count, w);
+    nps_engine_beat(e, width * count);
+  }
+  return NPS_OK;
+}
+
+static nps_err_t put(nps_engine_t *e, const nps_piece_t *piece, int64_t step, whole_t *w) {
+  const nps_target_t *target = &e->merge->spec.layout->targets[piece->target];
+  for (int64_t i = 0; i < piece->count; i++) w->base[i] += w->update[i];
+  for (int64_t first = 0; first < piece->count; first += step) {
+    const int64_t count = min64(piece->count - first, step);
+    nps_tensor_narrow(w->base + first, count, target->dtype, e->out);
+    NPS_TRY(nps_engine_write_out(e, piece, first, count));
+  }
+  return NPS_OK;
+}
+
+nps_err_t nps_engine_merge_whole(nps_engine_t *e, const nps_piece_t *piece) {
+  const nps_merge_spec_t *spec = &e->merge->spec;
+  const int64_t step = min64(e->plan->slab, NPS_STEP);
+  whole_t w = {0};
+  nps_err_t err = NPS_OK;
+  e->norm_at = e->own_first_block[piece - e->plan->pieces - e->plan->first_piece[nps_comm_rank(e->comm)]];
+  NPS_GOTO(make_room(spec->model_count, piece->count, &w));
+  NPS_GOTO(gather(e, piece, step, &w));
+  if (e->stopped) goto done;
+  NPS_GOTO(spec->method->merge_whole(&e->merge->tensors[piece->target], w.tau, w.update));
+  for (int m = 0; m < spec->model_count; m++) e->kept[m] += piece->count;
+  NPS_GOTO(put(e, piece, step, &w));
+done:
+  free_room(&w);
+  return err;
+}
