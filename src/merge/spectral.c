@@ -1,16 +1,17 @@
-/* Methods on the singular values and vectors of task vectors: TSV-M (Gargiulo et al., CVPR 2025, arXiv 2412.00081) and Iso-C
- * (Marczak et al., ICML 2025, arXiv 2502.04959). Directions with σ ≤ NPS_SVD_ABSENT·σ1 are left out. Tensors that are no
+/* Methods on the singular values and vectors of task vectors: TSV-M (Gargiulo et al., CVPR 2025, arXiv 2412.00081), Iso-C and
+ * Iso-CTS (Marczak et al., ICML 2025, arXiv 2502.04959). Directions with σ ≤ NPS_SVD_ABSENT·σ1 are left out. Tensors that are no
  * matrices get alpha times the mean of the task vectors. */
 #include "merge_internal.h"
 
 #include "nps/blas.h"
 #include "nps/svd.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { ALPHA, WEIGHT };
+enum { ALPHA, WEIGHT, COMMON };
 
 static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -20,13 +21,20 @@ static void add_mean(const nps_merge_tensor_t *tensor, float *const *tau, double
   const double alpha = tensor->param[ALPHA][0];
   for (int64_t i = 0; i < tensor->count; i++) {
     double sum = 0;
-    for (int m = 0; m < tensor->models; m++) sum += (double)tau[m][i];
+    for (int m = 0; m < tensor->models; m++) sum += tensor->param[WEIGHT][m] * (double)tau[m][i];
     update[i] = alpha * (sum / tensor->models);
   }
 }
 
-static void widen(const float *x, int64_t n, double *out) {
-  for (int64_t i = 0; i < n; i++) out[i] = (double)x[i];
+static void add_all(const nps_merge_tensor_t *tensor, float *const *tau, double *sum) {
+  for (int64_t i = 0; i < tensor->count; i++) {
+    sum[i] = 0;
+    for (int m = 0; m < tensor->models; m++) sum[i] += tensor->param[WEIGHT][m] * (double)tau[m][i];
+  }
+}
+
+static void weigh(const nps_merge_tensor_t *tensor, float *const *tau, int model, double *out) {
+  for (int64_t i = 0; i < tensor->count; i++) out[i] = tensor->param[WEIGHT][model] * (double)tau[model][i];
 }
 
 static void scale_all(double *x, int64_t n, double by) {
@@ -56,10 +64,7 @@ static nps_err_t iso_c_merge(const nps_merge_tensor_t *tensor, float *const *tau
     add_mean(tensor, tau, update);
     return NPS_OK;
   }
-  for (int64_t i = 0; i < tensor->count; i++) {
-    update[i] = 0;
-    for (int m = 0; m < tensor->models; m++) update[i] += (double)tau[m][i];
-  }
+  add_all(tensor, tau, update);
   nps_svd_t s = {0};
   nps_err_t err = nps_svd_compute(update, tensor->rows, tensor->columns,
                                   &(nps_svd_options_t){.name = tensor->name, .orthogonality = 1e-9}, &s);
@@ -138,11 +143,10 @@ static void append(const nps_svd_t *s, triples_t *t) {
 }
 
 /* Appends the present ones of the k leading triples of a matrix. */
-static nps_err_t take_leading(const nps_merge_tensor_t *tensor, const float *tau, int64_t k, double *work,
-                              triples_t *t) {
+static nps_err_t take_leading(const nps_merge_tensor_t *tensor, const double *matrix, int64_t k, triples_t *t) {
   nps_svd_t s = {0};
-  widen(tau, tensor->count, work);
-  nps_err_t err = nps_svd_compute(work, tensor->rows, tensor->columns,
+  if (k == 0) return NPS_OK;
+  nps_err_t err = nps_svd_compute(matrix, tensor->rows, tensor->columns,
                                   &(nps_svd_options_t){.name = tensor->name, .leading = k}, &s);
   if (err == NPS_OK) append(&s, t);
   nps_svd_free(&s);
@@ -152,6 +156,8 @@ static nps_err_t take_leading(const nps_merge_tensor_t *tensor, const float *tau
 /* update ← U⊥ᵀ S V⊥ with the polar factors of U and V. */
 static nps_err_t join(const nps_merge_tensor_t *tensor, triples_t *t, double *update) {
   const int64_t rows = tensor->rows, columns = tensor->columns;
+  memset(update, 0, (size_t)tensor->count * sizeof *update);
+  if (t->count == 0) return NPS_OK;
   NPS_TRY(nps_svd_polar(t->count, rows, t->u));
   NPS_TRY(nps_svd_polar(t->count, columns, t->v));
   for (int64_t k = 0; k < t->count; k++) scale_all(t->v + k * columns, columns, t->sigma[k]);
@@ -169,9 +175,11 @@ static nps_err_t tsv_m_merge(const nps_merge_tensor_t *tensor, float *const *tau
     return NPS_OK;
   }
   NPS_GOTO(make_triples(k * tensor->models, tensor->rows, tensor->columns, &t));
-  for (int m = 0; m < tensor->models; m++) NPS_GOTO(take_leading(tensor, tau[m], k, update, &t));
-  memset(update, 0, (size_t)tensor->count * sizeof *update);
-  if (t.count > 0) NPS_GOTO(join(tensor, &t, update));
+  for (int m = 0; m < tensor->models; m++) {
+    weigh(tensor, tau, m, update);
+    NPS_GOTO(take_leading(tensor, update, k, &t));
+  }
+  NPS_GOTO(join(tensor, &t, update));
 done:
   free_triples(&t);
   return err;
@@ -204,4 +212,85 @@ const nps_merge_method_t nps_method_tsv_m = {
     .merge_whole = tsv_m_merge,
     .whole_seconds = tsv_m_seconds,
     .whole_bytes = tsv_m_bytes,
+};
+
+/* ---- Iso-CTS: directions common to all tasks, then some of each task's own, all with the mean singular value ---- */
+
+typedef struct {
+  int64_t common; /* leading triples of the sum */
+  int64_t each;   /* of each task, on the complement */
+} split_t;
+
+/* As the authors' program divides r = min(rows, columns): the part of the tasks is a multiple of T, halves rounded to even. */
+static split_t split_of(const nps_merge_tensor_t *tensor) {
+  const int64_t r = min64(tensor->rows, tensor->columns), t = tensor->models;
+  const int64_t rest = r - (int64_t)((double)r * tensor->param[COMMON][0]);
+  const int64_t each = min64((int64_t)nearbyint((double)rest / (double)t), r / t);
+  return (split_t){.common = r - each * t, .each = each};
+}
+
+/* x ← x − UᵀU x with the orthonormal rows of u [k][rows]. */
+static nps_err_t take_away(const nps_merge_tensor_t *tensor, const double *u, int64_t k, double *x) {
+  double *c = NULL;
+  NPS_TRY(nps_buffer_alloc((size_t)(k * tensor->columns) * sizeof *c, "a projection", &c));
+  nps_dgemm(false, false, k, tensor->columns, tensor->rows, 1, u, tensor->rows, x, tensor->columns, 0, c,
+            tensor->columns);
+  nps_dgemm(true, false, tensor->rows, tensor->columns, k, -1, u, tensor->rows, c, tensor->columns, 1, x,
+            tensor->columns);
+  free(c);
+  return NPS_OK;
+}
+
+static nps_err_t iso_cts_merge(const nps_merge_tensor_t *tensor, float *const *tau, double *update) {
+  const split_t split = split_of(tensor);
+  const int64_t r = min64(tensor->rows, tensor->columns);
+  triples_t t = {0};
+  nps_err_t err = NPS_OK;
+  if (tensor->rows == 0) {
+    add_mean(tensor, tau, update);
+    return NPS_OK;
+  }
+  NPS_GOTO(make_triples(r, tensor->rows, tensor->columns, &t));
+  add_all(tensor, tau, update);
+  NPS_GOTO(take_leading(tensor, update, split.common, &t));
+  const int64_t common = t.count;
+  for (int m = 0; m < tensor->models; m++) {
+    weigh(tensor, tau, m, update);
+    NPS_GOTO(take_away(tensor, t.u, common, update));
+    NPS_GOTO(take_leading(tensor, update, split.each, &t));
+  }
+  const double value = mean_of(t.sigma, t.count) * (double)t.count / (double)r;
+  for (int64_t k = 0; k < t.count; k++) t.sigma[k] = value;
+  NPS_GOTO(join(tensor, &t, update));
+done:
+  free_triples(&t);
+  return err;
+}
+
+static double iso_cts_seconds(const nps_merge_tensor_t *tensor) {
+  if (tensor->rows == 0) return 1e-9 * (double)tensor->count * tensor->models;
+  const split_t split = split_of(tensor);
+  return nps_svd_seconds(tensor->rows, tensor->columns, split.common, NPS_SVD_GRAM) +
+         tensor->models * (nps_svd_seconds(tensor->rows, tensor->columns, split.each, NPS_SVD_GRAM) +
+                           4 * (double)tensor->count * (double)split.common / 4e10) +
+         2 * nps_svd_seconds(tensor->rows, tensor->columns, 0, NPS_SVD_GRAM);
+}
+
+static int64_t iso_cts_bytes(const nps_merge_tensor_t *tensor) {
+  const int64_t r = min64(tensor->rows, tensor->columns), sides = tensor->rows + tensor->columns;
+  return tensor->rows ? 16 * r * sides + nps_svd_bytes(tensor->rows, tensor->columns, 0, NPS_SVD_GRAM) : 0;
+}
+
+const nps_merge_method_t nps_method_iso_cts = {
+    .name = "iso_cts",
+    .summary = "isotropic merging in common and task-specific directions",
+    .base = NPS_BASE_TASK_VECTORS,
+    .min_models = 1,
+    .params = {[ALPHA] = {.name = "alpha", .fallback = 1, .least = -1e30, .most = 1e30},
+               [WEIGHT] = {.name = "weight", .per_model = true, .fallback = 1, .least = -1e30, .most = 1e30},
+               [COMMON] = {.name = "common_space_fraction", .fallback = 0.8, .least = 0, .most = 1}},
+    .param_count = 3,
+    .merge_whole = iso_cts_merge,
+    .whole_seconds = iso_cts_seconds,
+    .whole_bytes = iso_cts_bytes,
 };

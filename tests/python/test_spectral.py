@@ -1,0 +1,147 @@
+"""Methods on singular vectors equal naive NumPy, on both example families and on matrices that are not of full rank."""
+
+import numpy as np
+import pytest
+import tools
+
+# Directions with a smaller part of the largest singular value are rounding noise and left out.
+ABSENT = 1e-5
+
+
+def svd(a, most=None):
+    """Leading triples, at most `most`, absent directions left out."""
+    u, s, vt = np.linalg.svd(a, full_matrices=False)
+    k = min(len(s) if most is None else most, np.count_nonzero(s > ABSENT * s[0]))
+    return u[:, :k], s[:k], vt[:k]
+
+
+def polar(a):
+    u, _, vt = svd(a)
+    return u @ vt
+
+
+def joined(parts, values=None):
+    """The triples of several decompositions put together: polar factors of both sides, with their values or given ones."""
+    u, s, vt = np.hstack([p[0] for p in parts]), np.concatenate([p[1] for p in parts]), np.vstack([p[2] for p in parts])
+    if len(s) == 0:
+        return np.zeros((u.shape[0], vt.shape[1]))
+    return polar(u) * (s if values is None else values) @ polar(vt)
+
+
+def tsv_m(taus, alpha):
+    k = max(1, min(taus[0].shape) // len(taus))
+    return alpha * joined([svd(t, k) for t in taus])
+
+
+def iso_c(taus, alpha):
+    total = sum(taus)
+    if not total.any():
+        return total
+    return alpha * np.linalg.svd(total, compute_uv=False).mean() * polar(total)
+
+
+def iso_cts(taus, alpha, fraction=0.8):
+    r, count = min(taus[0].shape), len(taus)
+    each = round((r - int(r * fraction)) / count)
+    each = min(each, r // count)
+    common = svd(sum(taus), r - each * count)
+    parts = [common] + [svd(t - common[0] @ (common[0].T @ t), each) for t in taus]
+    return alpha * joined(parts, sum(p[1].sum() for p in parts) / r)
+
+
+METHODS = {"tsv_m": tsv_m, "iso_c": iso_c, "iso_cts": iso_cts}
+
+
+def expected(base, models, function, weights, **parameters):
+    """{name: float64} of a merge of stored tensors."""
+    found = {}
+    for name, stored in base.items():
+        b = tools.values(stored)
+        taus = [w * (tools.values(m[name]) - b).astype(np.float64) for w, m in zip(weights, models)]
+        if b.ndim == 2 and min(b.shape) >= 2:
+            update = function(taus, **parameters)
+        else:
+            update = parameters["alpha"] * np.mean(taus, 0)
+        found[name] = b.astype(np.float64) + update
+    return found
+
+
+def assert_near(merged, base, wanted):
+    """‖difference‖ ≤ 1e-5 of the update's norm, tensor by tensor, both rounded to float32."""
+    assert merged.keys() == wanted.keys()
+    for name, want in wanted.items():
+        want = want.astype(np.float32).astype(np.float64)
+        update = np.linalg.norm(want - tools.values(base[name]))
+        off = np.linalg.norm(tools.values(merged[name]).astype(np.float64) - want)
+        assert off <= 1e-5 * update, f"{name}: off by {off}, the update is {update}"
+
+
+def read(path):
+    return tools.read_model(path)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("family", tools.TASKS)
+def test_families(family, method, tmp_path):
+    alpha = 1.3
+    folder = tools.MODELS / family
+    base = read(folder / "base")
+    models = [read(folder / task) for task in tools.TASKS[family]]
+    wanted = expected(base, models, METHODS[method], [1] * len(models), alpha=alpha)
+    first = None
+    for ranks in (1, 3):
+        out = tmp_path / f"{ranks}.h5"
+        tools.merge(tools.recipe(family, method, {"alpha": alpha}, dtype="float32"), out, ranks=ranks)
+        merged = tools.read_model(out)
+        first = first or merged
+        assert tools.same_tensors(first, merged), "the ranks differ"
+    assert_near(first, base, wanted)
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory):
+    """Task vectors of low rank, one that is 0, a matrix that no model changes, one thinner than the models are many."""
+    folder = tmp_path_factory.mktemp("odd")
+    random = np.random.default_rng(3)
+    shapes = {"low": (40, 60), "zero": (30, 20), "thin": (2, 50), "tall": (90, 24), "row": (1, 64), "bias": (70,)}
+    base = {n: random.standard_normal(s).astype(np.float32) for n, s in shapes.items()}
+    tensors = {"base": base}
+    for i, model in enumerate(("x", "y", "z")):
+        tau = {n: 0.1 * random.standard_normal(s) for n, s in shapes.items()}
+        tau["low"] = random.standard_normal((40, 3)) @ random.standard_normal((3, 60)) * (i > 0)
+        tau["zero"] = np.zeros((30, 20))
+        tensors[model] = {n: (base[n] + tau[n]).astype(np.float32) for n in shapes}
+    for model, values in tensors.items():
+        tools.write_folder(folder / model, {n: ("F32", v) for n, v in values.items()})
+    return folder
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_matrices_without_full_rank(odd, method, tmp_path):
+    base, models = read(odd / "base"), [read(odd / m) for m in ("x", "y", "z")]
+    weights = [1, 0.5, -0.25] if method == "iso_cts" else [1, 1, 1]
+    config = {"merge_method": method, "base_model": str(odd / "base"), "dtype": "float32",
+              "models": [{"model": str(odd / m), "parameters": {"weight": w}} for m, w in zip("xyz", weights)]}  # fmt: skip
+    first = None
+    for ranks in (1, 2, 8):
+        out = tmp_path / f"{ranks}.h5"
+        tools.merge(config, out, ranks=ranks)
+        merged = tools.read_model(out)
+        first = first or merged
+        assert tools.same_tensors(first, merged), "the ranks differ"
+    assert_near(first, base, expected(base, models, METHODS[method], weights, alpha=1))
+    assert np.array_equal(tools.values(first["zero"]), tools.values(base["zero"])), "nothing changed it"
+
+
+def test_weights_are_refused_where_the_method_has_none(odd, tmp_path):
+    for method in ("tsv_m", "iso_c"):
+        config = {"merge_method": method, "base_model": str(odd / "base"),
+                  "models": [{"model": str(odd / "x"), "parameters": {"weight": 0.5}}, {"model": str(odd / "y")}]}  # fmt: skip
+        result = tools.merge(config, tmp_path / "out.h5", code=2)
+        assert "the method has no weights, expected weight 1, found 0.5" in result.err
+
+
+def test_memory_that_a_matrix_needs_is_asked_for(odd, tmp_path):
+    config = {"merge_method": "tsv_m", "base_model": str(odd / "base"), "models": [{"model": str(odd / "x")}],
+              "resources": {"memory_per_rank": "1MiB"}}  # fmt: skip
+    assert "needs at least" in tools.merge(config, tmp_path / "out.h5", code=2).err
