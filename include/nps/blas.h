@@ -38,6 +38,9 @@ nps_err_t nps_dorthonormalise(int64_t k, int64_t n, double *q);
 nps_err_t nps_dsyev(int64_t n, double *a, double *values);
 nps_err_t nps_dsyevd(int64_t n, double *a, double *values);
 
+/** The eigenvalues alone. @param[in,out] a  [n][n] destroyed */
+nps_err_t nps_dsyevd_values(int64_t n, double *a, double *values);
+
 /** The k largest eigenvalues and their vectors (dsyevr). @param[in,out] a  [n][n] destroyed
  *  @param[out] values  [n] the first k ascending; @param[out] vectors  [k][n] */
 nps_err_t nps_dsyevr_largest(int64_t n, int64_t k, double *a, double *values, double *vectors);

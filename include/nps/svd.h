@@ -61,6 +61,11 @@ nps_err_t nps_svd_compute(const double *a, int64_t rows, int64_t columns, const 
                           nps_svd_t *out);
 void nps_svd_free(nps_svd_t *svd);
 
+/** Give all singular values only, from the Gram matrix: those below 1e-6·σ1 are not sure. Local.
+ *  @param a  [rows][columns]; @param[out] sigma  [min(rows, columns)] descending
+ *  @return as nps_svd_compute() */
+nps_err_t nps_svd_values(const double *a, int64_t rows, int64_t columns, const char *name, double *sigma);
+
 /** Give the exact certificates, at the cost of a product of matrices. Local.
  *  @param[out] residual, orthogonality  as in nps_svd_t */
 nps_err_t nps_svd_verify(const double *a, const nps_svd_t *svd, double *residual, double *orthogonality);

@@ -121,22 +121,26 @@ done:
   return err;
 }
 
-nps_err_t nps_dsyevd(int64_t n, double *a, double *values) {
+static nps_err_t divide_and_conquer(const char *job, int64_t n, double *a, double *values) {
   const int order = narrow(n), query = -1;
   int info = 0, count = 0, integers = 0, *iwork = NULL;
   double best = 0, *work = NULL;
   nps_err_t err = NPS_OK;
   if (order == 0) return NPS_OK;
-  dsyevd_("V", "U", &order, a, &order, values, &best, &query, &integers, &query, &info);
+  dsyevd_(job, "U", &order, a, &order, values, &best, &query, &integers, &query, &info);
   iwork = nps_xcalloc((size_t)integers, sizeof *iwork);
   NPS_GOTO(get_work(best, &count, &work));
-  dsyevd_("V", "U", &order, a, &order, values, work, &count, iwork, &integers, &info);
+  dsyevd_(job, "U", &order, a, &order, values, work, &count, iwork, &integers, &info);
   NPS_GOTO(check_info("dsyevd", n, n, info));
 done:
   free(work);
   free(iwork);
   return err;
 }
+
+nps_err_t nps_dsyevd(int64_t n, double *a, double *values) { return divide_and_conquer("V", n, a, values); }
+
+nps_err_t nps_dsyevd_values(int64_t n, double *a, double *values) { return divide_and_conquer("N", n, a, values); }
 
 nps_err_t nps_dsyevr_largest(int64_t n, int64_t k, double *a, double *values, double *vectors) {
   const int order = narrow(n), wanted = narrow(k), first = order - wanted + 1, query = -1;

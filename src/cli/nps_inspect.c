@@ -6,6 +6,7 @@
 typedef struct {
   const char *model, *against;
   bool json;
+  int spectrum;
 } options_t;
 
 #define FIELD(name) offsetof(options_t, name)
@@ -20,7 +21,10 @@ static const cli_option_t option_table[] = {
      "Compare with BASE, tensor by tensor: norm of the difference, that norm relative to BASE's, largest change of an "
      "element, number of elements that changed."},
     {"json", 0, CLI_FLAG, NULL, FIELD(json), "Print one JSON object instead of tables."},
-    {"spectrum", 0, CLI_LATER, "K", 0, NULL},
+    {"spectrum", 0, CLI_COUNT, "K", FIELD(spectrum),
+     "Show the K largest singular values of every matrix (with --against: of its difference), the energy they hold, "
+     "and "
+     "the effective rank."},
     {"version", 0, CLI_VERSION, NULL, 0, "Print the versions of the program and its libraries, and exit."},
     {"help", 'h', CLI_HELP, NULL, 0, "Print this text and exit."},
 };
@@ -35,7 +39,8 @@ static const cli_program_t program = {
     .options = option_table,
     .option_count = sizeof option_table / sizeof *option_table,
     .examples = "  nps-inspect merged.h5                        what is in a merged file?\n"
-                "  nps-inspect tuned --against base --json      what did fine-tuning change?\n",
+                "  nps-inspect tuned --against base --json      what did fine-tuning change?\n"
+                "  nps-inspect tuned --against base --spectrum 8   of which rank is it?\n",
 };
 
 static nps_err_t inspect(const nps_comm_t *comm, const options_t *options) {
@@ -43,7 +48,8 @@ static nps_err_t inspect(const nps_comm_t *comm, const options_t *options) {
   bool root = nps_comm_rank(comm) == 0;
   nps_report_options_t how = {.program = program.name, .quiet = options->json};
   nps_err_t err = nps_comm_agree(comm, root ? nps_report_open(&how, &report) : NPS_OK);
-  if (err == NPS_OK) err = nps_inspect_run(comm, options->model, options->against, options->json, report);
+  if (err == NPS_OK)
+    err = nps_inspect_run(comm, options->model, options->against, options->spectrum, options->json, report);
   if (root) nps_report_problems(report, program.name);
   nps_report_close(report);
   return err;

@@ -88,7 +88,7 @@ static nps_err_t tell(nps_inspect_t *inspect, bool as_json, nps_report_t *report
   return NPS_OK;
 }
 
-nps_err_t nps_inspect_run(const nps_comm_t *comm, const char *path, const char *against, bool as_json,
+nps_err_t nps_inspect_run(const nps_comm_t *comm, const char *path, const char *against, int spectrum, bool as_json,
                           nps_report_t *report) {
   nps_err_t err = NPS_OK;
   nps_model_t *model = NULL, *base = NULL;
@@ -96,6 +96,7 @@ nps_err_t nps_inspect_run(const nps_comm_t *comm, const char *path, const char *
   NPS_GOTO(nps_run_open_model(comm, path, &model));
   if (against) NPS_GOTO(nps_run_open_model(comm, against, &base));
   NPS_GOTO(nps_inspect_scan(comm, model, base, report, &inspect));
+  if (spectrum > 0) NPS_GOTO(nps_inspect_scan_spectra(comm, inspect, spectrum, report));
   NPS_GOTO(nps_comm_agree(comm, nps_comm_rank(comm) == 0 ? tell(inspect, as_json, report) : NPS_OK));
 done:
   nps_inspect_free(inspect);

@@ -285,6 +285,8 @@ void nps_inspect_free(nps_inspect_t *inspect) {
   if (!inspect) return;
   for (int i = 0; i < inspect->sidecar_count; i++) free(inspect->sidecars[i]);
   free(inspect->sidecars);
+  for (int i = 0; i < inspect->spectrum_count; i++) free(inspect->spectra[i].sigma);
+  free(inspect->spectra);
   json_decref(inspect->origin);
   free(inspect->tensors);
   free(inspect);

@@ -94,6 +94,22 @@ static json_t *json_against(const nps_inspect_t *inspect) {
   return against;
 }
 
+static json_t *json_spectrum(const nps_inspect_t *inspect, const nps_inspect_spectrum_t *s) {
+  const nps_tensor_info_t *info = &inspect->model->tensors[s->tensor];
+  json_t *sigma = json_array(), *spectrum = json_object();
+  char *kind = nps_inspect_kind(info->name);
+  for (int k = 0; k < s->count; k++) json_array_append_new(sigma, json_number(s->sigma[k]));
+  json_object_set_new(spectrum, "name", json_string(info->name));
+  json_object_set_new(spectrum, "kind", json_string(kind));
+  json_object_set_new(spectrum, "shape", json_pack("[I, I]", (json_int_t)info->shape[0], (json_int_t)info->shape[1]));
+  json_object_set_new(spectrum, "norm", json_number(s->norm));
+  json_object_set_new(spectrum, "effective_rank", json_number(s->effective_rank));
+  json_object_set_new(spectrum, "energy", json_number(s->energy));
+  json_object_set_new(spectrum, "sigma", sigma);
+  free(kind);
+  return spectrum;
+}
+
 json_t *nps_inspect_json(const nps_inspect_t *inspect) {
   const nps_model_t *model = inspect->model;
   int64_t parameters = 0, bytes = 0;
@@ -115,6 +131,12 @@ json_t *nps_inspect_json(const nps_inspect_t *inspect) {
   if (inspect->origin) json_object_set(root, "origin", inspect->origin);
   if (inspect->base) json_object_set_new(root, "against", json_against(inspect));
   json_object_set_new(root, "tensors", tensors);
+  if (inspect->spectra) {
+    json_t *spectra = json_array();
+    for (int i = 0; i < inspect->spectrum_count; i++)
+      json_array_append_new(spectra, json_spectrum(inspect, &inspect->spectra[i]));
+    json_object_set_new(root, "spectrum", spectra);
+  }
   return root;
 }
 
@@ -211,6 +233,78 @@ static void show_table(const nps_inspect_t *inspect, nps_report_t *report) {
   free(cells);
 }
 
+/* ---- spectra ---- */
+
+enum { SHOWN_VALUES = 4, SPECTRUM_COLUMNS = 6, KIND_COLUMNS = 4 };
+
+static char *values_cell(const nps_inspect_spectrum_t *s) {
+  nps_text_t t = {0};
+  for (int k = 0; k < s->count && k < SHOWN_VALUES; k++) nps_text_add(&t, "%s%.4g", k ? " " : "", s->sigma[k]);
+  if (s->count > SHOWN_VALUES) nps_text_add(&t, " … %.4g", s->sigma[s->count - 1]);
+  return t.text;
+}
+
+static void fill_spectrum_row(const nps_inspect_t *inspect, const nps_inspect_spectrum_t *s, char **cells) {
+  const nps_tensor_info_t *info = &inspect->model->tensors[s->tensor];
+  char shape[192];
+  cells[0] = nps_xstrdup(info->name);
+  cells[1] = nps_xstrdup(nps_shape_format(info->ndim, info->shape, shape));
+  cells[2] = number_cell(true, s->norm);
+  cells[3] = nps_xstrf("%.1f", s->effective_rank);
+  cells[4] = percent_cell(s->energy);
+  cells[5] = values_cell(s);
+}
+
+static void print_cells(nps_report_t *report, char **cells, int rows, int columns) {
+  nps_report_line(report, "%s", "");
+  nps_report_table(report, (const char *const *)cells, rows, columns);
+  for (int i = 0; i < rows * columns; i++) free(cells[i]);
+  free(cells);
+}
+
+/* Means over the matrices of a kind, kinds in the order of their first matrix. */
+static void show_kinds(const nps_inspect_t *inspect, nps_report_t *report) {
+  static const char *const header[KIND_COLUMNS] = {"kind", "matrices", "effective rank", "energy"};
+  const int count = inspect->spectrum_count;
+  char **kinds = nps_xcalloc((size_t)count + 1, sizeof *kinds);
+  char **cells = nps_xcalloc((size_t)(count + 1) * KIND_COLUMNS, sizeof *cells);
+  int rows = 1;
+  for (int c = 0; c < KIND_COLUMNS; c++) cells[c] = nps_xstrdup(header[c]);
+  for (int i = 0; i < count; i++) kinds[i] = nps_inspect_kind(inspect->model->tensors[inspect->spectra[i].tensor].name);
+  for (int i = 0; i < count; i++) {
+    double rank = 0, energy = 0;
+    int same = 0, earlier = 0;
+    for (int j = 0; j < count; j++) {
+      if (strcmp(kinds[i], kinds[j]) != 0) continue;
+      earlier += j < i;
+      same++;
+      rank += inspect->spectra[j].effective_rank;
+      energy += inspect->spectra[j].energy;
+    }
+    if (earlier > 0) continue;
+    char **row = cells + KIND_COLUMNS * rows++;
+    row[0] = nps_xstrdup(kinds[i]);
+    row[1] = nps_xstrf("%d", same);
+    row[2] = nps_xstrf("%.1f", rank / same);
+    row[3] = percent_cell(energy / same);
+  }
+  for (int i = 0; i < count; i++) free(kinds[i]);
+  free(kinds);
+  print_cells(report, cells, rows, KIND_COLUMNS);
+}
+
+static void show_spectra(const nps_inspect_t *inspect, nps_report_t *report) {
+  static const char *const header[SPECTRUM_COLUMNS] = {"matrix",         "shape",  "norm",
+                                                       "effective rank", "energy", "singular values"};
+  const int rows = inspect->spectrum_count + 1;
+  char **cells = nps_xcalloc((size_t)rows * SPECTRUM_COLUMNS, sizeof *cells);
+  for (int c = 0; c < SPECTRUM_COLUMNS; c++) cells[c] = nps_xstrdup(header[c]);
+  for (int i = 0; i + 1 < rows; i++)
+    fill_spectrum_row(inspect, &inspect->spectra[i], cells + (i + 1) * SPECTRUM_COLUMNS);
+  print_cells(report, cells, rows, SPECTRUM_COLUMNS);
+  show_kinds(inspect, report);
+}
+
 static void show_only_in_model(void *report, const char *name) { nps_report_line(report, "only in model: %s", name); }
 
 static void show_only_in_base(void *report, const char *name) { nps_report_line(report, "only in base: %s", name); }
@@ -258,6 +352,7 @@ static void show_summary(const nps_inspect_t *inspect, nps_report_t *report) {
 void nps_inspect_show(const nps_inspect_t *inspect, nps_report_t *report) {
   show_head(inspect, report);
   show_table(inspect, report);
+  if (inspect->spectra) show_spectra(inspect, report);
   show_remarks(inspect, report);
   show_summary(inspect, report);
 }

@@ -261,6 +261,35 @@ nps_err_t nps_svd_compute(const double *a, int64_t rows, int64_t columns, const 
   return err;
 }
 
+/* values [n] of the Gram matrix of rows, ascending → σ, descending. */
+static void take_roots(int64_t n, double *values) {
+  for (int64_t i = 0; i < n / 2; i++) {
+    const double keep = values[i];
+    values[i] = values[n - 1 - i];
+    values[n - 1 - i] = keep;
+  }
+  for (int64_t i = 0; i < n; i++) values[i] = values[i] > 0 ? sqrt(values[i]) : 0;
+}
+
+nps_err_t nps_svd_values(const double *a, int64_t rows, int64_t columns, const char *name, double *sigma) {
+  const int64_t n = min64(rows, columns), m = max64(rows, columns);
+  double *turned = NULL, *g = NULL;
+  nps_err_t err = NPS_OK;
+  NPS_TRY(check_finite(a, rows, columns, name));
+  NPS_GOTO(nps_buffer_alloc((size_t)(n * n) * sizeof *g, "a Gram matrix", &g));
+  if (rows > columns) {
+    NPS_GOTO(nps_buffer_alloc((size_t)(n * m) * sizeof *turned, "a matrix", &turned));
+    transpose(a, rows, columns, turned);
+  }
+  nps_dgram(n, m, turned ? turned : a, g);
+  NPS_GOTO(nps_dsyevd_values(n, g, sigma));
+  take_roots(n, sigma);
+done:
+  free(turned);
+  free(g);
+  return err;
+}
+
 nps_err_t nps_svd_polar(int64_t k, int64_t n, double *x) {
   nps_svd_t s = {0};
   nps_err_t err = nps_svd_compute(x, k, n, &(nps_svd_options_t){.name = "a polar factor", .orthogonality = 1e-9}, &s);

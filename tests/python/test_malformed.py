@@ -526,7 +526,6 @@ def test_command_line(case, outputs):
 INSPECTS = {
     "nothing": ([], 2, "missing argument MODEL"),
     "unknown option": (["x", "--jason"], 2, "did you mean '--json'?"),
-    "spectrum": (["x", "--spectrum", "3"], 2, "option --spectrum: not built yet"),
     "missing": (["nowhere"], 3, "nowhere: model not found"),
     "a config": (["c.yaml"], 3, "expected a folder, a .safetensors file or a merged .h5 file"),
     "against nothing": (["x", "--against", "nowhere"], 3, "nowhere: model not found"),

@@ -1,5 +1,7 @@
 """Methods on singular vectors equal naive NumPy, on both example families and on matrices that are not of full rank."""
 
+import json
+
 import numpy as np
 import pytest
 import tools
@@ -145,3 +147,37 @@ def test_memory_that_a_matrix_needs_is_asked_for(odd, tmp_path):
     config = {"merge_method": "tsv_m", "base_model": str(odd / "base"), "models": [{"model": str(odd / "x")}],
               "resources": {"memory_per_rank": "1MiB"}}  # fmt: skip
     assert "needs at least" in tools.merge(config, tmp_path / "out.h5", code=2).err
+
+
+def test_spectra_are_those_of_numpy(odd):
+    """nps-inspect --spectrum: values, energy and effective rank, of a model and of a difference, on any number of ranks."""
+    base, model = read(odd / "base"), read(odd / "x")
+    for against in (False, True):
+        first = None
+        for ranks in (1, 3):
+            options = ("--against", odd / "base") if against else ()
+            result = tools.run(tools.INSPECT, odd / "x", "--spectrum", 5, "--json", *options, ranks=ranks)
+            assert result.code == 0, result
+            found = json.loads(result.out)["spectrum"]
+            first = first or found
+            assert found == first, "the ranks differ"
+        assert [s["name"] for s in found] == [n for n in sorted(model) if model[n][1].ndim == 2 and min(model[n][1].shape) > 1]
+        for s in found:
+            a = tools.values(model[s["name"]]).astype(np.float64)
+            a = a - tools.values(base[s["name"]]) if against else a
+            sigma = np.linalg.svd(a, compute_uv=False)
+            count = min(5, len(sigma))
+            assert s["shape"] == list(a.shape) and len(s["sigma"]) == count
+            assert s["norm"] == pytest.approx(np.linalg.norm(a), rel=1e-12)
+            assert np.allclose(s["sigma"], sigma[:count], rtol=0, atol=1e-7 * sigma[0])
+            if not a.any():
+                assert s["effective_rank"] == 0 and s["energy"] == 1
+                continue
+            p = sigma[sigma > 0] / sigma.sum()
+            assert s["effective_rank"] == pytest.approx(np.exp(-(p * np.log(p)).sum()), rel=1e-5)
+            assert s["energy"] == pytest.approx((sigma[:count] ** 2).sum() / (sigma**2).sum(), rel=1e-12)
+
+
+def test_spectra_are_shown(odd):
+    result = tools.run(tools.INSPECT, odd / "x", "--against", odd / "base", "--spectrum", 3)
+    assert result.code == 0 and "effective rank" in result.out and "low" in result.out, result
