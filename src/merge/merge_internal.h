@@ -28,6 +28,7 @@ extern const nps_merge_method_t nps_method_nps;
 extern const nps_merge_method_t nps_method_tsv_m;
 extern const nps_merge_method_t nps_method_iso_c;
 extern const nps_merge_method_t nps_method_iso_cts;
+extern const nps_merge_method_t nps_method_knots;
 
 /** Choices of a yes/no parameter: value 0 is false, 1 true. */
 extern const char *const nps_choices_bool[];

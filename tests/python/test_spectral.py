@@ -51,6 +51,37 @@ def iso_cts(taus, alpha, fraction=0.8):
     return alpha * joined(parts, sum(p[1].sum() for p in parts) / r)
 
 
+def trim(x, density):
+    """The largest magnitudes, of equal ones the earliest."""
+    keep = max(1, int(np.floor(density * x.size)))
+    flat = np.zeros(x.size)
+    order = np.argsort(-np.abs(x.ravel()), kind="stable")[:keep]
+    flat[order] = x.ravel()[order]
+    return flat.reshape(x.shape)
+
+
+def ties(blocks, weights, density, lam, normalize):
+    blocks = [w * trim(b, density) for b, w in zip(blocks, weights)]
+    sign = np.where(sum(blocks) >= 0, 1, -1)
+    stays = [(b != 0) & (np.sign(b) == sign) for b in blocks]
+    total = lam * sum(b * s for b, s in zip(blocks, stays))
+    divisor = sum(w * s for w, s in zip(weights, stays))
+    return total / np.where(divisor == 0, 1, divisor) if normalize else total
+
+
+def knots(taus, weights, density, lam, normalize):
+    """With unweighted task vectors."""
+    if taus[0].ndim != 2 or min(taus[0].shape) < 2:
+        return ties(taus, weights, density, lam, normalize)
+    u, s, vt = svd(np.hstack(taus))
+    u, s, vt = u[:, s > 1e-4], s[s > 1e-4], vt[s > 1e-4]
+    if len(s) == 0:
+        return np.zeros_like(taus[0])
+    blocks = s[:, None] * vt
+    blocks[np.abs(blocks) <= 1e-12 * s[0]] = 0  # rounding noise of models that did not change
+    return u @ ties(np.split(blocks, len(taus), axis=1), weights, density, lam, normalize)
+
+
 METHODS = {"tsv_m": tsv_m, "iso_c": iso_c, "iso_cts": iso_cts}
 
 
@@ -95,6 +126,30 @@ def test_families(family, method, tmp_path):
         out = tmp_path / f"{ranks}.h5"
         tools.merge(tools.recipe(family, method, {"alpha": alpha}, dtype="float32"), out, ranks=ranks)
         merged = tools.read_model(out)
+        first = first or merged
+        assert tools.same_tensors(first, merged), "the ranks differ"
+    assert_near(first, base, wanted)
+
+
+@pytest.mark.parametrize("parameters", [{}, {"density": 0.3, "lambda": 1.2, "normalize": False}], ids=["plain", "sparse"])
+@pytest.mark.parametrize("family", [*tools.TASKS, "odd"])
+def test_knots(family, parameters, odd, tmp_path):
+    names = ["x", "y", "z"] if family == "odd" else tools.TASKS[family]
+    folder = odd if family == "odd" else tools.MODELS / family
+    weights = [round(0.4 + 0.2 * i, 2) for i in range(len(names))]
+    config = {"merge_method": "knots", "base_model": str(folder / "base"), "dtype": "float32", "parameters": parameters,
+              "models": [{"model": str(folder / n), "parameters": {"weight": w}} for n, w in zip(names, weights)]}  # fmt: skip
+    base, models = read(folder / "base"), [read(folder / n) for n in names]
+    wanted = {}
+    for name, stored in base.items():
+        b = tools.values(stored)
+        taus = [(tools.values(m[name]) - b).astype(np.float64) for m in models]
+        wanted[name] = b + knots(taus, weights, parameters.get("density", 1), parameters.get("lambda", 1),
+                                 parameters.get("normalize", True))  # fmt: skip
+    first = None
+    for ranks in (1, 3):
+        tools.merge(config, tmp_path / f"{ranks}.h5", ranks=ranks)
+        merged = tools.read_model(tmp_path / f"{ranks}.h5")
         first = first or merged
         assert tools.same_tensors(first, merged), "the ranks differ"
     assert_near(first, base, wanted)
