@@ -1,7 +1,7 @@
 /* CMA-ES: the published run to ten digits, its constants, and what it does when the fitness is flat, noisy or missing. */
 #include "../../src/cmaes/cmaes_internal.h"
 #include "nps/blas.h"
-#include "nps_check.h"
+#include "../nps_check.h"
 
 #include <math.h>
 
