@@ -80,9 +80,9 @@ static const nps_costs_t costs = {.read_rate = 3e9,
                                   .fixed_memory = 50 << 20};
 
 static const nps_demand_t demands[] = {
-    {false, false, 0, 0},
-    {true, false, 2, 3 << 20},
-    {false, true, 2, 5 << 20},
+    {.passes = 0},
+    {.whole_pieces = true, .passes = 2, .state_memory = 3 << 20},
+    {.whole_model = true, .passes = 2, .state_memory = 5 << 20},
 };
 
 /* ---- what must hold for every plan ---- */
@@ -389,8 +389,43 @@ START_TEST(a_method_that_holds_pieces_gets_slabs_that_long) {
 }
 END_TEST
 
+/* ---- tensors that stay whole ---- */
+
+/* Every target whole on one rank, in file order within the rank; no rank has more than the mean and the dearest target. */
+START_TEST(whole_tensors_are_shared_out_by_time) {
+  double seconds[MOST_TARGETS], total = 0, dearest = 0, most = 0;
+  uint64_t state = 77 + (uint64_t)_i;
+  const int ranks = 1 + _i % 7;
+  random_layout(&state);
+  for (int t = 0; t < layout.count; t++) {
+    seconds[t] = (double)below(&state, 1000);
+    total += seconds[t];
+    dearest = fmax(dearest, seconds[t]);
+  }
+  const nps_demand_t demand = {.state_memory = 1 << 20, .target_seconds = seconds};
+  nps_plan_t *plan = NULL;
+  ck_assert(nps_plan_make(&layout, inputs, ranks, &demand, &costs, INT64_C(1) << 40, &plan) == NPS_OK);
+  ck_assert_int_eq(plan->piece_count, layout.count);
+  ck_assert(ranks_are_in_order(plan, ranks) && owners_are_right(plan));
+  for (int r = 0; r < ranks; r++) {
+    double mine = 0;
+    for (int i = plan->first_piece[r]; i < plan->first_piece[r + 1]; i++) {
+      const nps_piece_t *piece = &plan->pieces[i];
+      ck_assert(piece->first == 0 && piece->count == targets[piece->target].count);
+      ck_assert(i == plan->first_piece[r] || plan->pieces[i - 1].target < piece->target);
+      mine += seconds[piece->target];
+    }
+    most = fmax(most, mine);
+    ck_assert(plan->time[r] >= mine);
+  }
+  ck_assert(most <= total / ranks + dearest + 1);
+  nps_plan_free(plan);
+}
+END_TEST
+
 int main(void) {
   TCase *cases = tcase_create("plan");
+  tcase_add_loop_test(cases, whole_tensors_are_shared_out_by_time, 0, 14);
   tcase_add_loop_test(cases, random_layouts_are_planned_right, 0, 3);
   tcase_add_test(cases, one_tensor_is_cut_for_all_ranks);
   tcase_add_test(cases, tensors_below_a_block_are_never_cut);
