@@ -71,6 +71,10 @@ nps_err_t nps_plan_make(const nps_layout_t *layout, const nps_model_t *const *in
                         const nps_demand_t *demand, const nps_costs_t *costs, int64_t memory_limit, nps_plan_t **out);
 void nps_plan_free(nps_plan_t *plan);
 
+/** Share indivisible work: longest first, each to the rank with the least to do (Graham 1969). Local, deterministic.
+ *  @param seconds  [count]; @param[out] owner  [count] ranks */
+void nps_plan_assign(const double *seconds, int count, int ranks, int *owner);
+
 /** Give stored bytes an element of a target takes in all its inputs together. Local. */
 int64_t nps_plan_input_width(const nps_target_t *target, const nps_model_t *const *inputs, int n);
 

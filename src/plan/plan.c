@@ -81,16 +81,14 @@ static int dearest_first(const void *a, const void *b) {
   return x->target - y->target;
 }
 
-/* Longest first, each to the rank that has the least to do (Graham 1969). @param[out] owner  [targets] */
-static void assign_whole(const planner_t *p, int *owner) {
-  const int targets = p->layout->count;
-  whole_t *whole = nps_xcalloc((size_t)targets, sizeof *whole);
-  double *load = nps_xcalloc((size_t)p->plan->ranks, sizeof *load);
-  for (int i = 0; i < targets; i++) whole[i] = (whole_t){whole_time(p, i), i};
-  qsort(whole, (size_t)targets, sizeof *whole, dearest_first);
-  for (int i = 0; i < targets; i++) {
+void nps_plan_assign(const double *seconds, int count, int ranks, int *owner) {
+  whole_t *whole = nps_xcalloc((size_t)count + 1, sizeof *whole);
+  double *load = nps_xcalloc((size_t)ranks, sizeof *load);
+  for (int i = 0; i < count; i++) whole[i] = (whole_t){seconds[i], i};
+  qsort(whole, (size_t)count, sizeof *whole, dearest_first);
+  for (int i = 0; i < count; i++) {
     int least = 0;
-    for (int r = 1; r < p->plan->ranks; r++)
+    for (int r = 1; r < ranks; r++)
       if (load[r] < load[least]) least = r;
     owner[whole[i].target] = least;
     load[least] += whole[i].seconds;
@@ -102,13 +100,17 @@ static void assign_whole(const planner_t *p, int *owner) {
 /* Gives every target to one rank; a rank's are in file order. */
 static void share_out_whole(planner_t *p) {
   nps_plan_t *plan = p->plan;
-  int *owner = nps_xcalloc((size_t)p->layout->count, sizeof *owner);
-  assign_whole(p, owner);
+  const int targets = p->layout->count;
+  int *owner = nps_xcalloc((size_t)targets + 1, sizeof *owner);
+  double *seconds = nps_xcalloc((size_t)targets + 1, sizeof *seconds);
+  for (int i = 0; i < targets; i++) seconds[i] = whole_time(p, i);
+  nps_plan_assign(seconds, targets, plan->ranks, owner);
   for (int rank = 0; rank < plan->ranks; rank++) {
-    for (int i = 0; i < p->layout->count; i++)
+    for (int i = 0; i < targets; i++)
       if (owner[i] == rank) add_piece(plan, rank, i, 0, p->layout->targets[i].count);
     plan->first_piece[rank + 1] = plan->piece_count;
   }
+  free(seconds);
   free(owner);
 }
 

@@ -1,5 +1,6 @@
 /* Singular values of a model's matrices, each on one rank. */
 #include "nps/inspect.h"
+#include "nps/plan.h"
 #include "nps/svd.h"
 
 #include <math.h>
@@ -53,20 +54,13 @@ static void list_matrices(nps_inspect_t *inspect, int leading) {
   }
 }
 
-/* Longest first, each to the rank with the least to do. @param[out] owner, order  [spectra] */
+/* @param[out] owner  [spectra] */
 static void hand_out(const nps_inspect_t *inspect, int ranks, int *owner) {
-  double *load = nps_xcalloc((size_t)ranks, sizeof *load);
-  for (int i = 0; i < inspect->spectrum_count; i++) owner[i] = -1;
-  for (int k = 0; k < inspect->spectrum_count; k++) {
-    int next = -1, least = 0;
-    for (int i = 0; i < inspect->spectrum_count; i++)
-      if (owner[i] < 0 && (next < 0 || seconds_of(inspect, i) > seconds_of(inspect, next))) next = i;
-    for (int r = 1; r < ranks; r++)
-      if (load[r] < load[least]) least = r;
-    owner[next] = least;
-    load[least] += seconds_of(inspect, next);
-  }
-  free(load);
+  const int count = inspect->spectrum_count;
+  double *seconds = nps_xcalloc((size_t)count + 1, sizeof *seconds);
+  for (int i = 0; i < count; i++) seconds[i] = seconds_of(inspect, i);
+  nps_plan_assign(seconds, count, ranks, owner);
+  free(seconds);
 }
 
 /* ---- one matrix ---- */
