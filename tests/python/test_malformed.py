@@ -162,7 +162,7 @@ CONFIGS = {
     "scope under parameters": (NPS + "parameters: {scope: tensor}\n", "parameter 'scope' belongs under nps.scope"),
     "search without tasks": (NPS + "search: {generations: 3}\n", "c.yaml:5: search: needs fitness.tasks"),
     "search without an evaluator": (NPS + "search: {}\nfitness: {evaluator: none}\n", "c.yaml:5: search: needs an evaluator"),
-    "prune without a task": (NPS + "search: {}\n" + changed("name: x", "name: z", TASKS), "search.stages: prune needs a task for every model, 'x' has none"),
+    "prune without a task": (NPS + "search: {stages: [prune]}\n" + changed("name: x", "name: z", TASKS), "search.stages: prune needs a task for every model, 'x' has none"),
     "stages in disorder": (NPS + "search: {stages: [fuse, prune]}\n" + TASKS, "search.stages: expected [prune], [fuse], [prune, fuse] or [joint], found [fuse, prune]"),
     "no generations": (NPS + "search: {generations: 0}\n" + TASKS, "search.generations: expected a whole number from 1"),
     "bounds in disorder": (NPS + "search: {bounds: {weight: [1, 0]}}\n" + TASKS, "search.bounds.weight: expected [lower, upper] with lower < upper, found [1, 0]"),
