@@ -122,6 +122,9 @@ typedef struct nps_merge_method {
    *  @param[out] update  [count] the update to θ0
    *  @return NPS_ERR_MEMORY, NPS_ERR_RUNTIME */
   nps_err_t (*merge_whole)(const nps_merge_tensor_t *tensor, float *const *tau, double *update);
+  /** Give the factor of all updates, once all are made (NULL: 1). The updates are kept in memory until then. Local.
+   *  @param tau_norms  [models] ‖τ_i‖ over all tensors; @param update_norm  ‖update‖ over all tensors */
+  double (*scale)(int models, const double *tau_norms, double update_norm);
   /** Predict its seconds on one core / its bytes of working memory besides tau and update. */
   double (*whole_seconds)(const nps_merge_tensor_t *tensor);
   int64_t (*whole_bytes)(const nps_merge_tensor_t *tensor);

@@ -235,6 +235,18 @@ static nps_err_t merge_shared(nps_engine_t *e) {
   return err;
 }
 
+static nps_err_t write_held_piece(nps_engine_t *e, const nps_piece_t *piece, int pass) {
+  (void)pass;
+  return is_merged(e, piece) ? nps_engine_write_held(e, piece, e->scale) : NPS_OK;
+}
+
+/* The updates of all tensors, then the factor of all, then the output. */
+static nps_err_t merge_scaled(nps_engine_t *e) {
+  NPS_TRY(for_pieces(e, merge_own_piece, e->merge->passes));
+  e->scale = nps_engine_find_scale(e);
+  return for_pieces(e, write_held_piece, e->merge->passes);
+}
+
 static nps_err_t run_phases(nps_engine_t *e) {
   const nps_merge_t *merge = e->merge;
   if (merge->whole_model) {
@@ -246,6 +258,7 @@ static nps_err_t run_phases(nps_engine_t *e) {
     }
     return for_pieces(e, merge_piece, merge->passes);
   }
+  if (merge->spec.method->scale) return merge_scaled(e);
   NPS_TRY(merge_shared(e));
   return for_pieces(e, merge_own_piece, merge->passes);
 }
@@ -320,9 +333,13 @@ static size_t slab_bytes(const nps_engine_t *e) {
   return (size_t)most + NPS_SLAB_ALIGNMENT * (size_t)spec->input_count;
 }
 
+static int own_pieces(const nps_engine_t *e) {
+  const int rank = nps_comm_rank(e->comm);
+  return e->plan->first_piece[rank + 1] - e->plan->first_piece[rank];
+}
+
 static void index_blocks(nps_engine_t *e) {
-  const int rank = nps_comm_rank(e->comm), first = e->plan->first_piece[rank];
-  const int pieces = e->plan->first_piece[rank + 1] - first;
+  const int first = e->plan->first_piece[nps_comm_rank(e->comm)], pieces = own_pieces(e);
   e->own_first_block = nps_xcalloc((size_t)pieces, sizeof *e->own_first_block);
   for (int i = 0; i < pieces; i++) {
     e->own_first_block[i] = e->own_blocks;
@@ -347,6 +364,8 @@ static nps_err_t set_up(nps_engine_t *e, nps_digest_t *digest) {
     e->theta = (double **)make_rows(models, NPS_CHUNK * sizeof(double));
   }
   if (e->merge->passes > 0) e->state = spec->method->state_new(spec);
+  e->held = nps_xcalloc(2 * (size_t)own_pieces(e) + 1, sizeof *e->held);
+  e->squares = nps_xcalloc((size_t)spec->layout->count * (size_t)(models + 1) + 1, sizeof *e->squares);
   return nps_buffer_alloc(slab_bytes(e), "the slab buffer", &e->slab);
 }
 
@@ -358,6 +377,9 @@ static void tear_down(nps_engine_t *e) {
   free_rows((void **)e->theta, spec->model_count);
   free_rows((void **)e->norms, spec->model_count);
   nps_comm_free(e->self);
+  for (int i = 0; e->held && i < 2 * own_pieces(e); i++) free(e->held[i]);
+  free(e->held);
+  free(e->squares);
   free(e->own_first_block);
   free(e->reader);
   free(e->lanes);

@@ -37,6 +37,11 @@ typedef struct nps_engine {
   int64_t *own_first_block; /* [own pieces] */
   int64_t norm_at;          /* block in work */
   nps_lanes_t *lanes;       /* [models] */
+
+  /* Of methods that scale all updates together: */
+  double **held;   /* [own pieces][2] θ0 and the update of merged tensors, each [count] */
+  double *squares; /* [targets][models + 1] ‖τ_i‖² and ‖update‖² of whole tensors */
+  double scale;    /* the factor */
 } nps_engine_t;
 
 /** Give the stored type of a target in an input / its stored values from offset `at` of the slab on. */
@@ -62,7 +67,13 @@ nps_err_t nps_engine_write_out(nps_engine_t *e, const nps_piece_t *piece, int64_
 /** Tell how far this rank is; hear whether another failed. */
 void nps_engine_beat(nps_engine_t *e, int64_t bytes);
 
-/** Merge a tensor that is this rank's alone by a method that sees whole tensors. */
+/** Merge a tensor that is this rank's alone by a method that sees whole tensors, and write it, or keep it to be scaled. */
 nps_err_t nps_engine_merge_whole(nps_engine_t *e, const nps_piece_t *piece);
+
+/** Find the factor of all updates. Collective. */
+double nps_engine_find_scale(nps_engine_t *e);
+
+/** Scale and write a tensor that was kept. */
+nps_err_t nps_engine_write_held(nps_engine_t *e, const nps_piece_t *piece, double scale);
 
 #endif

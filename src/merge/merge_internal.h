@@ -29,9 +29,13 @@ extern const nps_merge_method_t nps_method_tsv_m;
 extern const nps_merge_method_t nps_method_iso_c;
 extern const nps_merge_method_t nps_method_iso_cts;
 extern const nps_merge_method_t nps_method_knots;
+extern const nps_merge_method_t nps_method_opcm;
 
 /** Choices of a yes/no parameter: value 0 is false, 1 true. */
 extern const char *const nps_choices_bool[];
+
+/** Check that every model has weight 1, for methods without weights. @param why  set to the reason when not */
+bool nps_merge_weights_are_one(const nps_merge_tensor_t *tensor, int param, char why[160]);
 
 /** Forget what is known of the subspaces. */
 void nps_merge_subspaces_clear(nps_merge_subspaces_t *subspaces);

@@ -312,6 +312,7 @@ nps_demand_t nps_merge_demand(const nps_merge_t *merge) {
       .whole_model = merge->whole_model,
       .passes = merge->passes,
       .target_seconds = merge->target_seconds,
+      .held_width = method->scale ? 16 : 0, /* θ0 and the update in float64 */
       .state_memory = merge->target_seconds ? most_whole_bytes(merge)
                       : merge->passes > 0   ? (int64_t)method->state_bytes(&merge->spec)
                                             : 0,

@@ -5,9 +5,9 @@
 
 /* Adding a method: write its nps_merge_method_t in a file of this folder and add one line here. */
 static const nps_merge_method_t *const methods[] = {
-    &nps_method_linear,    &nps_method_task_arithmetic, &nps_method_ties,        &nps_method_dare_linear,
-    &nps_method_dare_ties, &nps_method_slerp,           &nps_method_passthrough, &nps_method_nps,
-    &nps_method_tsv_m,     &nps_method_iso_c,           &nps_method_iso_cts,     &nps_method_knots,
+    &nps_method_linear,  &nps_method_task_arithmetic, &nps_method_ties, &nps_method_dare_linear, &nps_method_dare_ties,
+    &nps_method_slerp,   &nps_method_passthrough,     &nps_method_nps,  &nps_method_tsv_m,       &nps_method_iso_c,
+    &nps_method_iso_cts, &nps_method_knots,           &nps_method_opcm,
 };
 
 enum { METHODS = sizeof methods / sizeof *methods };
@@ -15,7 +15,7 @@ enum { METHODS = sizeof methods / sizeof *methods };
 static const char *const planned[] = {
     "breadcrumbs", "breadcrumbs_ties", "della", "della_linear", "nuslerp", "multislerp", "karcher", "model_stock",
     "sce",         "nearswap",         "ram",   "ramplus_tl",   "fisher",  "regmean",    "pcb",     "consensus",
-    "emr",         "arcee_fusion",     "opcm",  "smile",
+    "emr",         "arcee_fusion",     "smile",
 };
 
 enum { PLANNED = sizeof planned / sizeof *planned };

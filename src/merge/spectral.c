@@ -41,14 +41,18 @@ static void scale_all(double *x, int64_t n, double by) {
   for (int64_t i = 0; i < n; i++) x[i] *= by;
 }
 
-static bool has_no_weight(const nps_merge_tensor_t *tensor, const nps_merge_tensor_t *first, char why[160]) {
-  (void)first;
+bool nps_merge_weights_are_one(const nps_merge_tensor_t *tensor, int param, char why[160]) {
   for (int m = 0; m < tensor->models; m++)
-    if (tensor->param[WEIGHT][m] != 1) {
-      snprintf(why, 160, "the method has no weights, expected weight 1, found %g", tensor->param[WEIGHT][m]);
+    if (tensor->param[param][m] != 1) {
+      snprintf(why, 160, "the method has no weights, expected weight 1, found %g", tensor->param[param][m]);
       return false;
     }
   return true;
+}
+
+static bool has_no_weight(const nps_merge_tensor_t *tensor, const nps_merge_tensor_t *first, char why[160]) {
+  (void)first;
+  return nps_merge_weights_are_one(tensor, WEIGHT, why);
 }
 
 /* ---- Iso-C: the sum's directions, all with the mean singular value ---- */

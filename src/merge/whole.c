@@ -1,6 +1,7 @@
 /* Merging a tensor whole: all its task vectors are read before the method sees them. */
 #include "engine.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -57,30 +58,81 @@ static nps_err_t gather(nps_engine_t *e, const nps_piece_t *piece, int64_t step,
   return NPS_OK;
 }
 
-static nps_err_t put(nps_engine_t *e, const nps_piece_t *piece, int64_t step, whole_t *w) {
+/* base + scale · update, rounded once. @param[in,out] base  [count] destroyed */
+static nps_err_t put(nps_engine_t *e, const nps_piece_t *piece, double scale, double *base, const double *update) {
   const nps_target_t *target = &e->merge->spec.layout->targets[piece->target];
-  for (int64_t i = 0; i < piece->count; i++) w->base[i] += w->update[i];
+  const int64_t step = min64(e->plan->slab, NPS_STEP);
+  for (int64_t i = 0; i < piece->count; i++) base[i] += scale * update[i];
   for (int64_t first = 0; first < piece->count; first += step) {
     const int64_t count = min64(piece->count - first, step);
-    nps_tensor_narrow(w->base + first, count, target->dtype, e->out);
+    nps_tensor_narrow(base + first, count, target->dtype, e->out);
     NPS_TRY(nps_engine_write_out(e, piece, first, count));
   }
   return NPS_OK;
 }
 
+static int own_index(const nps_engine_t *e, const nps_piece_t *piece) {
+  return (int)(piece - e->plan->pieces) - e->plan->first_piece[nps_comm_rank(e->comm)];
+}
+
+static double squares_of(const double *x, int64_t n) {
+  double sum = 0;
+  for (int64_t i = 0; i < n; i++) sum += x[i] * x[i];
+  return sum;
+}
+
+static double squares_of_tau(const float *x, int64_t n) {
+  double sum = 0;
+  for (int64_t i = 0; i < n; i++) sum += (double)x[i] * (double)x[i];
+  return sum;
+}
+
 nps_err_t nps_engine_merge_whole(nps_engine_t *e, const nps_piece_t *piece) {
   const nps_merge_spec_t *spec = &e->merge->spec;
-  const int64_t step = min64(e->plan->slab, NPS_STEP);
+  const int models = spec->model_count;
   whole_t w = {0};
   nps_err_t err = NPS_OK;
-  e->norm_at = e->own_first_block[piece - e->plan->pieces - e->plan->first_piece[nps_comm_rank(e->comm)]];
-  NPS_GOTO(make_room(spec->model_count, piece->count, &w));
-  NPS_GOTO(gather(e, piece, step, &w));
+  e->norm_at = e->own_first_block[own_index(e, piece)];
+  NPS_GOTO(make_room(models, piece->count, &w));
+  NPS_GOTO(gather(e, piece, min64(e->plan->slab, NPS_STEP), &w));
   if (e->stopped) goto done;
+  double *squares = spec->method->scale ? e->squares + (int64_t)piece->target * (models + 1) : NULL;
+  for (int m = 0; squares && m < models; m++) squares[m] = squares_of_tau(w.tau[m], piece->count);
   NPS_GOTO(spec->method->merge_whole(&e->merge->tensors[piece->target], w.tau, w.update));
-  for (int m = 0; m < spec->model_count; m++) e->kept[m] += piece->count;
-  NPS_GOTO(put(e, piece, step, &w));
+  for (int m = 0; m < models; m++) e->kept[m] += piece->count;
+  if (!squares) {
+    NPS_GOTO(put(e, piece, 1, w.base, w.update));
+    goto done;
+  }
+  squares[models] = squares_of(w.update, piece->count);
+  e->held[2 * own_index(e, piece)] = w.base;
+  e->held[2 * own_index(e, piece) + 1] = w.update;
+  w.base = w.update = NULL;
 done:
   free_room(&w);
+  return err;
+}
+
+/* Sums over the tensors, in their order whatever rank has which. */
+double nps_engine_find_scale(nps_engine_t *e) {
+  const nps_merge_spec_t *spec = &e->merge->spec;
+  const int models = spec->model_count, columns = models + 1, targets = spec->layout->count;
+  double *norms = nps_xcalloc((size_t)columns, sizeof *norms);
+  nps_comm_sum_f64(e->comm, e->squares, (int64_t)targets * columns); /* all but one rank's are 0: exact */
+  for (int t = 0; t < targets; t++)
+    for (int c = 0; c < columns; c++) norms[c] += e->squares[(int64_t)t * columns + c];
+  for (int c = 0; c < columns; c++) norms[c] = sqrt(norms[c]);
+  const double scale = spec->method->scale(models, norms, norms[models]);
+  free(norms);
+  return scale;
+}
+
+nps_err_t nps_engine_write_held(nps_engine_t *e, const nps_piece_t *piece, double scale) {
+  double **held = e->held + 2 * own_index(e, piece);
+  nps_err_t err = put(e, piece, scale, held[0], held[1]);
+  for (int k = 0; k < 2; k++) {
+    free(held[k]);
+    held[k] = NULL;
+  }
   return err;
 }

@@ -183,9 +183,19 @@ static int64_t fit_slab(const planner_t *p, int64_t slab, int64_t bytes) {
   return fits * NPS_BLOCK;
 }
 
+/* Bytes that a rank keeps until all of its tensors are made. */
+static int64_t held_bytes(const planner_t *p, int rank) {
+  int64_t elements = 0;
+  for (int i = p->plan->first_piece[rank]; i < p->plan->first_piece[rank + 1]; i++)
+    if (p->layout->targets[p->plan->pieces[i].target].action == NPS_ACTION_MERGE) elements += p->plan->pieces[i].count;
+  return elements * p->demand->held_width;
+}
+
 static nps_err_t choose_slab(planner_t *p) {
   nps_plan_t *plan = p->plan;
-  const int64_t needed = p->costs->fixed_memory + p->demand->state_memory;
+  int64_t held = 0;
+  for (int r = 0; r < plan->ranks; r++) held = max64(held, held_bytes(p, r));
+  const int64_t needed = p->costs->fixed_memory + p->demand->state_memory + held;
   const int64_t least = needed + most_buffer_bytes(p, NPS_BLOCK);
   if (plan->memory_limit < least) {
     char have[32];
@@ -226,7 +236,7 @@ static void predict_rank(planner_t *p, int rank) {
   }
   const double crowd = (double)plan->ranks_per_node / plan->cores_per_node;
   const double crowding = crowd > 1 ? crowd : 1;
-  plan->memory[rank] = c->fixed_memory + p->demand->state_memory + buffers;
+  plan->memory[rank] = c->fixed_memory + p->demand->state_memory + held_bytes(p, rank) + buffers;
   plan->time[rank] = c->start_time + seconds * crowding;
 }
 

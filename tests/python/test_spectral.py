@@ -155,6 +155,48 @@ def test_knots(family, parameters, odd, tmp_path):
     assert_near(first, base, wanted)
 
 
+def opcm(base, models, alpha, mode):
+    """{name: float64}: models one at a time, full bases, then the whole update scaled to the mean norm."""
+    taus = [{n: (tools.values(m[n]) - tools.values(base[n])).astype(np.float64) for n in base} for m in models]
+    merged = {n: t.copy() for n, t in taus[0].items()}
+    for tau in taus[1:]:
+        for name, x in tau.items():
+            if x.ndim == 2 and min(x.shape) >= 2 and merged[name].any():
+                u, s, vt = np.linalg.svd(merged[name], full_matrices=True)
+                p = u.T @ x @ vt.T
+                for k in np.flatnonzero(s > ABSENT * s[0]):
+                    p[k, k] = 0
+                if mode == "block":
+                    r = int(np.argmax(np.cumsum(s) > alpha * s.sum()))
+                    p[:r, :r] = 0
+                else:
+                    r = min(int(np.argmax(np.cumsum(s) >= alpha * s.sum())) + 1, np.count_nonzero(s > ABSENT * s[0]))
+                    p[:r], p[:, :r] = 0, 0
+                x = u @ p @ vt
+            merged[name] = merged[name] + x
+    norm = lambda tensors: np.sqrt(sum((t**2).sum() for t in tensors.values()))
+    factor = np.mean([norm(t) for t in taus]) / norm(merged)
+    return {n: tools.values(base[n]).astype(np.float64) + factor * merged[n] for n in base}
+
+
+@pytest.mark.parametrize("mode, alpha", [("block", 0.5), ("paper", 0.5), ("block", 0.8), ("paper", 0.2)])
+@pytest.mark.parametrize("family", [*tools.TASKS, "odd"])
+def test_opcm(family, mode, alpha, odd, tmp_path):
+    names = ["x", "y", "z"] if family == "odd" else tools.TASKS[family]
+    folder = odd if family == "odd" else tools.MODELS / family
+    config = {"merge_method": "opcm", "base_model": str(folder / "base"), "dtype": "float32",
+              "parameters": {"mode": mode, "alpha": alpha}, "models": [{"model": str(folder / n)} for n in names]}  # fmt: skip
+    base, models = read(folder / "base"), [read(folder / n) for n in names]
+    models = [{n: m[n] for n in base} for m in models]
+    first = None
+    for ranks in (1, 3, 8):
+        tools.merge(config, tmp_path / f"{ranks}.h5", ranks=ranks)
+        merged = tools.read_model(tmp_path / f"{ranks}.h5")
+        first = first or merged
+        assert tools.same_tensors(first, merged), "the ranks differ"
+    assert_near(first, base, opcm(base, models, alpha, mode))
+
+
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory):
     """Task vectors of low rank, one that is 0, a matrix that no model changes, one thinner than the models are many."""
@@ -191,7 +233,7 @@ def test_matrices_without_full_rank(odd, method, tmp_path):
 
 
 def test_weights_are_refused_where_the_method_has_none(odd, tmp_path):
-    for method in ("tsv_m", "iso_c"):
+    for method in ("tsv_m", "iso_c", "opcm"):
         config = {"merge_method": method, "base_model": str(odd / "base"),
                   "models": [{"model": str(odd / "x"), "parameters": {"weight": 0.5}}, {"model": str(odd / "y")}]}  # fmt: skip
         result = tools.merge(config, tmp_path / "out.h5", code=2)
