@@ -64,6 +64,16 @@ static nps_err_t check_finite(const double *a, int64_t rows, int64_t columns, co
   return NPS_OK;
 }
 
+/* LAPACK counts its workspace, up to 4n² + 7n numbers, in 32 bits. */
+#define MOST_SHORT_SIDE 23000
+
+static nps_err_t check_size(int64_t rows, int64_t columns, const char *name) {
+  const int64_t n = min64(rows, columns), m = max64(rows, columns);
+  if (n <= MOST_SHORT_SIDE && m <= INT32_MAX) return NPS_OK;
+  return nps_fail(NPS_ERR_RUNTIME, "%s is %lld × %lld: one rank can factorise matrices with a short side of up to %d",
+                  name ? name : "a matrix", (long long)rows, (long long)columns, MOST_SHORT_SIDE);
+}
+
 /* Copies in tiles: b = aᵀ. */
 static void transpose(const double *a, int64_t rows, int64_t columns, double *b) {
   enum { TILE = 32 };
@@ -244,6 +254,7 @@ static nps_err_t make_room(int64_t count, nps_svd_t *out) {
 nps_err_t nps_svd_compute(const double *a, int64_t rows, int64_t columns, const nps_svd_options_t *options,
                           nps_svd_t *out) {
   *out = (nps_svd_t){.rows = rows, .columns = columns, .energy = 1};
+  NPS_TRY(check_size(rows, columns, options->name));
   NPS_TRY(check_finite(a, rows, columns, options->name));
   if (rows == 0 || columns == 0) return NPS_OK;
   NPS_TRY(make_room(wanted_count(rows, columns, options->leading), out));
@@ -275,6 +286,7 @@ nps_err_t nps_svd_values(const double *a, int64_t rows, int64_t columns, const c
   const int64_t n = min64(rows, columns), m = max64(rows, columns);
   double *turned = NULL, *g = NULL;
   nps_err_t err = NPS_OK;
+  NPS_TRY(check_size(rows, columns, name));
   NPS_TRY(check_finite(a, rows, columns, name));
   NPS_GOTO(nps_buffer_alloc((size_t)(n * n) * sizeof *g, "a Gram matrix", &g));
   if (rows > columns) {

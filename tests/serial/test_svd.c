@@ -76,8 +76,8 @@ START_TEST(planted_values_are_found) {
   ck_certificate(a, &s, 1e-13, 1e-9);
   for (int k = 0; k < 150; k++) {
     const double part = sigma[k] / sigma[0];
-    if (fabs(part / 1e-5 - 1) > 1e-6) ck_assert_int_eq(k < s.present, part > 1e-5);
-    if (fabs(part / 1e-6 - 1) > 1e-6) ck_assert_int_eq(k < s.unsure, part > 1e-6);
+    if (fabs(part / 1e-5 - 1) > 1e-6) ck_assert_int_eq(k<s.present, part> 1e-5);
+    if (fabs(part / 1e-6 - 1) > 1e-6) ck_assert_int_eq(k<s.unsure, part> 1e-6);
   }
   nps_svd_free(&s);
   free(a);
@@ -199,6 +199,16 @@ START_TEST(what_is_not_finite_is_named) {
 }
 END_TEST
 
+START_TEST(what_lapack_cannot_count_is_refused) {
+  nps_svd_t s;
+  double none = 0;
+  ck_assert(nps_svd_compute(&none, 23001, 23001, &(nps_svd_options_t){.name = "big"}, &s) == NPS_ERR_RUNTIME);
+  ck_assert_ptr_nonnull(strstr(nps_problem_text(0), "big is 23001 × 23001"));
+  nps_problem_clear();
+  nps_svd_free(&s);
+}
+END_TEST
+
 START_TEST(polar_factors_are_orthonormal) {
   double sigma[20], *x, *g = nps_xcalloc(20 * 20, sizeof *g);
   for (int k = 0; k < 20; k++) sigma[k] = k < 18 ? 1 + k : 1e-9;
@@ -209,6 +219,22 @@ START_TEST(polar_factors_are_orthonormal) {
   nps_svd_free(&s);
   free(x);
   free(g);
+}
+END_TEST
+
+START_TEST(values_alone) {
+  double *a = fill(90 * 130, 8), sigma[90];
+  nps_svd_t s = factorise(a, 90, 130, (nps_svd_options_t){.method = NPS_SVD_LAPACK});
+  ck_assert(nps_svd_values(a, 90, 130, "a", sigma) == NPS_OK);
+  for (int k = 0; k < 90; k++) ck_assert(fabs(sigma[k] - s.sigma[k]) <= 1e-10 * s.sigma[0]);
+  double *t = nps_xcalloc(90 * 130, sizeof *t);
+  for (int i = 0; i < 90; i++)
+    for (int j = 0; j < 130; j++) t[j * 90 + i] = a[i * 130 + j];
+  ck_assert(nps_svd_values(t, 130, 90, "t", sigma) == NPS_OK);
+  for (int k = 0; k < 90; k++) ck_assert(fabs(sigma[k] - s.sigma[k]) <= 1e-10 * s.sigma[0]);
+  nps_svd_free(&s);
+  free(a);
+  free(t);
 }
 END_TEST
 
@@ -239,7 +265,9 @@ int main(void) {
   tcase_add_loop_test(cases, randomised_triples_capture_what_they_say, 0, 2);
   tcase_add_test(cases, what_misses_its_tolerance_is_computed_again);
   tcase_add_test(cases, what_is_not_finite_is_named);
+  tcase_add_test(cases, what_lapack_cannot_count_is_refused);
   tcase_add_test(cases, polar_factors_are_orthonormal);
+  tcase_add_test(cases, values_alone);
   tcase_add_test(cases, dearer_methods_are_dearer);
   return run_tests("svd", cases);
 }
