@@ -16,10 +16,12 @@ enum { OVERSAMPLE = 16, LEAST_ITERATIONS = 2, MOST_ITERATIONS = 8 };
 
 typedef struct space {
   int64_t n, m, k, l;
-  float *a;    /* [n][m] */
-  float *thin; /* [l][m] */
-  double *row; /* [l][m] */
-  double *q;   /* [l][n] orthonormal rows */
+  float *a;      /* [n][m] */
+  float *thin;   /* [l][m] */
+  double *row;   /* [l][m] */
+  double *q;     /* [l][n] orthonormal rows */
+  double *w;     /* [l][l] eigenvectors of row·rowᵀ, rows */
+  double *value; /* [l] its eigenvalues, ascending: σ² within the subspace */
   double captured, gain, left;
   int iterations;
 } space_t;
@@ -55,12 +57,10 @@ static nps_err_t right_space(space_t *s) {
 
 /* What the leading triples within the subspace capture, and what is still to be gained. */
 static nps_err_t measure(space_t *s) {
-  double *g = NULL, *values = nps_xcalloc((size_t)s->l, sizeof *values), captured = 0;
-  nps_err_t err = NPS_OK;
-  NPS_GOTO(nps_buffer_alloc((size_t)(s->l * s->l) * sizeof *g, "a Gram matrix", &g));
-  nps_dgram(s->l, s->m, s->row, g);
-  NPS_GOTO(nps_dsyev(s->l, g, values));
-  for (int64_t i = s->l - s->k; i < s->l; i++) captured += values[i];
+  double captured = 0;
+  nps_dgram(s->l, s->m, s->row, s->w);
+  NPS_TRY(nps_dsyevd(s->l, s->w, s->value));
+  for (int64_t i = s->l - s->k; i < s->l; i++) captured += s->value[i];
   if (captured > 0 && s->iterations > 0) {
     const double gain = fmax(captured - s->captured, 0) / captured;
     const double decline = s->iterations > 1 && s->gain > 0 ? fmin(gain / s->gain, SLOWEST) : SLOWEST;
@@ -69,10 +69,22 @@ static nps_err_t measure(space_t *s) {
   }
   s->captured = captured;
   s->iterations++;
-done:
-  free(g);
-  free(values);
-  return err;
+  return NPS_OK;
+}
+
+/* thin ← right vectors within the subspace: rows of w·row at length 1; those that are 0 to rounding stay small. */
+static nps_err_t whiten(space_t *s) {
+  double *v = NULL;
+  NPS_TRY(nps_buffer_alloc((size_t)(s->l * s->m) * sizeof *v, "a subspace", &v));
+  const double least = s->value[s->l - 1] * 1e-14;
+  for (int64_t i = 0; i < s->l; i++) {
+    const double scale = s->value[i] > least ? 1 / sqrt(s->value[i]) : 0;
+    for (int64_t j = 0; j < s->l; j++) s->w[i * s->l + j] *= scale;
+  }
+  nps_dgemm(false, false, s->l, s->m, s->l, 1, s->w, s->l, s->row, s->m, 0, v, s->m);
+  to_float(v, s->l * s->m, s->thin);
+  free(v);
+  return NPS_OK;
 }
 
 static nps_err_t find_space(space_t *s, double energy) {
@@ -86,8 +98,7 @@ static nps_err_t find_space(space_t *s, double energy) {
     NPS_TRY(measure(s));
     const bool settled = s->iterations > LEAST_ITERATIONS && s->left <= (1 - energy) / 2;
     if (settled || s->iterations == MOST_ITERATIONS) return NPS_OK;
-    NPS_TRY(nps_dorthonormalise(s->l, s->m, s->row));
-    to_float(s->row, s->l * s->m, s->thin);
+    NPS_TRY(whiten(s));
     NPS_TRY(left_space(s));
   }
 }
@@ -114,6 +125,8 @@ nps_err_t nps_svd_randomised(const double *a, double energy, nps_triples_t *t) {
   NPS_GOTO(nps_buffer_alloc((size_t)(s.l * s.m) * sizeof *s.thin, "a subspace", &s.thin));
   NPS_GOTO(nps_buffer_alloc((size_t)(s.l * s.m) * sizeof *s.row, "a subspace", &s.row));
   NPS_GOTO(nps_buffer_alloc((size_t)(s.l * s.n) * sizeof *s.q, "a subspace", &s.q));
+  NPS_GOTO(nps_buffer_alloc((size_t)(s.l * s.l) * sizeof *s.w, "a Gram matrix", &s.w));
+  s.value = nps_xcalloc((size_t)s.l, sizeof *s.value);
   to_float(a, s.n * s.m, s.a);
   NPS_GOTO(find_space(&s, energy));
   NPS_GOTO(solve_within(&s, a, t));
@@ -122,5 +135,7 @@ done:
   free(s.thin);
   free(s.row);
   free(s.q);
+  free(s.w);
+  free(s.value);
   return err;
 }

@@ -4,6 +4,7 @@
 #include "nps/blas.h"
 #include "nps/rng.h"
 
+#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -42,6 +43,7 @@ void nps_svd_signs(uint32_t stream, int64_t first, int64_t n, double *out) {
   }
 }
 
+NPS_VECTOR_CLONES
 double nps_svd_norm2(const double *x, int64_t n) {
   double sum = 0;
   for (int64_t at = 0; at < n; at += BLOCK) {
@@ -56,12 +58,19 @@ double nps_svd_norm2(const double *x, int64_t n) {
   return sum;
 }
 
+NPS_VECTOR_CLONES
+static int64_t count_nonfinite(const double *x, int64_t n) {
+  int64_t count = 0;
+  for (int64_t i = 0; i < n; i++) count += !(fabs(x[i]) <= DBL_MAX);
+  return count;
+}
+
 static nps_err_t check_finite(const double *a, int64_t rows, int64_t columns, const char *name) {
-  for (int64_t i = 0; i < rows * columns; i++)
-    if (!isfinite(a[i]))
-      return nps_fail(NPS_ERR_INPUT, "%s: %s at row %lld, column %lld", name ? name : "a matrix",
-                      isnan(a[i]) ? "NaN" : "infinity", (long long)(i / columns), (long long)(i % columns));
-  return NPS_OK;
+  int64_t i = 0;
+  if (count_nonfinite(a, rows * columns) == 0) return NPS_OK;
+  while (isfinite(a[i])) i++;
+  return nps_fail(NPS_ERR_INPUT, "%s: %s at row %lld, column %lld", name ? name : "a matrix",
+                  isnan(a[i]) ? "NaN" : "infinity", (long long)(i / columns), (long long)(i % columns));
 }
 
 /* LAPACK counts its workspace, up to 4n² + 7n numbers, in 32 bits. */
