@@ -7,6 +7,7 @@
 #define NPS_SVD_H
 
 #include "nps/base.h"
+#include "nps/dmat.h"
 
 /** Algorithms, in order of accuracy. */
 typedef enum nps_svd_method {
@@ -80,6 +81,28 @@ nps_svd_method_t nps_svd_choose(int64_t rows, int64_t columns, const nps_svd_opt
 /** Predict seconds on one core, and bytes of working memory besides the matrix and the result. Pure functions. */
 double nps_svd_seconds(int64_t rows, int64_t columns, int64_t leading, nps_svd_method_t method);
 int64_t nps_svd_bytes(int64_t rows, int64_t columns, int64_t leading, nps_svd_method_t method);
+
+/* ---- on a grid of ranks ---- */
+
+/** A decomposition whose vectors lie on a grid. */
+typedef struct nps_dsvd {
+  nps_svd_t
+      svd;      /**< its u and v are NULL; all else is the same on every rank. NPS_SVD_LAPACK stands for pdgesvd, too */
+  nps_dmat_t u; /**< [count][rows] */
+  nps_dmat_t v; /**< [count][columns] */
+} nps_dsvd_t;
+
+/** As nps_svd_compute(), for a matrix on a grid. Collective. On a grid of one rank it is the same, to the bit. */
+nps_err_t nps_svd_on_grid(const nps_dmat_t *a, const nps_svd_options_t *options, nps_dsvd_t *out);
+void nps_dsvd_free(nps_dsvd_t *svd);
+
+/** As nps_svd_verify() / nps_svd_polar(), on a grid. Collective. */
+nps_err_t nps_svd_verify_on_grid(const nps_dmat_t *a, const nps_dsvd_t *svd, double *residual, double *orthogonality);
+nps_err_t nps_svd_polar_on_grid(nps_dmat_t *x);
+
+/** As nps_svd_seconds() / nps_svd_bytes(), on a grid of so many ranks, the latter of each rank. Pure functions. */
+double nps_svd_grid_seconds(int64_t rows, int64_t columns, int64_t leading, nps_svd_method_t method, int ranks);
+int64_t nps_svd_grid_bytes(int64_t rows, int64_t columns, int64_t leading, nps_svd_method_t method, int ranks);
 
 /** Give a method's name. Static. */
 const char *nps_svd_method_name(nps_svd_method_t method);

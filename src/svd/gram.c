@@ -10,12 +10,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* A block holds σ down to this part of its largest. */
-#define BLOCK_RANGE 1e-3
-
-/* Most blocks: σ below BLOCK_RANGE^BLOCKS are rounding noise in float64. */
-enum { BLOCKS = 5 };
-
 static void swap_rows(double *x, int64_t n, int64_t i, int64_t j) {
   for (int64_t k = 0; k < n; k++) {
     const double keep = x[i * n + k];
@@ -127,8 +121,8 @@ nps_err_t nps_svd_gram(const double *a, nps_triples_t *t) {
   NPS_TRY(first_block(a, t));
   const double largest = t->sigma[0];
   int64_t first = 0;
-  for (int block = 0; block < BLOCKS; block++) {
-    first = count_above(t, first, BLOCK_RANGE * t->sigma[first]);
+  for (int block = 0; block < NPS_SVD_BLOCKS; block++) {
+    first = count_above(t, first, NPS_SVD_BLOCK_RANGE * t->sigma[first]);
     if (first == t->count || t->sigma[first] <= (double)t->n * DBL_EPSILON * largest) break;
     NPS_TRY(next_block(t, first));
   }

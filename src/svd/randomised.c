@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { OVERSAMPLE = 16, LEAST_ITERATIONS = 2, MOST_ITERATIONS = 8 };
+enum { LEAST_ITERATIONS = 2, MOST_ITERATIONS = 8 };
 
 /* No faster decline of the gains is believed in than they show, and none slower than this. */
 #define SLOWEST 0.9
@@ -22,8 +22,7 @@ typedef struct space {
   double *q;     /* [l][n] orthonormal rows */
   double *w;     /* [l][l] eigenvectors of row·rowᵀ, rows */
   double *value; /* [l] its eigenvalues, ascending: σ² within the subspace */
-  double captured, gain, left;
-  int iterations;
+  nps_gains_t gains;
 } space_t;
 
 static void to_float(const double *from, int64_t n, float *to) {
@@ -55,20 +54,23 @@ static nps_err_t right_space(space_t *s) {
   return NPS_OK;
 }
 
-/* What the leading triples within the subspace capture, and what is still to be gained. */
-static nps_err_t measure(space_t *s) {
-  double captured = 0;
+bool nps_svd_gained(nps_gains_t *g, double captured, double energy) {
+  if (captured > 0 && g->iterations > 0) {
+    const double gain = fmax(captured - g->captured, 0) / captured;
+    const double decline = g->iterations > 1 && g->gain > 0 ? fmin(gain / g->gain, SLOWEST) : SLOWEST;
+    g->left = gain * decline / (1 - decline);
+    g->gain = gain;
+  }
+  g->captured = captured;
+  g->iterations++;
+  return g->iterations == MOST_ITERATIONS || (g->iterations > LEAST_ITERATIONS && g->left <= (1 - energy) / 2);
+}
+
+/* The triples within the subspace, and what the leading ones of them capture. */
+static nps_err_t measure(space_t *s, double *captured) {
   nps_dgram(s->l, s->m, s->row, s->w);
   NPS_TRY(nps_dsyevd(s->l, s->w, s->value));
-  for (int64_t i = s->l - s->k; i < s->l; i++) captured += s->value[i];
-  if (captured > 0 && s->iterations > 0) {
-    const double gain = fmax(captured - s->captured, 0) / captured;
-    const double decline = s->iterations > 1 && s->gain > 0 ? fmin(gain / s->gain, SLOWEST) : SLOWEST;
-    s->left = gain * decline / (1 - decline);
-    s->gain = gain;
-  }
-  s->captured = captured;
-  s->iterations++;
+  for (int64_t i = s->l - s->k; i < s->l; i++) *captured += s->value[i];
   return NPS_OK;
 }
 
@@ -94,10 +96,10 @@ static nps_err_t find_space(space_t *s, double energy) {
   }
   NPS_TRY(left_space(s));
   for (;;) {
+    double captured = 0;
     NPS_TRY(right_space(s));
-    NPS_TRY(measure(s));
-    const bool settled = s->iterations > LEAST_ITERATIONS && s->left <= (1 - energy) / 2;
-    if (settled || s->iterations == MOST_ITERATIONS) return NPS_OK;
+    NPS_TRY(measure(s, &captured));
+    if (nps_svd_gained(&s->gains, captured, energy)) return NPS_OK;
     NPS_TRY(whiten(s));
     NPS_TRY(left_space(s));
   }
@@ -111,14 +113,14 @@ static nps_err_t solve_within(space_t *s, const double *a, nps_triples_t *t) {
   nps_dgemm(false, false, s->l, s->m, s->n, 1, s->q, s->n, a, s->m, 0, s->row, s->m);
   NPS_GOTO(nps_svd_gram(s->row, &inner));
   nps_dgemm(false, false, s->k, s->n, s->l, 1, inner.left, s->l, s->q, s->n, 0, t->left, s->n);
-  t->energy = 1 - s->left;
+  t->energy = 1 - s->gains.left;
 done:
   free(inner.left);
   return err;
 }
 
 nps_err_t nps_svd_randomised(const double *a, double energy, nps_triples_t *t) {
-  space_t s = {.n = t->n, .m = t->m, .k = t->count, .l = t->count + OVERSAMPLE};
+  space_t s = {.n = t->n, .m = t->m, .k = t->count, .l = t->count + NPS_SVD_OVERSAMPLE};
   nps_err_t err = NPS_OK;
   if (s.l > s.n) s.l = s.n;
   NPS_GOTO(nps_buffer_alloc((size_t)(s.n * s.m) * sizeof *s.a, "a matrix", &s.a));

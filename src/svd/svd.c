@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { PROBES = 8, BLOCK = 1024 };
+enum { PROBES = NPS_SVD_PROBES, BLOCK = 1024 };
 
 /* From this part of σ1 on, the values of a Gram matrix are sure. */
 #define SURE 1e-6
@@ -158,7 +158,7 @@ static nps_err_t probe_orthogonality(const double *x, int64_t k, int64_t n, doub
   if (k == 0) return NPS_OK;
   NPS_GOTO(nps_buffer_alloc((size_t)(PROBES * k) * sizeof *w, "probes", &w));
   NPS_GOTO(nps_buffer_alloc((size_t)(PROBES * n) * sizeof *y, "probes", &y));
-  for (int p = 0; p < PROBES; p++) nps_svd_signs((uint32_t)(1000 + p), 0, k, w + p * k);
+  for (int p = 0; p < PROBES; p++) nps_svd_signs((uint32_t)(NPS_SVD_ORTHOGONALITY_STREAM + p), 0, k, w + p * k);
   nps_dgemm(false, false, PROBES, n, k, 1, w, k, x, n, 0, y, n);
   nps_dgemm(false, true, PROBES, k, n, -1, y, n, x, n, 1, w, k);
   *out = sqrt(nps_svd_norm2(w, PROBES * k) / PROBES);
@@ -172,7 +172,8 @@ static nps_err_t certify(const double *a, nps_svd_t *s) {
   double *z = NULL, v = 0;
   nps_err_t err = NPS_OK;
   NPS_GOTO(nps_buffer_alloc((size_t)(PROBES * s->columns) * sizeof *z, "probes", &z));
-  for (int p = 0; p < PROBES; p++) nps_svd_signs((uint32_t)(2000 + p), 0, s->columns, z + p * s->columns);
+  for (int p = 0; p < PROBES; p++)
+    nps_svd_signs((uint32_t)(NPS_SVD_RESIDUAL_STREAM + p), 0, s->columns, z + p * s->columns);
   NPS_GOTO(probe_residual(a, s, z, PROBES, &s->residual));
   s->residual = s->norm > 0 ? s->residual / (s->norm * sqrt(PROBES)) : 0;
   NPS_GOTO(probe_orthogonality(s->u, s->present, s->rows, &s->orthogonality));
@@ -185,11 +186,19 @@ done:
 
 static double or_default(double value, double standard) { return value > 0 ? value : standard; }
 
-static bool holds(const nps_svd_t *s, const nps_svd_options_t *o) {
+double nps_svd_least_energy(const nps_svd_options_t *options) { return or_default(options->energy, NPS_SVD_ENERGY); }
+
+bool nps_svd_holds(const nps_svd_t *s, const nps_svd_options_t *o) {
   const bool all = s->count == min64(s->rows, s->columns);
   const bool near = !all || s->residual <= or_default(o->residual, NPS_SVD_RESIDUAL);
   return near && s->orthogonality <= or_default(o->orthogonality, NPS_SVD_ORTHOGONALITY) &&
-         (s->method != NPS_SVD_RANDOMISED || s->energy >= or_default(o->energy, NPS_SVD_ENERGY));
+         (s->method != NPS_SVD_RANDOMISED || s->energy >= nps_svd_least_energy(o));
+}
+
+nps_err_t nps_svd_fail_tolerance(const nps_svd_t *s, const nps_svd_options_t *options) {
+  return nps_fail(NPS_ERR_RUNTIME,
+                  "%s: no singular value decomposition within its tolerance: residual %.1e, orthogonality %.1e",
+                  options->name ? options->name : "a matrix", s->residual, s->orthogonality);
 }
 
 static nps_err_t gram_defect(const double *x, int64_t k, int64_t n, double *out) {
@@ -225,7 +234,7 @@ static nps_err_t run(nps_svd_method_t method, const double *a, double energy, np
   return method == NPS_SVD_GRAM ? nps_svd_gram(a, t) : nps_svd_lapack(a, t);
 }
 
-static void describe(nps_svd_t *s, nps_svd_method_t method, double energy) {
+void nps_svd_describe(nps_svd_t *s, nps_svd_method_t method, double energy) {
   const double largest = s->sigma[0];
   s->method = method;
   s->energy = energy;
@@ -239,18 +248,15 @@ static void describe(nps_svd_t *s, nps_svd_method_t method, double energy) {
  * its rows; its arrays are those of out */
 static nps_err_t compute(const double *a, const double *flat, const nps_svd_options_t *o, nps_triples_t *t,
                          nps_svd_t *out) {
-  const char *name = o->name ? o->name : "a matrix";
   for (nps_svd_method_t method = nps_svd_choose(out->rows, out->columns, o); method <= NPS_SVD_LAPACK; method++) {
     t->energy = 1;
-    NPS_TRY(run(method, flat, or_default(o->energy, NPS_SVD_ENERGY), t));
-    describe(out, method, t->energy);
+    NPS_TRY(run(method, flat, nps_svd_least_energy(o), t));
+    nps_svd_describe(out, method, t->energy);
     NPS_TRY(certify(a, out));
-    if (holds(out, o)) return NPS_OK;
+    if (nps_svd_holds(out, o)) return NPS_OK;
     out->failed = method;
   }
-  return nps_fail(NPS_ERR_RUNTIME,
-                  "%s: no singular value decomposition within its tolerance: residual %.1e, orthogonality %.1e", name,
-                  out->residual, out->orthogonality);
+  return nps_svd_fail_tolerance(out, o);
 }
 
 static nps_err_t make_room(int64_t count, nps_svd_t *out) {
