@@ -6,6 +6,11 @@
 #include "nps/fitness.h"
 #include "nps/json.h"
 
+/** What a forward pass runs on. */
+typedef struct nps_pass {
+  const float *const *weights; /**< [tensors of the network] */
+} nps_pass_t;
+
 /** A family of networks: one file, and one line in the table of net.c. */
 typedef struct nps_net_family {
   const char *model_type; /**< of config.json */
@@ -18,7 +23,7 @@ typedef struct nps_net_family {
   nps_err_t (*check_data)(const nps_net_t *net, const nps_dataset_t *data);
   double (*flops)(const void *shape, int64_t n);
   int64_t (*scratch)(const void *shape, int64_t n); /**< numbers of working memory */
-  void (*logits)(const void *shape, const float *const *weights, const nps_dataset_t *data, const int64_t *samples,
+  void (*logits)(const void *shape, const nps_pass_t *pass, const nps_dataset_t *data, const int64_t *samples,
                  int64_t n, float *scratch, float *logits);
 } nps_net_family_t;
 

@@ -148,7 +148,8 @@ size_t nps_net_scratch_bytes(const nps_net_t *net, int batch) {
 
 void nps_net_logits(const nps_net_t *net, const float *const *weights, const nps_dataset_t *data,
                     const int64_t *samples, int n, void *scratch, float *logits) {
-  net->family->logits(net->shape, weights, data, samples, n, (float *)scratch + logits_room(net, n), logits);
+  const nps_pass_t pass = {.weights = weights};
+  net->family->logits(net->shape, &pass, data, samples, n, (float *)scratch + logits_room(net, n), logits);
 }
 
 /* ---- scores ---- */

@@ -2,6 +2,7 @@
  * come from the class token after the last layer norm; a pooler is not part of it. */
 #include "fitness_internal.h"
 #include "kernels.h"
+#include "linear.h"
 
 #include "nps/blas.h"
 
@@ -9,13 +10,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Indices of tensors; bias −1: none. */
+/* Indices of tensors. */
 typedef struct {
   int weight, bias;
 } pair_t;
 
 typedef struct {
-  pair_t norm_before, query, key, value, output, norm_after, up, down;
+  pair_t norm_before, norm_after;
+  nps_linear_t query, key, value, output, up, down;
 } layer_t;
 
 typedef struct {
@@ -29,7 +31,8 @@ typedef struct {
   nps_activation_fn *activation;
   const char *prefix; /* of the body's tensors */
   int class_token, positions;
-  pair_t patches, norm, classifier;
+  pair_t patches, norm;
+  nps_linear_t classifier;
   layer_t *layer; /* [layers] */
 } vit_t;
 
@@ -102,31 +105,29 @@ static nps_err_t read_config(const nps_net_t *net, const json_t *config, vit_t *
 }
 
 /* Adds PREFIX NAME.weight of the shape, and NAME.bias as long as its first dimension. */
-static nps_err_t add_pair(nps_net_t *net, const char *prefix, const char *name, bool bias, int ndim,
-                          const int64_t *shape, pair_t *pair) {
-  const bool is_head = *prefix == '\0' && strcmp(name, "classifier") == 0;
+static nps_err_t add_pair(nps_net_t *net, const char *prefix, const char *name, int ndim, const int64_t *shape,
+                          pair_t *pair) {
   char *weight_name = nps_xstrf("%s%s.weight", prefix, name), *bias_name = nps_xstrf("%s%s.bias", prefix, name);
-  nps_err_t err = nps_net_add(net, weight_name, is_head, ndim, shape, &pair->weight);
-  pair->bias = -1;
-  if (bias) err = nps_err_worse(err, nps_net_add(net, bias_name, is_head, 1, shape, &pair->bias));
+  nps_err_t err = nps_net_add(net, weight_name, false, ndim, shape, &pair->weight);
+  err = nps_err_worse(err, nps_net_add(net, bias_name, false, 1, shape, &pair->bias));
   free(weight_name);
   free(bias_name);
   return err;
 }
 
 static nps_err_t add_layer(nps_net_t *net, const vit_t *v, int64_t l, layer_t *layer) {
-  const int64_t square[2] = {v->hidden, v->hidden}, up[2] = {v->inner, v->hidden}, down[2] = {v->hidden, v->inner};
+  const int64_t h = v->hidden, inner = v->inner;
   const bool qkv = v->qkv_bias;
   nps_err_t err = NPS_OK;
   char *prefix = nps_xstrf("%sencoder.layer.%lld.", v->prefix, (long long)l);
-  ALSO(add_pair(net, prefix, "layernorm_before", true, 1, square, &layer->norm_before));
-  ALSO(add_pair(net, prefix, "attention.attention.query", qkv, 2, square, &layer->query));
-  ALSO(add_pair(net, prefix, "attention.attention.key", qkv, 2, square, &layer->key));
-  ALSO(add_pair(net, prefix, "attention.attention.value", qkv, 2, square, &layer->value));
-  ALSO(add_pair(net, prefix, "attention.output.dense", true, 2, square, &layer->output));
-  ALSO(add_pair(net, prefix, "layernorm_after", true, 1, square, &layer->norm_after));
-  ALSO(add_pair(net, prefix, "intermediate.dense", true, 2, up, &layer->up));
-  ALSO(add_pair(net, prefix, "output.dense", true, 2, down, &layer->down));
+  ALSO(add_pair(net, prefix, "layernorm_before", 1, &h, &layer->norm_before));
+  ALSO(nps_net_add_linear(net, prefix, "attention.attention.query", false, qkv, h, h, &layer->query));
+  ALSO(nps_net_add_linear(net, prefix, "attention.attention.key", false, qkv, h, h, &layer->key));
+  ALSO(nps_net_add_linear(net, prefix, "attention.attention.value", false, qkv, h, h, &layer->value));
+  ALSO(nps_net_add_linear(net, prefix, "attention.output.dense", false, true, h, h, &layer->output));
+  ALSO(add_pair(net, prefix, "layernorm_after", 1, &h, &layer->norm_after));
+  ALSO(nps_net_add_linear(net, prefix, "intermediate.dense", false, true, inner, h, &layer->up));
+  ALSO(nps_net_add_linear(net, prefix, "output.dense", false, true, h, inner, &layer->down));
   free(prefix);
   return err;
 }
@@ -139,7 +140,7 @@ static nps_err_t add_embeddings(nps_net_t *net, vit_t *v) {
   char *position = nps_xstrf("%sembeddings.position_embeddings", v->prefix);
   ALSO(nps_net_add(net, class_token, false, 3, token, &v->class_token));
   ALSO(nps_net_add(net, position, false, 3, positions, &v->positions));
-  ALSO(add_pair(net, v->prefix, "embeddings.patch_embeddings.projection", true, 4, patches, &v->patches));
+  ALSO(add_pair(net, v->prefix, "embeddings.patch_embeddings.projection", 4, patches, &v->patches));
   free(class_token);
   free(position);
   return err;
@@ -150,10 +151,10 @@ static nps_err_t add_classifier(nps_net_t *net, vit_t *v) {
   bool of_head = false;
   const nps_tensor_info_t *info = nps_net_look_up(net, "classifier.weight", true, &of_head);
   const bool usable = info && info->ndim == 2 && info->shape[0] >= 1 && info->shape[0] <= 1 << 20;
-  const int64_t shape[2] = {usable ? info->shape[0] : 1, v->hidden};
-  v->classes = shape[0];
-  net->classes = (int)shape[0];
-  return add_pair(net, "", "classifier", true, 2, shape, &v->classifier);
+  const int64_t classes = usable ? info->shape[0] : 1;
+  v->classes = classes;
+  net->classes = (int)classes;
+  return nps_net_add_linear(net, "", "classifier", true, true, classes, v->hidden, &v->classifier);
 }
 
 static nps_err_t describe(nps_net_t *net, const json_t *config, void **shape) {
@@ -166,7 +167,7 @@ static nps_err_t describe(nps_net_t *net, const json_t *config, void **shape) {
   nps_err_t err = add_embeddings(net, v);
   /* What is wrong in one layer is mostly wrong in all. */
   for (int64_t l = 0; l < v->layers && err == NPS_OK; l++) err = add_layer(net, v, l, &v->layer[l]);
-  ALSO(add_pair(net, v->prefix, "layernorm", true, 1, &v->hidden, &v->norm));
+  ALSO(add_pair(net, v->prefix, "layernorm", 1, &v->hidden, &v->norm));
   ALSO(add_classifier(net, v));
 #undef ALSO
   return err;
@@ -201,7 +202,7 @@ static double flops(const void *shape, int64_t n) {
 
 typedef struct {
   const vit_t *v;
-  const float *const *weights;
+  const nps_pass_t *pass;
   int64_t n, rows; /* samples, tokens of all of them */
   int64_t ldq;     /* leading dimension of the transposed queries */
   int64_t plane;   /* room of [rows][hidden] */
@@ -247,23 +248,7 @@ static void lay_out(work_t *w, float *scratch) {
   w->query = w->value + w->plane;
 }
 
-static const float *weight_of(const work_t *w, pair_t pair) { return w->weights[pair.weight]; }
-
-static const float *bias_of(const work_t *w, pair_t pair) { return pair.bias < 0 ? NULL : w->weights[pair.bias]; }
-
-/* out = in · weightᵀ + bias, on m rows. */
-static void linear(const work_t *w, pair_t pair, int64_t m, const float *in, int64_t ldi, int64_t width_in, float *out,
-                   int64_t ldo, int64_t width_out) {
-  nps_kernel_fill(out, ldo, m, width_out, bias_of(w, pair));
-  nps_sgemm(true, m, width_out, width_in, 1, in, ldi, weight_of(w, pair), width_in, 1, out, ldo);
-}
-
-/* out += in · weightᵀ + bias: a residual connection. */
-static void linear_add(const work_t *w, pair_t pair, int64_t m, const float *in, int64_t ldi, int64_t width_in,
-                       float *out, int64_t ldo, int64_t width_out) {
-  nps_kernel_add(out, ldo, m, width_out, bias_of(w, pair));
-  nps_sgemm(true, m, width_out, width_in, 1, in, ldi, weight_of(w, pair), width_in, 1, out, ldo);
-}
+static const float *tensor_of(const work_t *w, int index) { return w->pass->weights[index]; }
 
 /* One sample's patches as rows, after a row of zeros for the class token. */
 static void cut_patches(const vit_t *v, const float *image, float *rows) {
@@ -286,27 +271,28 @@ static void embed(const work_t *w, const nps_dataset_t *data, const int64_t *sam
   for (int64_t i = 0; i < w->n; i++) {
     float *x = w->x + i * sample;
     cut_patches(v, data->inputs + samples[i] * image, w->inner + i * v->tokens * v->patch_size);
-    memcpy(x, w->weights[v->positions], (size_t)sample * sizeof *x);
-    nps_kernel_add(x, v->hidden, 1, v->hidden, w->weights[v->class_token]);
-    nps_kernel_add(x + v->hidden, v->hidden, v->tokens - 1, v->hidden, bias_of(w, v->patches));
+    memcpy(x, tensor_of(w, v->positions), (size_t)sample * sizeof *x);
+    nps_kernel_add(x, v->hidden, 1, v->hidden, tensor_of(w, v->class_token));
+    nps_kernel_add(x + v->hidden, v->hidden, v->tokens - 1, v->hidden, tensor_of(w, v->patches.bias));
   }
-  nps_sgemm(true, w->rows, v->hidden, v->patch_size, 1, w->inner, v->patch_size, weight_of(w, v->patches),
+  nps_sgemm(true, w->rows, v->hidden, v->patch_size, 1, w->inner, v->patch_size, tensor_of(w, v->patches.weight),
             v->patch_size, 1, w->x, v->hidden);
 }
 
 static void normalise(const work_t *w, pair_t pair, int64_t m, int64_t ldx) {
-  nps_kernel_layer_norm(w->x, ldx, m, w->v->hidden, weight_of(w, pair), bias_of(w, pair), w->v->eps, w->norm);
+  nps_kernel_layer_norm(w->x, ldx, m, w->v->hidden, tensor_of(w, pair.weight), tensor_of(w, pair.bias), w->v->eps,
+                        w->norm);
 }
 
 /* query[c][i] = number c of the query of row i, for m rows: the product is made transposed, as attention reads it.
  * Columns behind the last are read, though not used: they must hold numbers. */
 static void make_queries(const work_t *w, const layer_t *layer, int64_t m, int64_t step) {
   const int64_t h = w->v->hidden;
-  const float *bias = bias_of(w, layer->query);
+  const float *bias = nps_linear_bias(w->pass, &layer->query);
   for (int64_t c = 0; c < h; c++)
     for (int64_t i = 0; i < w->ldq; i++) w->query[c * w->ldq + i] = bias ? bias[c] : 0;
   memset(w->query + h * w->ldq, 0, NPS_PAD * sizeof(float));
-  nps_sgemm(true, h, m, h, 1, weight_of(w, layer->query), h, w->norm, step, 1, w->query, w->ldq);
+  nps_linear_add_turned(w->pass, &layer->query, m, w->norm, step, w->query, w->ldq);
 }
 
 /* Attention of `queries` tokens of every sample. The result takes the place of the normalised rows. */
@@ -333,26 +319,27 @@ static void run_layer(const work_t *w, const layer_t *layer, bool last) {
   const int64_t h = v->hidden, queries = last ? 1 : v->tokens, m = w->n * queries, step = last ? v->tokens * h : h;
   normalise(w, layer->norm_before, w->rows, h);
   make_queries(w, layer, m, step);
-  linear(w, layer->key, w->rows, w->norm, h, h, w->keys, h, h);
-  linear(w, layer->value, w->rows, w->norm, h, h, w->value, h, h);
+  nps_linear_set(w->pass, &layer->key, w->rows, w->norm, h, w->keys, h);
+  nps_linear_set(w->pass, &layer->value, w->rows, w->norm, h, w->value, h);
   attend(w, queries);
-  linear_add(w, layer->output, m, w->norm, h, h, w->x, step, h);
+  nps_linear_add(w->pass, &layer->output, m, w->norm, h, w->x, step);
   normalise(w, layer->norm_after, m, step);
-  nps_sgemm(true, m, v->inner, h, 1, w->norm, h, weight_of(w, layer->up), h, 0, w->inner, v->inner);
-  for (int64_t i = 0; i < m; i++) v->activation(w->inner + i * v->inner, bias_of(w, layer->up), v->inner);
-  linear_add(w, layer->down, m, w->inner, v->inner, v->inner, w->x, step, h);
+  nps_linear_product(w->pass, &layer->up, m, w->norm, h, w->inner, v->inner);
+  const float *bias = nps_linear_bias(w->pass, &layer->up);
+  for (int64_t i = 0; i < m; i++) v->activation(w->inner + i * v->inner, bias, v->inner);
+  nps_linear_add(w->pass, &layer->down, m, w->inner, v->inner, w->x, step);
 }
 
-static void run(const void *shape, const float *const *weights, const nps_dataset_t *data, const int64_t *samples,
-                int64_t n, float *scratch, float *logits) {
+static void run(const void *shape, const nps_pass_t *pass, const nps_dataset_t *data, const int64_t *samples, int64_t n,
+                float *scratch, float *logits) {
   const vit_t *v = shape;
   work_t w = start_work(v, n);
-  w.weights = weights;
+  w.pass = pass;
   lay_out(&w, scratch);
   embed(&w, data, samples);
   for (int64_t l = 0; l < v->layers; l++) run_layer(&w, &v->layer[l], l == v->layers - 1);
   normalise(&w, v->norm, n, v->tokens * v->hidden);
-  linear(&w, v->classifier, n, w.norm, v->hidden, v->hidden, logits, v->classes, v->classes);
+  nps_linear_set(pass, &v->classifier, n, w.norm, v->hidden, logits, v->classes);
 }
 
 const nps_net_family_t nps_net_vit = {
