@@ -85,6 +85,7 @@ nps_err_t nps_h5_put_attr_texts(nps_h5_t *file, const char *group, const char *n
 /** Read an attribute. Local. A missing one gives NPS_OK with *text = NULL (freed with free()), or *found = false. */
 nps_err_t nps_h5_get_attr_text(nps_h5_t *file, const char *group, const char *name, char **text);
 nps_err_t nps_h5_get_attr_i64(nps_h5_t *file, const char *group, const char *name, int64_t *value, bool *found);
+nps_err_t nps_h5_get_attr_f64(nps_h5_t *file, const char *group, const char *name, double *value, bool *found);
 nps_err_t nps_h5_get_attr_texts(nps_h5_t *file, const char *group, const char *name, char ***texts,
                                 int *count); /* freed with nps_h5_free_names(); fixed or variable length */
 

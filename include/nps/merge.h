@@ -46,6 +46,7 @@ typedef struct nps_merge_tensor {
   int64_t rows, columns; /**< of a matrix: two dimensions, both at least 2; else 0 */
   int models;            /**< T */
   uint64_t seed;
+  bool has_history;                    /**< there is an update already, which the models are added to */
   const double *param[NPS_MAX_PARAMS]; /**< by the method's parameters: [models] values; shared ones [1] */
   int order;                           /**< position among the merged tensors in byte order of their names */
   int tensor_count;                    /**< merged tensors of the model */
@@ -68,6 +69,13 @@ typedef enum nps_base_use {
   NPS_BASE_FIRST,        /**< needed; it is the first of the models, wherever it is listed */
   NPS_BASE_LISTED        /**< one of the models where it is listed, otherwise not used */
 } nps_base_use_t;
+
+/** What earlier runs of the same method on the same base leave to this one; zeros: there were none. */
+typedef struct nps_merge_history {
+  const nps_model_t *updates; /**< float64, one for every merged tensor; NULL: none */
+  int64_t models;             /**< merged so far */
+  double norm_mean;           /**< mean of their ‖τ_i‖ */
+} nps_merge_history_t;
 
 typedef struct nps_merge_spec nps_merge_spec_t;
 typedef struct nps_merge_subspaces nps_merge_subspaces_t;
@@ -119,12 +127,15 @@ typedef struct nps_merge_method {
   /** Merge a tensor whole, on one rank, instead of `merge` chunk by chunk (NULL: by chunks). For methods on task vectors
    *  that factorise matrices. Local.
    *  @param tau          [models][count] may be overwritten
-   *  @param[out] update  [count] the update to θ0
+   *  @param[in,out] update  [count] the update to θ0; before, that of the history where there is one
    *  @return NPS_ERR_MEMORY, NPS_ERR_RUNTIME */
   nps_err_t (*merge_whole)(const nps_merge_tensor_t *tensor, float *const *tau, double *update);
   /** Give the factor of all updates, once all are made (NULL: 1). The updates are kept in memory until then. Local.
+   *  @param[in,out] history  of the earlier runs, to which this one is added
    *  @param tau_norms  [models] ‖τ_i‖ over all tensors; @param update_norm  ‖update‖ over all tensors */
-  double (*scale)(int models, const double *tau_norms, double update_norm);
+  double (*scale)(nps_merge_history_t *history, int models, const double *tau_norms, double update_norm);
+  /** Whether the updates, before they are scaled, are kept in the output for a later run. */
+  bool keeps_updates;
   /** Predict its seconds on one core / its bytes of working memory besides tau and update. */
   double (*whole_seconds)(const nps_merge_tensor_t *tensor);
   int64_t (*whole_bytes)(const nps_merge_tensor_t *tensor);
@@ -167,7 +178,8 @@ struct nps_merge_spec {
   const char *config_file;        /**< for messages */
   uint64_t seed;
   const nps_layout_t *layout;
-  const nps_merge_nps_t *nps; /**< merge_method nps only */
+  const nps_merge_nps_t *nps;  /**< merge_method nps only */
+  nps_merge_history_t history; /**< of methods with keeps_updates; its tensors fit the layout */
 };
 
 /** A checked merge: every parameter is evaluated for every tensor and model. */
@@ -200,6 +212,9 @@ struct nps_merge_subspaces {
 
 /** Give the subspaces, after nps_merge_run(). NULL for other methods. Owned by the merge. Local. */
 const nps_merge_subspaces_t *nps_merge_subspaces(const nps_merge_t *merge);
+
+/** Give the history for a later run, after nps_merge_run(). Local. */
+nps_merge_history_t nps_merge_history(const nps_merge_t *merge);
 
 /** Give a parameter that is the same for all tensors. Local.
  *  @param model  for a parameter of a model, else 0

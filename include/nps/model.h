@@ -57,6 +57,10 @@ nps_err_t nps_model_locate(const char *model, const char *config_dir, char **pat
  *  @return NPS_ERR_INPUT; NPS_ERR_CONFIG for a compressed archive, which is not built yet */
 nps_err_t nps_model_open(const char *path, const char *name, nps_model_t **out);
 
+/** Read the headers of the datasets of one group of an HDF5 file: a catalogue of what else than a model is stored so. Local.
+ *  @return NPS_ERR_INPUT */
+nps_err_t nps_model_open_group(const char *path, const char *group, const char *name, nps_model_t **out);
+
 void nps_model_free(nps_model_t *model);
 
 /** Write a catalogue as text / read it back, to broadcast it. Local. */
@@ -181,6 +185,10 @@ typedef struct nps_output {
    *  the file is (a folder's file belongs to rank 0 alone). NULL: nothing. */
   nps_err_t (*extra)(void *ctx, nps_h5_t *file);
   void *extra_ctx;
+  /** Name of a method whose exact updates are kept for a later run, or NULL: merged tensors also have float64 datasets in
+   *  /state/NAME/A of the merged HDF5, or of NAME_state.h5 in a folder, written with nps_writer_write_state(). */
+  const char *state;
+  nps_err_t (*put_state)(void *ctx, nps_h5_t *file); /**< writes the rest of /state/NAME; collective as the file is */
 } nps_output_t;
 
 typedef struct nps_writer nps_writer_t;
@@ -202,6 +210,9 @@ nps_err_t nps_writer_open(const nps_comm_t *comm, const nps_output_t *output, co
 
 /** Write elements [first, first + count) of target i, in its type. Local. NPS_ERR_IO (names file and cause). */
 nps_err_t nps_writer_write(nps_writer_t *writer, int i, int64_t first, int64_t count, const void *data);
+
+/** Write elements [first, first + count) of what is kept of merged target i. Local. NPS_ERR_IO. */
+nps_err_t nps_writer_write_state(nps_writer_t *writer, int i, int64_t first, int64_t count, const double *values);
 
 /** Write provenance, flush to the device, agree, rename into place. Collective.
  *  @param digest  finished; may be NULL */

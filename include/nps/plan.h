@@ -42,6 +42,7 @@ typedef struct nps_demand {
   int64_t state_memory; /**< bytes of statistics a rank */
   const double *target_seconds; /**< [targets] tensors stay whole, each on one rank, and this is their computing time;
                                  *   NULL: tensors may be cut, and costs tell the time. Borrowed */
+  int64_t kept_width;           /**< bytes an element of merged tensors that are written besides the tensor itself */
   int64_t held_width;           /**< bytes an element of a rank's merged tensors that are kept until all are made */
 } nps_demand_t;
 

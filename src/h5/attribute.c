@@ -138,19 +138,30 @@ nps_err_t nps_h5_get_attr_texts(nps_h5_t *file, const char *group, const char *n
   return NPS_OK;
 }
 
-nps_err_t nps_h5_get_attr_i64(nps_h5_t *file, const char *group, const char *name, int64_t *value, bool *found) {
+/* @param class  H5T_INTEGER or H5T_FLOAT; @param memory  type of *value */
+static nps_err_t get_number(nps_h5_t *file, const char *group, const char *name, H5T_class_t class, hid_t memory,
+                            void *value, bool *found) {
   hid_t id, type = H5I_INVALID_HID;
   *found = false;
   NPS_TRY(open_attribute(file, group, name, &id));
   if (id < 0) return NPS_OK;
   nps_err_t err = NPS_OK;
   type = H5Aget_type(id);
-  if (type < 0 || H5Tget_class(type) != H5T_INTEGER || count_of(id) != 1)
-    err = nps_fail(NPS_ERR_INPUT, "%s: attribute %s of %s: expected one integer", file->path, name, group);
-  else if (H5Aread(id, H5T_NATIVE_INT64, value) < 0)
+  if (type < 0 || H5Tget_class(type) != class || count_of(id) != 1)
+    err = nps_fail(NPS_ERR_INPUT, "%s: attribute %s of %s: expected one %s", file->path, name, group,
+                   class == H5T_INTEGER ? "integer" : "number");
+  else if (H5Aread(id, memory, value) < 0)
     err = nps_h5_fail(file, NPS_ERR_INPUT, "attribute %s of %s cannot be read", name, group);
   *found = err == NPS_OK;
   if (type >= 0) H5Tclose(type);
   H5Aclose(id);
   return err;
+}
+
+nps_err_t nps_h5_get_attr_i64(nps_h5_t *file, const char *group, const char *name, int64_t *value, bool *found) {
+  return get_number(file, group, name, H5T_INTEGER, H5T_NATIVE_INT64, value, found);
+}
+
+nps_err_t nps_h5_get_attr_f64(nps_h5_t *file, const char *group, const char *name, double *value, bool *found) {
+  return get_number(file, group, name, H5T_FLOAT, H5T_NATIVE_DOUBLE, value, found);
 }

@@ -356,6 +356,7 @@ static nps_err_t set_up(nps_engine_t *e, nps_digest_t *digest) {
   e->lanes = nps_xcalloc((size_t)models, sizeof *e->lanes);
   e->reader = nps_xcalloc((size_t)spec->input_count, sizeof *e->reader);
   for (int i = 0; i < spec->input_count; i++) e->reader[i] = nps_reader_new(spec->inputs[i], digest);
+  if (spec->history.updates) e->history = nps_reader_new(spec->history.updates, digest);
   index_blocks(e);
   if (on_task_vectors(e)) {
     e->tau = (float **)make_rows(models, NPS_CHUNK * sizeof(float));
@@ -376,6 +377,7 @@ static void tear_down(nps_engine_t *e) {
   free_rows((void **)e->tau, spec->model_count);
   free_rows((void **)e->theta, spec->model_count);
   free_rows((void **)e->norms, spec->model_count);
+  nps_reader_free(e->history);
   nps_comm_free(e->self);
   for (int i = 0; e->held && i < 2 * own_pieces(e); i++) free(e->held[i]);
   free(e->held);

@@ -15,6 +15,7 @@ typedef struct nps_engine {
   nps_comm_t *self; /* this rank alone */
   nps_writer_t *writer;
   nps_reader_t **reader; /* [inputs] */
+  nps_reader_t *history; /* of the updates of earlier runs, or NULL */
   nps_merge_progress_fn *progress;
   void *progress_ctx;
 

@@ -14,6 +14,7 @@ struct nps_merge {
   bool whole_model;
   double *target_seconds;          /**< [layout->count] of methods that merge tensors whole; else NULL */
   nps_merge_subspaces_t subspaces; /**< after a run; none before */
+  nps_merge_history_t history;     /**< the spec's; after a run with this one added */
 };
 
 /* The families' methods; registry.c lists them. */

@@ -6,6 +6,7 @@
 #include "nps/blas.h"
 #include "nps/svd.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 
 enum { ALPHA, MODE, WEIGHT };
@@ -91,30 +92,36 @@ static nps_err_t opcm_merge(const nps_merge_tensor_t *tensor, float *const *tau,
   nps_err_t err = NPS_OK;
   for (int m = 0; m < tensor->models; m++) {
     for (int64_t i = 0; i < tensor->count; i++) x[i] = (double)tau[m][i];
-    if (m > 0 && tensor->rows > 0) NPS_GOTO(project(tensor, update, x));
-    for (int64_t i = 0; i < tensor->count; i++) update[i] = m > 0 ? update[i] + x[i] : x[i];
+    const bool first = m == 0 && !tensor->has_history;
+    if (!first && tensor->rows > 0) NPS_GOTO(project(tensor, update, x));
+    for (int64_t i = 0; i < tensor->count; i++) update[i] = first ? x[i] : update[i] + x[i];
   }
 done:
   free(x);
   return err;
 }
 
-/* ‖update‖ becomes the mean of the ‖τ_i‖. */
-static double opcm_scale(int models, const double *tau_norms, double update_norm) {
-  double sum = 0;
-  for (int m = 0; m < models; m++) sum += tau_norms[m];
-  return update_norm > 0 ? sum / models / update_norm : 0;
+/* ‖update‖ becomes the mean of the ‖τ_i‖: a running one, the same number whether models come in one run or in several. */
+static double opcm_scale(nps_merge_history_t *history, int models, const double *tau_norms, double update_norm) {
+  for (int m = 0; m < models; m++)
+    history->norm_mean += (tau_norms[m] - history->norm_mean) / (double)++history->models;
+  return update_norm > 0 ? history->norm_mean / update_norm : 0;
 }
 
 static bool opcm_check(const nps_merge_tensor_t *tensor, const nps_merge_tensor_t *first, char why[160]) {
-  (void)first;
+  if (tensor->param[ALPHA][0] != first->param[ALPHA][0]) {
+    snprintf(why, 160, "alpha must be the same for all tensors, found %g and %g", tensor->param[ALPHA][0],
+             first->param[ALPHA][0]);
+    return false;
+  }
   return nps_merge_weights_are_one(tensor, WEIGHT, why);
 }
 
 static double opcm_seconds(const nps_merge_tensor_t *tensor) {
   const double products = 8 * (double)tensor->count * (double)min64(tensor->rows, tensor->columns) / 4e10;
   const double one = nps_svd_seconds(tensor->rows, tensor->columns, 0, NPS_SVD_GRAM) + products;
-  return 2e-9 * (double)tensor->count * tensor->models + (tensor->rows ? (tensor->models - 1) * one : 0);
+  return 2e-9 * (double)tensor->count * tensor->models +
+         (tensor->rows ? (tensor->models - !tensor->has_history) * one : 0);
 }
 
 static int64_t opcm_bytes(const nps_merge_tensor_t *tensor) {
@@ -135,6 +142,7 @@ const nps_merge_method_t nps_method_opcm = {
     .check = opcm_check,
     .merge_whole = opcm_merge,
     .scale = opcm_scale,
+    .keeps_updates = true,
     .whole_seconds = opcm_seconds,
     .whole_bytes = opcm_bytes,
 };

@@ -215,6 +215,7 @@ static void describe_tensors(nps_merge_t *merge) {
     describe_shape(&layout->targets[named[i].target], tensor);
     tensor->models = merge->spec.model_count;
     tensor->seed = merge->spec.seed;
+    tensor->has_history = merge->spec.history.updates != NULL;
     tensor->order = i;
     tensor->tensor_count = merged;
     tensor->model_elements = elements;
@@ -283,6 +284,7 @@ nps_err_t nps_merge_new(const nps_merge_spec_t *spec, nps_merge_t **out) {
   const size_t targets = (size_t)spec->layout->count, params = (size_t)spec->method->param_count;
   nps_merge_t *merge = nps_xcalloc(1, sizeof *merge);
   merge->spec = *spec;
+  merge->history = spec->history;
   merge->first = -1;
   merge->tensors = nps_xcalloc(targets, sizeof *merge->tensors);
   merge->values = nps_xcalloc(params * targets, (size_t)spec->model_count * sizeof(double));
@@ -313,6 +315,7 @@ nps_demand_t nps_merge_demand(const nps_merge_t *merge) {
       .passes = merge->passes,
       .target_seconds = merge->target_seconds,
       .held_width = method->scale ? 16 : 0, /* θ0 and the update in float64 */
+      .kept_width = method->keeps_updates ? 8 : 0,
       .state_memory = merge->target_seconds ? most_whole_bytes(merge)
                       : merge->passes > 0   ? (int64_t)method->state_bytes(&merge->spec)
                                             : 0,
@@ -343,6 +346,8 @@ bool nps_merge_plain_value(const nps_merge_t *merge, const char *name, int model
 const nps_merge_subspaces_t *nps_merge_subspaces(const nps_merge_t *merge) {
   return merge->spec.method->subspaces ? &merge->subspaces : NULL;
 }
+
+nps_merge_history_t nps_merge_history(const nps_merge_t *merge) { return merge->history; }
 
 void nps_merge_subspaces_clear(nps_merge_subspaces_t *subspaces) {
   free(subspaces->thresholds);

@@ -71,6 +71,17 @@ static nps_err_t put(nps_engine_t *e, const nps_piece_t *piece, double scale, do
   return NPS_OK;
 }
 
+/* What earlier runs have merged of this tensor. @param[out] update  [count] */
+static nps_err_t read_history(nps_engine_t *e, const nps_piece_t *piece, double *update) {
+  const nps_model_t *updates = e->merge->spec.history.updates;
+  const char *name = e->merge->spec.layout->targets[piece->target].name;
+  NPS_TRY(nps_reader_read(e->history, nps_model_find(updates, name), 0, piece->count, update));
+  const int64_t at = nps_tensor_find_nonfinite(NPS_F64, update, piece->count);
+  if (at < 0) return NPS_OK;
+  return nps_fail(NPS_ERR_INPUT, "%s: the state of tensor %s is not finite at index %lld", updates->path, name,
+                  (long long)at);
+}
+
 static int own_index(const nps_engine_t *e, const nps_piece_t *piece) {
   return (int)(piece - e->plan->pieces) - e->plan->first_piece[nps_comm_rank(e->comm)];
 }
@@ -98,6 +109,7 @@ nps_err_t nps_engine_merge_whole(nps_engine_t *e, const nps_piece_t *piece) {
   if (e->stopped) goto done;
   double *squares = spec->method->scale ? e->squares + (int64_t)piece->target * (models + 1) : NULL;
   for (int m = 0; squares && m < models; m++) squares[m] = squares_of_tau(w.tau[m], piece->count);
+  if (spec->history.updates) NPS_GOTO(read_history(e, piece, w.update));
   NPS_GOTO(spec->method->merge_whole(&e->merge->tensors[piece->target], w.tau, w.update));
   for (int m = 0; m < models; m++) e->kept[m] += piece->count;
   if (!squares) {
@@ -122,7 +134,7 @@ double nps_engine_find_scale(nps_engine_t *e) {
   for (int t = 0; t < targets; t++)
     for (int c = 0; c < columns; c++) norms[c] += e->squares[(int64_t)t * columns + c];
   for (int c = 0; c < columns; c++) norms[c] = sqrt(norms[c]);
-  const double scale = spec->method->scale(models, norms, norms[models]);
+  const double scale = spec->method->scale(&e->merge->history, models, norms, norms[models]);
   free(norms);
   return scale;
 }
@@ -130,6 +142,8 @@ double nps_engine_find_scale(nps_engine_t *e) {
 nps_err_t nps_engine_write_held(nps_engine_t *e, const nps_piece_t *piece, double scale) {
   double **held = e->held + 2 * own_index(e, piece);
   nps_err_t err = put(e, piece, scale, held[0], held[1]);
+  if (err == NPS_OK && e->merge->spec.method->keeps_updates)
+    err = nps_writer_write_state(e->writer, piece->target, 0, piece->count, held[1]);
   for (int k = 0; k < 2; k++) {
     free(held[k]);
     held[k] = NULL;

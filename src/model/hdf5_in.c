@@ -36,7 +36,7 @@ static void add_dataset(nps_model_t *model, nps_checks_t *checks, const char *na
   const int64_t size = info->known_type ? (int64_t)nps_dtype_size(info->dtype) : 1;
   memcpy(tensor.shape, info->shape, sizeof tensor.shape);
   if (!info->is_dataset)
-    nps_checks_fail(checks, "/tensors/%s: expected a dataset, found a group", name);
+    nps_checks_fail(checks, "tensor %s: expected a dataset, found a group", name);
   else if (!info->known_type)
     nps_checks_fail(checks, "tensor %s: unknown type", name);
   else if (!info->contiguous)
@@ -55,15 +55,15 @@ static void add_dataset(nps_model_t *model, nps_checks_t *checks, const char *na
   }
 }
 
-static nps_err_t read_tensors(nps_model_t *model, nps_h5_t *file) {
+static nps_err_t read_tensors(nps_model_t *model, nps_h5_t *file, const char *group) {
   nps_checks_t checks = {model->path, 0};
   char **names = NULL;
   int count = 0;
-  NPS_TRY(nps_h5_list(file, "/tensors", &names, &count));
+  NPS_TRY(nps_h5_list(file, group, &names, &count));
   nps_err_t err = NPS_OK;
   for (int i = 0; i < count; i++) {
     nps_h5_info_t info;
-    nps_err_t one = nps_h5_describe(file, "/tensors", names[i], &info);
+    nps_err_t one = nps_h5_describe(file, group, names[i], &info);
     if (one == NPS_OK) add_dataset(model, &checks, names[i], &info);
     err = nps_err_worse(err, one);
   }
@@ -79,9 +79,17 @@ nps_err_t nps_hdf5_read(nps_model_t *model) {
   NPS_GOTO(check_format(file, model->path));
   NPS_GOTO(nps_h5_get_attr_text(file, "/", "config_json", &model->config_json));
   if (model->config_json) NPS_GOTO(nps_config_check(model->config_json, where));
-  err = read_tensors(model, file);
+  err = read_tensors(model, file, "/tensors");
 done:
   nps_h5_abandon(file);
   free(where);
+  return err;
+}
+
+nps_err_t nps_hdf5_read_group(nps_model_t *model, const char *group) {
+  nps_h5_t *file = NULL;
+  NPS_TRY(nps_h5_open(model->path, &file));
+  nps_err_t err = read_tensors(model, file, group);
+  nps_h5_abandon(file);
   return err;
 }

@@ -158,3 +158,16 @@ nps_err_t nps_model_open(const char *path, const char *name, nps_model_t **out) 
     nps_model_free(model);
   return err;
 }
+
+nps_err_t nps_model_open_group(const char *path, const char *group, const char *name, nps_model_t **out) {
+  nps_model_t *model = nps_model_new(name, path, NPS_FORM_HDF5);
+  nps_err_t err = nps_model_add_file(model, path);
+  if (err == NPS_OK) err = nps_hdf5_read_group(model, group);
+  if (err == NPS_OK) err = nps_model_sort(model);
+  *out = NULL;
+  if (err == NPS_OK)
+    *out = model;
+  else
+    nps_model_free(model);
+  return err;
+}

@@ -28,6 +28,7 @@ typedef struct state {
   int64_t *offset; /* [layout->count] of the tensor's first byte in its file */
   shard_t *open;   /* the one last written to, open as fd, or NULL: there may be more than a process may open */
   int fd;
+  nps_h5_t *kept; /* NAME_state.h5, see nps_output_t, or NULL */
 } state_t;
 
 static int64_t target_bytes(const nps_target_t *t) { return t->count * (int64_t)nps_dtype_size(t->dtype); }
@@ -152,6 +153,25 @@ static nps_err_t use_shard(const nps_writer_t *w, shard_t *shard) {
   return NPS_OK;
 }
 
+/* Creates NAME_state.h5 beside the tensors, which all ranks write. */
+static nps_err_t create_kept(nps_writer_t *w, state_t *s) {
+  if (!w->output.state) return NPS_OK;
+  char *path = nps_xstrf("%s/%s_state.h5", w->place.partial, w->output.state);
+  nps_err_t err = nps_h5_create(w->comm, path, &s->kept);
+  if (err == NPS_OK) err = nps_state_create(w, s->kept);
+  if (err == NPS_OK) err = nps_h5_reserve(s->kept);
+  free(path);
+  return nps_comm_agree(w->comm, err);
+}
+
+static nps_err_t finish_kept(nps_writer_t *w, state_t *s) {
+  if (!s->kept) return NPS_OK;
+  NPS_TRY(nps_comm_agree(w->comm, nps_state_finish(w, s->kept)));
+  nps_err_t err = nps_h5_close(s->kept);
+  s->kept = NULL;
+  return nps_comm_agree(w->comm, err);
+}
+
 static nps_err_t folder_open(nps_writer_t *w) {
   assert(w->output.shard_size > 0);
   state_t *s = nps_xcalloc(1, sizeof *s);
@@ -164,7 +184,8 @@ static nps_err_t folder_open(nps_writer_t *w) {
     free(s->shards[k].header);
     s->shards[k].header = NULL;
   }
-  return nps_comm_agree(w->comm, err);
+  NPS_TRY(nps_comm_agree(w->comm, err));
+  return create_kept(w, s);
 }
 
 static nps_err_t folder_write(nps_writer_t *w, int i, int64_t first, int64_t count, const void *data) {
@@ -255,13 +276,16 @@ static nps_err_t folder_finish(nps_writer_t *w, const nps_digest_t *digest) {
   state_t *s = w->state;
   nps_err_t err = sync_shards(s);
   if (err == NPS_OK && nps_comm_rank(w->comm) == 0) err = put_small_files(w, s, digest);
-  return nps_comm_agree(w->comm, err);
+  NPS_TRY(nps_comm_agree(w->comm, err));
+  return finish_kept(w, s);
 }
 
 static void folder_close(nps_writer_t *w) {
   state_t *s = w->state;
   if (!s) return;
   if (s->open) close(s->fd);
+  nps_state_close(w);
+  nps_h5_abandon(s->kept);
   for (int k = 0; k < s->count; k++) {
     free(s->shards[k].name);
     free(s->shards[k].path);

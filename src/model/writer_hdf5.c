@@ -11,13 +11,14 @@ typedef struct state {
   nps_h5_dataset_t **datasets; /* [layout->count] */
 } state_t;
 
-static nps_err_t create_datasets(const nps_writer_t *w, state_t *s) {
+static nps_err_t create_datasets(nps_writer_t *w, state_t *s) {
   NPS_TRY(nps_h5_create(w->comm, w->place.partial, &s->file));
   NPS_TRY(nps_h5_make_group(s->file, "/tensors"));
   for (int i = 0; i < w->layout->count; i++) {
     const nps_target_t *t = &w->layout->targets[i];
     NPS_TRY(nps_h5_dataset_create(s->file, "/tensors", t->name, t->dtype, t->ndim, t->shape, &s->datasets[i]));
   }
+  NPS_TRY(nps_state_create(w, s->file));
   return nps_h5_reserve(s->file);
 }
 
@@ -108,6 +109,7 @@ static nps_err_t hdf5_finish(nps_writer_t *w, const nps_digest_t *digest) {
   state_t *s = w->state;
   NPS_TRY(nps_comm_agree(w->comm, put_all(w, s->file, digest)));
   NPS_TRY(put_sidecars(w, s->file));
+  NPS_TRY(nps_comm_agree(w->comm, nps_state_finish(w, s->file)));
   close_datasets(w, s);
   nps_err_t err = nps_h5_close(s->file);
   s->file = NULL;
@@ -117,6 +119,7 @@ static nps_err_t hdf5_finish(nps_writer_t *w, const nps_digest_t *digest) {
 static void hdf5_close(nps_writer_t *w) {
   state_t *s = w->state;
   if (!s) return;
+  nps_state_close(w);
   close_datasets(w, s);
   nps_h5_abandon(s->file);
   free(s->datasets);

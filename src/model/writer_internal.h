@@ -79,6 +79,17 @@ typedef struct nps_writer_form {
   void (*close)(nps_writer_t *writer);
 } nps_writer_form_t;
 
+/* ---- writer_state.c: what output.state asks for, in an HDF5 file that all ranks have created. Collective as the file is;
+ * nothing is done where it asks for nothing. ---- */
+
+nps_err_t nps_state_create(nps_writer_t *writer, nps_h5_t *file);
+
+/* Write what is not tensors, and close the datasets. */
+nps_err_t nps_state_finish(nps_writer_t *writer, nps_h5_t *file);
+
+/* Close the datasets, whatever happened before. */
+void nps_state_close(nps_writer_t *writer);
+
 extern const nps_writer_form_t nps_writer_hdf5;
 extern const nps_writer_form_t nps_writer_folder;
 
@@ -88,9 +99,10 @@ struct nps_writer {
   const nps_layout_t *layout;
   nps_place_t place;
   const nps_writer_form_t *form;
-  void *state;   /* the form's */
-  bool prepared; /* on rank 0: the partial output is this writer's */
-  bool done;     /* renamed into place */
+  void *state;             /* the form's */
+  nps_h5_dataset_t **kept; /* [layout->count] what output.state asks for, of merged targets; NULL: nothing */
+  bool prepared;           /* on rank 0: the partial output is this writer's */
+  bool done;               /* renamed into place */
   int64_t bytes;
 };
 

@@ -230,7 +230,8 @@ static void predict_rank(planner_t *p, int rank) {
     int sweeps = piece_sweeps(p, piece);
     buffers = max64(buffers, buffer_bytes(p, piece, plan->slab));
     plan->read[rank] += piece->count * nps_plan_input_width(target, p->inputs, p->layout->inputs) * sweeps;
-    plan->write[rank] += piece->count * output_width(target);
+    const int64_t kept = target->action == NPS_ACTION_MERGE ? p->demand->kept_width : 0;
+    plan->write[rank] += piece->count * (output_width(target) + kept);
     seconds += p->demand->target_seconds ? whole_time(p, piece->target)
                                          : (double)piece->count * element_time(p, target, sweeps);
   }

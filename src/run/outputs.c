@@ -85,6 +85,7 @@ static nps_err_t make_output(const nps_run_state_t *run, nps_run_output_t *outpu
   NPS_TRY(nps_layout_match(output->inputs, output->input_count, output->base, output->head,
                            recipe->has_out_dtype ? &recipe->out_dtype : NULL, &output->layout));
   leave_base_unread(run, output);
+  NPS_TRY(nps_run_fit_history(run, output->layout));
   const bool nps = strcmp(run->method->name, "nps") == 0;
   if (nps) make_weighting(run, output);
   nps_merge_spec_t spec = {
@@ -99,8 +100,10 @@ static nps_err_t make_output(const nps_run_state_t *run, nps_run_output_t *outpu
       .seed = recipe->seed,
       .layout = output->layout,
       .nps = nps ? &output->nps : NULL,
+      .history = {run->history.updates, run->history.models, run->history.norm_mean},
   };
-  return nps_merge_new(&spec, &output->merge);
+  NPS_TRY(nps_merge_new(&spec, &output->merge));
+  return nps_run_check_history(run, output->merge);
 }
 
 /* Matches all models with each other where every output has one only; its notes are about heads, which outputs copy. */

@@ -6,6 +6,7 @@ static void free_run(nps_run_state_t *run) {
   nps_search_free(run->search);
   nps_run_free_tasks(run);
   nps_run_free_outputs(run);
+  nps_run_free_history(run);
   for (int i = 0; i < run->input_count; i++) nps_model_free(run->inputs[i]);
   free(run->inputs);
   free(run->input_of);
@@ -15,10 +16,13 @@ static void free_run(nps_run_state_t *run) {
   nps_recipe_free(run->recipe);
 }
 
-static int64_t output_bytes(const nps_layout_t *layout) {
+static int64_t output_bytes(const nps_run_state_t *run, const nps_layout_t *layout) {
   int64_t bytes = 0;
-  for (int t = 0; t < layout->count; t++)
-    bytes += layout->targets[t].count * (int64_t)nps_dtype_size(layout->targets[t].dtype);
+  for (int t = 0; t < layout->count; t++) {
+    const nps_target_t *target = &layout->targets[t];
+    const bool kept = run->method->keeps_updates && target->action == NPS_ACTION_MERGE;
+    bytes += target->count * (int64_t)(nps_dtype_size(target->dtype) + (kept ? sizeof(double) : 0));
+  }
   return bytes;
 }
 
@@ -26,6 +30,7 @@ static int64_t output_bytes(const nps_layout_t *layout) {
 typedef struct {
   const nps_run_state_t *run;
   const nps_run_output_t *output;
+  const nps_digest_t *digest;
 } findings_t;
 
 static nps_err_t put_names(nps_h5_t *file, const nps_run_output_t *output) {
@@ -65,6 +70,11 @@ static nps_err_t put_findings(void *ctx, nps_h5_t *file) {
   return findings->run->search ? nps_search_write(findings->run->search, file) : NPS_OK;
 }
 
+static nps_err_t put_state(void *ctx, nps_h5_t *file) {
+  const findings_t *findings = ctx;
+  return nps_run_put_history(findings->run, findings->output, findings->digest, file);
+}
+
 static bool has_findings(const nps_run_state_t *run, const nps_run_output_t *output) {
   return run->search || output->nps.weighting;
 }
@@ -90,17 +100,30 @@ static double tell_step(const nps_run_state_t *run, const char *step, double sin
 
 static void show_progress(void *ctx, int64_t done) { nps_report_progress(ctx, done); }
 
+/* Hashes are made of the files of all inputs and of the state of earlier runs. */
+static nps_digest_t *start_digest(const nps_run_state_t *run, const nps_run_output_t *output) {
+  const int n = output->input_count;
+  const nps_model_t **read = nps_xcalloc((size_t)n + 1, sizeof *read);
+  for (int i = 0; i < n; i++) read[i] = output->inputs[i];
+  read[n] = run->history.updates;
+  nps_digest_t *digest = nps_digest_start(read, n + (run->history.updates != NULL));
+  free(read);
+  return digest;
+}
+
 /* Reads, merges, writes and puts the output in place. Collective. */
 static nps_err_t merge_and_write(nps_run_state_t *run, nps_run_output_t *output, nps_merge_result_t *results,
                                  int64_t *bytes) {
   nps_output_t described = describe_output(run, output);
-  findings_t findings = {run, output};
-  if (has_findings(run, output)) {
-    described.extra = put_findings;
-    described.extra_ctx = &findings;
-  }
   nps_writer_t *writer = NULL;
-  nps_digest_t *digest = nps_digest_start(output->inputs, output->input_count);
+  nps_digest_t *digest = start_digest(run, output);
+  findings_t findings = {run, output, digest};
+  described.extra_ctx = &findings;
+  if (has_findings(run, output)) described.extra = put_findings;
+  if (run->method->keeps_updates) {
+    described.state = run->method->name;
+    described.put_state = put_state;
+  }
   nps_err_t err = NPS_OK;
   double since = nps_now();
   NPS_GOTO(nps_writer_open(run->comm, &described, output->layout, &writer));
@@ -131,7 +154,7 @@ static nps_err_t check_targets(const nps_run_state_t *run) {
     if (nps_run_is_input(run, output->path))
       err = nps_fail(NPS_ERR_CONFIG, "%s: the output would replace one of the inputs", output->path);
     else
-      err = nps_err_worse(err, nps_output_check(&described, output_bytes(output->layout)));
+      err = nps_err_worse(err, nps_output_check(&described, output_bytes(run, output->layout)));
   }
   return err;
 }
@@ -151,6 +174,7 @@ static nps_err_t write_output(nps_run_state_t *run, nps_run_output_t *output) {
 /* The whole of a run that writes. Collective. */
 static nps_err_t write_merged(nps_run_state_t *run) {
   NPS_TRY(nps_comm_agree(run->comm, check_targets(run)));
+  NPS_TRY(nps_run_hash_history(run));
   NPS_TRY(nps_comm_agree(run->comm, nps_run_read_sidecars(run)));
   NPS_TRY(nps_run_search(run));
   for (int i = 0; i < run->output_count; i++) NPS_TRY(write_output(run, &run->outputs[i]));

@@ -38,6 +38,18 @@ typedef struct nps_run_task {
   float **own;            /**< weights of the head */
 } nps_run_task_t;
 
+/** State of earlier runs of the same method, where base_model is an output with one. */
+typedef struct nps_run_history {
+  char *home;    /**< that output; rank 0 only, as all but updates, models and norm_mean */
+  char *base;    /**< path of the base that its models were merged into */
+  char **hashes; /**< [hash_count] content hashes of the base's files */
+  int hash_count;
+  double param[NPS_MAX_PARAMS]; /**< of the method: those that hold for all models */
+  nps_model_t *updates;         /**< NULL: there is no state */
+  int64_t models;               /**< as in nps_merge_history_t */
+  double norm_mean;
+} nps_run_history_t;
+
 typedef struct nps_run_state {
   const nps_comm_t *comm;
   const nps_run_options_t *options;
@@ -51,6 +63,7 @@ typedef struct nps_run_state {
   int base;      /**< index into inputs, or -1 */
   int head;      /**< index into inputs, or -1 */
   int *input_of; /**< [recipe->model_count] index into inputs */
+  nps_run_history_t history;
 
   const nps_merge_method_t *method;
   nps_merge_model_t *models; /**< [model_count] as the method counts them */
@@ -108,6 +121,27 @@ int64_t nps_run_memory_limit(const nps_run_state_t *run, int ranks_per_node);
 
 /** Give the ranks on a host that the plan assumes. Collective. */
 int nps_run_ranks_per_node(const nps_run_state_t *run);
+
+/* ---- history.c ---- */
+
+/** Find and read the state that base_model holds for the method. Local, for rank 0. NPS_ERR_INPUT: damaged, or the base that
+ *  it names is missing. */
+nps_err_t nps_run_find_history(nps_run_state_t *run);
+
+/** Make every rank know what there is. Collective. */
+nps_err_t nps_run_share_history(nps_run_state_t *run);
+
+/** Check that the state fits the tensors (NPS_ERR_INPUT) / the parameters (NPS_ERR_CONFIG). Local. */
+nps_err_t nps_run_fit_history(const nps_run_state_t *run, const nps_layout_t *layout);
+nps_err_t nps_run_check_history(const nps_run_state_t *run, const nps_merge_t *merge);
+
+/** Check that the base's files are those of the earlier runs: they are read. Collective. */
+nps_err_t nps_run_hash_history(nps_run_state_t *run);
+
+/** Write the state for a later run, but for its tensors. Collective. @param digest  finished */
+nps_err_t nps_run_put_history(const nps_run_state_t *run, const nps_run_output_t *output, const nps_digest_t *digest,
+                              nps_h5_t *file);
+void nps_run_free_history(nps_run_state_t *run);
 
 /** Read what travels with the outputs: tokenizer and other files. Local; reads files on rank 0. */
 nps_err_t nps_run_read_sidecars(nps_run_state_t *run);

@@ -19,7 +19,7 @@ static bool same_place(const char *a, const char *b) {
 bool nps_run_is_input(const nps_run_state_t *run, const char *path) {
   for (int i = 0; i < run->input_count; i++)
     if (same_place(run->inputs[i]->path, path)) return true;
-  return false;
+  return run->history.home && same_place(run->history.home, path);
 }
 
 /* Finds the input with a path, or adds it from its headers. Problems are recorded; *index is -1 then. */
@@ -46,7 +46,11 @@ static nps_err_t open_inputs(nps_run_state_t *run) {
   const nps_recipe_t *recipe = run->recipe;
   nps_err_t err = NPS_OK;
   run->base = -1;
-  if (recipe->base_model) err = add_input(run, recipe->base_model, "base", &run->base);
+  if (recipe->base_model) {
+    err = nps_run_find_history(run);
+    const char *base = run->history.updates ? run->history.base : recipe->base_model;
+    if (err == NPS_OK) err = add_input(run, base, "base", &run->base);
+  }
   for (int m = 0; m < recipe->model_count; m++) {
     const nps_recipe_model_t *model = &recipe->models[m];
     err = nps_err_worse(err, add_input(run, model->model, model->name, &run->input_of[m]));
@@ -148,6 +152,7 @@ static nps_err_t build(nps_run_state_t *run) {
 nps_err_t nps_run_validate(nps_run_state_t *run) {
   NPS_TRY(nps_comm_agree(run->comm, nps_comm_rank(run->comm) == 0 ? look_at_files(run) : NPS_OK));
   NPS_TRY(broadcast(run));
+  NPS_TRY(nps_run_share_history(run));
   NPS_TRY(nps_run_share_tasks(run));
   return nps_comm_agree(run->comm, build(run));
 }
