@@ -13,24 +13,32 @@
 
 /* ---- calibration data ---- */
 
-/** One task's samples, in memory. All pointers are owned. */
+/** One task's samples, images or texts, in memory. All pointers are owned. */
 typedef struct nps_dataset {
   char *path;  /**< file */
   char *group; /**< in it */
   int64_t samples;
   int64_t channels, height, width; /**< of an image */
-  float *inputs;                   /**< [samples][channels][height][width] */
-  int32_t *labels;                 /**< [samples] */
+  float *inputs;                   /**< images: [samples][channels][height][width]; texts: NULL */
+  int64_t tokens;                  /**< of a text */
+  int32_t *ids;                    /**< texts: [samples][tokens]; images: NULL */
+  int32_t *mask;   /**< texts: [samples][tokens] 0 where there is no token; NULL: there is one everywhere */
+  int32_t *labels; /**< images: [samples]; texts: [samples][tokens], what is asked for at each place, −100: nothing;
+                        NULL: the tokens themselves */
 } nps_dataset_t;
 
 /** List the groups of a calibration file (HDF5), in byte order. @param[out] names  freed with nps_h5_free_names() */
 nps_err_t nps_dataset_groups(const char *path, char ***names, int *count);
 
-/** Read one group: `inputs` float32 [N, channels, height, width], `labels` int32 [N] (other float and integer types are
- *  converted). NPS_ERR_INPUT: not HDF5, a missing group or dataset, shapes that disagree, NaN or infinity, no sample;
+/** Read one group: images `inputs` float32 [N, channels, height, width], `labels` int32 [N]; or texts `input_ids` int32
+ *  [N, tokens], optional `attention_mask` and `labels` of the same shape (other float and integer types are converted).
+ *  NPS_ERR_INPUT: not HDF5, a missing group or dataset, shapes that disagree, NaN or infinity, no sample;
  *  the message names file, group and what was expected. @param[out] out  freed with nps_dataset_free() */
 nps_err_t nps_dataset_read(const char *path, const char *group, nps_dataset_t **out);
 void nps_dataset_free(nps_dataset_t *dataset);
+
+/** Give the bytes of a sample's inputs and labels. */
+int64_t nps_dataset_sample_bytes(const nps_dataset_t *dataset);
 
 /* ---- networks ---- */
 
@@ -61,11 +69,11 @@ void nps_net_free(nps_net_t *net);
 int nps_net_tensor_count(const nps_net_t *net);
 const nps_net_tensor_t *nps_net_tensor(const nps_net_t *net, int i);
 
-/** Give the number of classes. */
+/** Give the number of classes; of networks that go on with texts the size of the vocabulary. */
 int nps_net_classes(const nps_net_t *net);
 
-/** Give the floating-point operations of the matrix products in one forward pass over n samples. */
-double nps_net_flops(const nps_net_t *net, int64_t n);
+/** Give the floating-point operations of the matrix products in one forward pass over n samples of the data. */
+double nps_net_flops(const nps_net_t *net, const nps_dataset_t *data, int64_t n);
 
 /** Check that data fit a network: image size, channels, labels within the classes. NPS_ERR_INPUT. */
 nps_err_t nps_net_check_data(const nps_net_t *net, const nps_dataset_t *data);
@@ -73,10 +81,10 @@ nps_err_t nps_net_check_data(const nps_net_t *net, const nps_dataset_t *data);
 /** Largest number of samples in a batch: products of larger ones would be too large for BLAS. */
 #define NPS_NET_MOST_BATCH 4096
 
-/** Give the bytes of working memory for batches of up to `batch` samples, at most NPS_NET_MOST_BATCH. */
-size_t nps_net_scratch_bytes(const nps_net_t *net, int batch);
+/** Give the bytes of working memory for batches of up to `batch` samples of the data, at most NPS_NET_MOST_BATCH. */
+size_t nps_net_scratch_bytes(const nps_net_t *net, const nps_dataset_t *data, int batch);
 
-/** Run the network on samples.
+/** Run a network of classes on samples. Networks that go on with texts have no logits of a sample: they are only scored.
  *  @param weights  [tensors] float32, row-major, in the order of nps_net_tensor()
  *  @param samples  [n] which samples of the data; n at most the batch that scratch was sized for
  *  @param scratch  nps_net_scratch_bytes(), aligned to 64
@@ -88,17 +96,16 @@ void nps_net_logits(const nps_net_t *net, const float *const *weights, const nps
 
 /** What is known of a model on a task, or on a batch of it. Scores add up. */
 typedef struct nps_score {
-  int64_t correct; /**< samples whose largest logit is the label's (of equal ones the first) */
-  int64_t total;
-  double nll_sum; /**< Σ −ln softmax(logits)[label]; NaN where a logit is not finite */
+  int64_t correct; /**< samples (of texts: places) whose largest logit is the label's (of equal ones the first) */
+  int64_t total;   /**< samples (of texts: places asked for their next token) */
+  double nll_sum;  /**< Σ −ln softmax(logits)[label]; NaN where a logit is not finite */
 } nps_score_t;
 
 /** Score logits. @param logits  [n][classes]; @param samples  [n] whose labels count */
 nps_score_t nps_logits_score(const float *logits, int classes, const nps_dataset_t *data, const int64_t *samples,
                              int n);
 
-/** Run the network on one batch and score it: nps_net_logits() and nps_logits_score().
- *  Scratch as there, which has room for the logits too. */
+/** Run the network on one batch and score it. Weights, samples and scratch as for nps_net_logits(). */
 nps_score_t nps_net_score(const nps_net_t *net, const float *const *weights, const nps_dataset_t *data,
                           const int64_t *samples, int n, void *scratch);
 

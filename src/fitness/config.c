@@ -28,6 +28,12 @@ nps_err_t nps_net_get_count(const nps_net_t *net, const json_t *config, const ch
   return fail(net, key, "a whole number from 1 to 1048576", found);
 }
 
+nps_err_t nps_net_get_count_or_null(const nps_net_t *net, const json_t *config, const char *key, int64_t standard,
+                                    int64_t *value) {
+  *value = standard;
+  return json_is_null(json_object_get(config, key)) ? NPS_OK : nps_net_get_count(net, config, key, standard, value);
+}
+
 nps_err_t nps_net_get_pair(const nps_net_t *net, const json_t *config, const char *key, int64_t standard,
                            int64_t value[2]) {
   const json_t *found = json_object_get(config, key);
@@ -71,6 +77,19 @@ nps_err_t nps_net_get_text(const nps_net_t *net, const json_t *config, const cha
   if (!json_is_string(found)) return fail(net, key, "a text", found);
   *value = json_string_value(found);
   return NPS_OK;
+}
+
+nps_err_t nps_net_get_activation(const nps_net_t *net, const json_t *config, const char *standard,
+                                 nps_activation_fn **value) {
+  const char *name = NULL;
+  NPS_TRY(nps_net_get_text(net, config, "hidden_act", standard, &name));
+  *value = nps_activation_find(name);
+  if (*value) return NPS_OK;
+  char *known = nps_activation_names();
+  nps_fail(NPS_ERR_INPUT, "%s: config.json: hidden_act %s is not implemented (there are: %s)", net->body->path, name,
+           known);
+  free(known);
+  return NPS_ERR_INPUT;
 }
 
 nps_err_t nps_net_refuse(const nps_net_t *net, const json_t *config, const char *key) {

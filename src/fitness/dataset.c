@@ -55,6 +55,8 @@ static nps_err_t check_group(nps_h5_t *file, const char *path, const char *group
   return found ? NPS_OK : NPS_ERR_INPUT;
 }
 
+/* ---- images ---- */
+
 static nps_err_t read_inputs(nps_h5_t *file, const char *path, const char *group, nps_dataset_t *data) {
   int ndim = 0;
   int64_t shape[NPS_MAX_DIMS];
@@ -92,6 +94,69 @@ static nps_err_t read_labels(nps_h5_t *file, const char *path, const char *group
                   (long long)data->samples, nps_shape_format(ndim, shape, text));
 }
 
+/* ---- texts ---- */
+
+/* Reads /group/name [samples][tokens], of the shape of input_ids. */
+static nps_err_t read_like_ids(nps_h5_t *file, const char *name, nps_dataset_t *data, int32_t **out) {
+  int ndim = 0;
+  int64_t shape[NPS_MAX_DIMS];
+  char text[192];
+  char *full = nps_xstrf("/%s/%s", data->group, name);
+  nps_err_t err = nps_h5_read(file, full, NPS_I32, &ndim, shape, (void **)out);
+  if (err == NPS_OK && (ndim != 2 || shape[0] != data->samples || shape[1] != data->tokens))
+    err = nps_fail(NPS_ERR_INPUT, "%s: %s: expected shape [%lld, %lld], as input_ids, found %s", data->path, full,
+                   (long long)data->samples, (long long)data->tokens, nps_shape_format(ndim, shape, text));
+  free(full);
+  return err;
+}
+
+static nps_err_t read_ids(nps_h5_t *file, nps_dataset_t *data) {
+  int ndim = 0;
+  int64_t shape[NPS_MAX_DIMS];
+  char text[192];
+  char *name = nps_xstrf("/%s/input_ids", data->group);
+  nps_err_t err = nps_h5_read(file, name, NPS_I32, &ndim, shape, (void **)&data->ids);
+  if (err == NPS_OK && (ndim != 2 || shape[0] == 0 || shape[1] == 0))
+    err = nps_fail(NPS_ERR_INPUT, "%s: %s: expected shape [samples, tokens], found %s", data->path, name,
+                   nps_shape_format(ndim, shape, text));
+  free(name);
+  if (err != NPS_OK) return err;
+  data->samples = shape[0];
+  data->tokens = shape[1];
+  return NPS_OK;
+}
+
+static nps_err_t read_texts(nps_h5_t *file, bool masked, bool labelled, nps_dataset_t *data) {
+  NPS_TRY(read_ids(file, data));
+  if (masked) NPS_TRY(read_like_ids(file, "attention_mask", data, &data->mask));
+  return labelled ? read_like_ids(file, "labels", data, &data->labels) : NPS_OK;
+}
+
+/* ---- either ---- */
+
+static bool is_among(char *const *names, int count, const char *name) {
+  for (int i = 0; i < count; i++)
+    if (strcmp(names[i], name) == 0) return true;
+  return false;
+}
+
+/* A group with input_ids holds texts, any other images. */
+static nps_err_t read_samples(nps_h5_t *file, nps_dataset_t *data) {
+  char **names = NULL;
+  int count = 0;
+  char *place = nps_xstrf("/%s", data->group);
+  nps_err_t err = nps_h5_list(file, place, &names, &count);
+  free(place);
+  if (err == NPS_OK && is_among(names, count, "input_ids")) {
+    err = read_texts(file, is_among(names, count, "attention_mask"), is_among(names, count, "labels"), data);
+  } else if (err == NPS_OK) {
+    err = read_inputs(file, data->path, data->group, data);
+    if (err == NPS_OK) err = read_labels(file, data->path, data->group, data);
+  }
+  nps_h5_free_names(names, count);
+  return err;
+}
+
 nps_err_t nps_dataset_read(const char *path, const char *group, nps_dataset_t **out) {
   nps_h5_t *file = NULL;
   nps_err_t err = NPS_OK;
@@ -101,8 +166,7 @@ nps_err_t nps_dataset_read(const char *path, const char *group, nps_dataset_t **
   data->path = nps_xstrdup(path);
   data->group = nps_xstrdup(group);
   NPS_GOTO(check_group(file, path, group));
-  NPS_GOTO(read_inputs(file, path, group, data));
-  NPS_GOTO(read_labels(file, path, group, data));
+  NPS_GOTO(read_samples(file, data));
   *out = data;
   data = NULL;
 done:
@@ -116,6 +180,14 @@ void nps_dataset_free(nps_dataset_t *data) {
   free(data->path);
   free(data->group);
   free(data->inputs);
+  free(data->ids);
+  free(data->mask);
   free(data->labels);
   free(data);
+}
+
+int64_t nps_dataset_sample_bytes(const nps_dataset_t *data) {
+  const int64_t image = data->channels * data->height * data->width * (int64_t)sizeof(float) + (int64_t)sizeof(int32_t);
+  const int64_t text = data->tokens * (1 + (data->mask != NULL) + (data->labels != NULL)) * (int64_t)sizeof(int32_t);
+  return data->inputs ? image : text;
 }

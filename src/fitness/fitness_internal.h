@@ -3,6 +3,8 @@
 #ifndef NPS_FITNESS_INTERNAL_H
 #define NPS_FITNESS_INTERNAL_H
 
+#include "kernels.h"
+
 #include "nps/fitness.h"
 #include "nps/json.h"
 
@@ -21,13 +23,17 @@ typedef struct nps_net_family {
   void (*free_shape)(void *shape);
 
   nps_err_t (*check_data)(const nps_net_t *net, const nps_dataset_t *data);
-  double (*flops)(const void *shape, int64_t n);
-  int64_t (*scratch)(const void *shape, int64_t n); /**< numbers of working memory */
+  double (*flops)(const void *shape, const nps_dataset_t *data, int64_t n);
+  int64_t (*scratch)(const void *shape, const nps_dataset_t *data, int64_t n); /**< numbers of working memory */
+  /** Networks of classes: one row of logits a sample. */
   void (*logits)(const void *shape, const nps_pass_t *pass, const nps_dataset_t *data, const int64_t *samples,
                  int64_t n, float *scratch, float *logits);
+  /** Networks that go on with texts, instead of logits: the score, batch by batch. */
+  nps_score_t (*score)(const void *shape, const nps_pass_t *pass, const nps_dataset_t *data, const int64_t *samples,
+                       int64_t n, float *scratch);
 } nps_net_family_t;
 
-extern const nps_net_family_t nps_net_vit;
+extern const nps_net_family_t nps_net_vit, nps_net_llama;
 
 struct nps_net {
   const nps_net_family_t *family;
@@ -57,6 +63,17 @@ nps_err_t nps_net_get_number(const nps_net_t *net, const json_t *config, const c
 nps_err_t nps_net_get_bool(const nps_net_t *net, const json_t *config, const char *key, bool standard, bool *value);
 nps_err_t nps_net_get_text(const nps_net_t *net, const json_t *config, const char *key, const char *standard,
                            const char **value);
+
+/** As nps_net_get_count(), but null stands for a missing key. */
+nps_err_t nps_net_get_count_or_null(const nps_net_t *net, const json_t *config, const char *key, int64_t standard,
+                                    int64_t *value);
+
+/** Read hidden_act. */
+nps_err_t nps_net_get_activation(const nps_net_t *net, const json_t *config, const char *standard,
+                                 nps_activation_fn **value);
+
+/** Add what a row of logits gives to a score. @param z  [classes] */
+void nps_score_add(nps_score_t *score, const float *z, int classes, int label);
 
 /** Refuse an option that is not implemented: NPS_ERR_INPUT when the key is there and not null, false, empty. */
 nps_err_t nps_net_refuse(const nps_net_t *net, const json_t *config, const char *key);

@@ -186,6 +186,46 @@ void nps_kernel_layer_norm(const float *x, int64_t ldx, int64_t m, int64_t n, co
   }
 }
 
+static inline double squares_of(const float *x, int64_t n) {
+  double lane[LANES] = {0};
+  int64_t i = 0;
+  for (; i + LANES <= n; i += LANES)
+    for (int j = 0; j < LANES; j++) lane[j] += (double)x[i + j] * (double)x[i + j];
+  for (int j = 0; i + j < n; j++) lane[j] += (double)x[i + j] * (double)x[i + j];
+  return sum_lanes(lane);
+}
+
+NPS_VECTOR_CLONES
+void nps_kernel_rms_norm(const float *x, int64_t m, int64_t n, const float *weight, double eps, float *y) {
+  for (int64_t i = 0; i < m; i++) {
+    const float *from = x + i * n;
+    float *to = y + i * n;
+    const float factor = (float)(1.0 / sqrt(squares_of(from, n) / (double)n + eps));
+    for (int64_t j = 0; j < n; j++) to[j] = from[j] * factor * weight[j];
+  }
+}
+
+NPS_VECTOR_CLONES
+void nps_kernel_multiply(float *x, const float *y, int64_t n) {
+  for (int64_t i = 0; i < n; i++) x[i] *= y[i];
+}
+
+NPS_VECTOR_CLONES
+void nps_kernel_rope(float *x, int64_t positions, int64_t heads, int64_t width, const float *cosine,
+                     const float *sine) {
+  const int64_t half = width / 2;
+  for (int64_t p = 0; p < positions; p++)
+    for (int64_t head = 0; head < heads; head++) {
+      float *low = x + (p * heads + head) * width, *high = low + half;
+      const float *c = cosine + p * half, *s = sine + p * half;
+      for (int64_t i = 0; i < half; i++) {
+        const float a = low[i], b = high[i];
+        low[i] = a * c[i] - b * s[i];
+        high[i] = b * c[i] + a * s[i];
+      }
+    }
+}
+
 /* ---- attention ---- */
 
 /* out[j] = factor·Σ_c a[c·step]·b[c][j] for `columns` columns, at most LANES, four terms at a time. */
@@ -208,6 +248,16 @@ static inline void make_scores(const nps_attention_t *a, int64_t lanes) {
   for (int64_t t = 0; t < a->tokens; t++)
     for (int64_t i = 0; i < lanes; i += LANES)
       combine(LANES, a->width, a->keys + t * a->ldk, 1, a->query + i, a->ldq, 1, a->scores + t * lanes + i);
+}
+
+/* Puts the scores of tokens that a query does not see far below all others. */
+static inline void hide_unseen(const nps_attention_t *a, int64_t lanes) {
+  const float far = -1e30F;
+  for (int64_t t = 0; a->mask && t < a->tokens; t++)
+    for (int64_t i = 0; !a->mask[t] && i < lanes; i++) a->scores[t * lanes + i] = far;
+  const int64_t before = a->tokens - a->queries; /* query i sees the tokens up to before + i */
+  for (int64_t t = before + 1; a->causal && t < a->tokens; t++)
+    for (int64_t i = 0; i < t - before; i++) a->scores[t * lanes + i] = far;
 }
 
 /* x[t][i] = e^(scale·(x[t][i] − the largest of column i)), and sum[i] = Σ_t of them.
@@ -242,6 +292,7 @@ void nps_kernel_attention(const nps_attention_t *a) {
   const int64_t lanes = (a->queries + LANES - 1) / LANES * LANES;
   double *sum = (void *)(a->scores + (a->tokens + 1) * lanes);
   make_scores(a, lanes);
+  hide_unseen(a, lanes);
   exp_columns(a->scores, a->tokens, lanes, a->scale, sum);
   make_outputs(a, lanes, sum);
 }

@@ -34,6 +34,17 @@ void nps_kernel_add(float *c, int64_t ldc, int64_t m, int64_t n, const float *bi
 void nps_kernel_layer_norm(const float *x, int64_t ldx, int64_t m, int64_t n, const float *weight, const float *bias,
                            double eps, float *y);
 
+/** Divide rows by their root mean square, made in float64, then scale.
+ *  @param x  [m][n]; @param weight  [n]; @param[out] y  [m][n] */
+void nps_kernel_rms_norm(const float *x, int64_t m, int64_t n, const float *weight, double eps, float *y);
+
+/** x = x · y, element by element. */
+void nps_kernel_multiply(float *x, const float *y, int64_t n);
+
+/** Turn the heads of rows by their positions (RoPE): numbers c and c + width/2 of a head form a pair.
+ *  @param x  [positions][heads][width], in place; @param cosine, sine  [positions][width/2] */
+void nps_kernel_rope(float *x, int64_t positions, int64_t heads, int64_t width, const float *cosine, const float *sine);
+
 /** One head of one sample's attention. */
 typedef struct nps_attention {
   const float *query; /**< [width][queries], transposed; leading dimension ldq; NPS_PAD numbers more can be read */
@@ -43,9 +54,12 @@ typedef struct nps_attention {
   float *scores;      /**< working memory: [tokens + 3][queries], the latter padded; aligned to 64 bytes */
   int64_t queries, tokens, width, ldq, ldk, ldv, ldo;
   float scale;
+  bool causal;         /**< the last query sees all tokens, each one before it one token less */
+  const int32_t *mask; /**< [tokens] 0: not seen by any query; NULL: all are */
 } nps_attention_t;
 
-/** out = softmax(scale · queryᵀ · keysᵀ) · value, the softmax over tokens. */
+/** out = softmax(scale · queryᵀ · keysᵀ) · value, the softmax over the tokens that a query sees. One that sees none gets
+ *  the mean of all. */
 void nps_kernel_attention(const nps_attention_t *a);
 
 #endif

@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const nps_net_family_t *const families[] = {&nps_net_vit};
+static const nps_net_family_t *const families[] = {&nps_net_vit, &nps_net_llama};
 
 #define FAMILIES (sizeof families / sizeof *families)
 
@@ -123,7 +123,9 @@ const nps_net_tensor_t *nps_net_tensor(const nps_net_t *net, int i) { return &ne
 
 int nps_net_classes(const nps_net_t *net) { return net->classes; }
 
-double nps_net_flops(const nps_net_t *net, int64_t n) { return net->family->flops(net->shape, n); }
+double nps_net_flops(const nps_net_t *net, const nps_dataset_t *data, int64_t n) {
+  return net->family->flops(net->shape, data, n);
+}
 
 static nps_err_t check_labels(const nps_net_t *net, const nps_dataset_t *data) {
   for (int64_t i = 0; i < data->samples; i++)
@@ -136,14 +138,16 @@ static nps_err_t check_labels(const nps_net_t *net, const nps_dataset_t *data) {
 
 nps_err_t nps_net_check_data(const nps_net_t *net, const nps_dataset_t *data) {
   nps_err_t err = net->family->check_data(net, data);
-  return nps_err_worse(err, check_labels(net, data));
+  return data->inputs ? nps_err_worse(err, check_labels(net, data)) : err;
 }
 
-/* The logits come first, then what the family needs, from a multiple of 64 bytes on. */
-static size_t logits_room(const nps_net_t *net, int64_t n) { return ((size_t)n * (size_t)net->classes + 15) / 16 * 16; }
+/* The logits of classes come first, then what the family needs, from a multiple of 64 bytes on. */
+static size_t logits_room(const nps_net_t *net, int64_t n) {
+  return net->family->logits ? ((size_t)n * (size_t)net->classes + 15) / 16 * 16 : 0;
+}
 
-size_t nps_net_scratch_bytes(const nps_net_t *net, int batch) {
-  return (logits_room(net, batch) + (size_t)net->family->scratch(net->shape, batch)) * sizeof(float);
+size_t nps_net_scratch_bytes(const nps_net_t *net, const nps_dataset_t *data, int batch) {
+  return (logits_room(net, batch) + (size_t)net->family->scratch(net->shape, data, batch)) * sizeof(float);
 }
 
 void nps_net_logits(const nps_net_t *net, const float *const *weights, const nps_dataset_t *data,
@@ -171,21 +175,26 @@ static bool is_first_largest(const float *z, int classes, int label) {
   return true;
 }
 
+void nps_score_add(nps_score_t *score, const float *z, int classes, int label) {
+  score->total++;
+  score->correct += is_first_largest(z, classes, label);
+  score->nll_sum += nll_of(z, classes, label);
+}
+
 nps_score_t nps_logits_score(const float *logits, int classes, const nps_dataset_t *data, const int64_t *samples,
                              int n) {
-  nps_score_t score = {.total = n};
-  for (int i = 0; i < n; i++) {
-    const float *z = logits + (int64_t)i * classes;
-    const int label = data->labels[samples[i]];
-    score.correct += is_first_largest(z, classes, label);
-    score.nll_sum += nll_of(z, classes, label);
-  }
+  nps_score_t score = {0};
+  for (int i = 0; i < n; i++) nps_score_add(&score, logits + (int64_t)i * classes, classes, data->labels[samples[i]]);
   return score;
 }
 
 nps_score_t nps_net_score(const nps_net_t *net, const float *const *weights, const nps_dataset_t *data,
                           const int64_t *samples, int n, void *scratch) {
   float *logits = scratch;
+  if (net->family->score) {
+    const nps_pass_t pass = {.weights = weights};
+    return net->family->score(net->shape, &pass, data, samples, n, scratch);
+  }
   nps_net_logits(net, weights, data, samples, n, scratch, logits);
   return nps_logits_score(logits, net->classes, data, samples, n);
 }

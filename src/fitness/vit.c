@@ -40,18 +40,6 @@ typedef struct {
 
 static const char *const refused[] = {"quantization_config", "pruned_heads"};
 
-static nps_err_t get_activation(const nps_net_t *net, const json_t *config, vit_t *v) {
-  const char *name = NULL;
-  NPS_TRY(nps_net_get_text(net, config, "hidden_act", "gelu", &name));
-  v->activation = nps_activation_find(name);
-  if (v->activation) return NPS_OK;
-  char *known = nps_activation_names();
-  nps_fail(NPS_ERR_INPUT, "%s: config.json: hidden_act %s is not implemented (there are: %s)", net->body->path, name,
-           known);
-  free(known);
-  return NPS_ERR_INPUT;
-}
-
 /* Scores are made for one label a sample. */
 static nps_err_t check_problem_type(const nps_net_t *net, const json_t *config) {
   const json_t *type = json_object_get(config, "problem_type");
@@ -97,7 +85,7 @@ static nps_err_t read_config(const nps_net_t *net, const json_t *config, vit_t *
   ALSO(nps_net_get_pair(net, config, "patch_size", 16, v->patch));
   ALSO(nps_net_get_number(net, config, "layer_norm_eps", 1e-12, &v->eps));
   ALSO(nps_net_get_bool(net, config, "qkv_bias", true, &v->qkv_bias));
-  ALSO(get_activation(net, config, v));
+  ALSO(nps_net_get_activation(net, config, "gelu", &v->activation));
   ALSO(check_problem_type(net, config));
   for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) ALSO(nps_net_refuse(net, config, refused[i]));
   if (err == NPS_OK) err = derive(net, config, v);
@@ -181,6 +169,9 @@ static void free_shape(void *shape) {
 
 static nps_err_t check_data(const nps_net_t *net, const nps_dataset_t *data) {
   const vit_t *v = net->shape;
+  if (!data->inputs)
+    return nps_fail(NPS_ERR_INPUT, "%s: group %s: expected images (inputs), as %s needs them, found texts", data->path,
+                    data->group, net->body->path);
   if (data->channels == v->channels && data->height == v->image[0] && data->width == v->image[1]) return NPS_OK;
   return nps_fail(NPS_ERR_INPUT,
                   "%s: group %s: expected images of %lldx%lldx%lld, as %s needs them, found "
@@ -189,7 +180,8 @@ static nps_err_t check_data(const nps_net_t *net, const nps_dataset_t *data) {
                   net->body->path, (long long)data->channels, (long long)data->height, (long long)data->width);
 }
 
-static double flops(const void *shape, int64_t n) {
+static double flops(const void *shape, const nps_dataset_t *data, int64_t n) {
+  (void)data;
   const vit_t *v = shape;
   const double h = (double)v->hidden, t = (double)v->tokens, inner = (double)v->inner;
   const double patches = t * (double)v->patch_size * h, key_value = t * 2 * h * h;
@@ -232,7 +224,8 @@ static work_t start_work(const vit_t *v, int64_t n) {
 
 static int64_t scores_size(const vit_t *v) { return (v->tokens + 3) * padded(v->tokens); }
 
-static int64_t scratch_size(const void *shape, int64_t n) {
+static int64_t scratch_size(const void *shape, const nps_dataset_t *data, int64_t n) {
+  (void)data;
   const vit_t *v = shape;
   const work_t w = start_work(v, n);
   const int64_t attention = 2 * w.plane + v->hidden * w.ldq + NPS_PAD;

@@ -24,7 +24,7 @@ typedef struct {
   task_t *tasks;
   nps_eval_t *eval;
   nps_pulse_t *pulse;
-  int64_t done; /* bytes of images */
+  int64_t done; /* bytes of samples */
   bool stopped; /* another rank has failed */
 } work_t;
 
@@ -140,10 +140,6 @@ static nps_err_t prepare(work_t *w) {
   return nps_comm_agree(w->comm, err);
 }
 
-static int64_t image_bytes(const nps_dataset_t *data) {
-  return data->channels * data->height * data->width * (int64_t)sizeof(float);
-}
-
 /* ---- scoring ---- */
 
 /* Scores of every batch of all tasks, each made by one rank; 0 elsewhere. */
@@ -162,7 +158,7 @@ static void score_batch(work_t *w, const task_t *task, float **weights, int64_t 
   counts[0] = score.correct;
   counts[1] = score.total;
   *nll = score.nll_sum;
-  w->done += n * image_bytes(task->data);
+  w->done += n * nps_dataset_sample_bytes(task->data);
   w->stopped = !nps_pulse_beat(w->pulse, w->done, &total);
   nps_report_progress(w->report, total);
 }
@@ -177,7 +173,7 @@ static nps_err_t score_task(work_t *w, const task_t *task, int64_t slot, const s
   nps_err_t err = NPS_OK;
   if (mine >= task->batches) return NPS_OK;
   NPS_GOTO(nps_net_read_weights(task->net, false, &weights));
-  NPS_GOTO(nps_buffer_alloc(nps_net_scratch_bytes(task->net, batch), "a forward pass", &scratch));
+  NPS_GOTO(nps_buffer_alloc(nps_net_scratch_bytes(task->net, task->data, batch), "a forward pass", &scratch));
   for (int64_t b = mine; b < task->batches && !w->stopped; b += ranks)
     score_batch(w, task, weights, b, scratch, slots->counts + 2 * (slot + b), slots->nll + slot + b);
 done:
@@ -191,7 +187,8 @@ static void show_total(void *report, int64_t total) { nps_report_progress(report
 static nps_err_t score_tasks(work_t *w, const slots_t *slots) {
   int64_t bytes = 0, slot = 0;
   nps_err_t err = NPS_OK;
-  for (int t = 0; t < w->eval->task_count; t++) bytes += w->tasks[t].data->samples * image_bytes(w->tasks[t].data);
+  for (int t = 0; t < w->eval->task_count; t++)
+    bytes += w->tasks[t].data->samples * nps_dataset_sample_bytes(w->tasks[t].data);
   nps_report_phase(w->report, "scoring", bytes);
   w->pulse = nps_pulse_start(w->comm);
   for (int t = 0; t < w->eval->task_count && err == NPS_OK && !w->stopped; t++) {

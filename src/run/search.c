@@ -136,10 +136,9 @@ static int64_t task_bytes(const nps_run_state_t *run) {
   for (int i = 0; i < run->recipe->fitness.task_count; i++) {
     const nps_run_task_t *task = &run->tasks[i];
     const nps_dataset_t *data = task->dataset;
-    const size_t needed = nps_net_scratch_bytes(task->net, run->recipe->fitness.batch);
+    const size_t needed = nps_net_scratch_bytes(task->net, data, run->recipe->fitness.batch);
     if (needed > scratch) scratch = needed;
-    bytes += data->samples *
-             (data->channels * data->height * data->width * (int64_t)sizeof(float) + (int64_t)sizeof(int32_t));
+    bytes += data->samples * nps_dataset_sample_bytes(data);
     for (int t = 0; t < nps_net_tensor_count(task->net); t++)
       if (nps_net_tensor(task->net, t)->of_head) bytes += nps_net_tensor(task->net, t)->count * (int64_t)sizeof(float);
   }
@@ -175,7 +174,7 @@ nps_err_t nps_run_plan_search(const nps_run_state_t *run, int64_t limit) {
   if (!nps_run_has_tasks(run) || nps_comm_rank(run->comm) != 0) return NPS_OK; /* rank 0 has opened the tasks */
   for (int i = 0; i < recipe->fitness.task_count; i++) {
     samples += run->tasks[i].dataset->samples;
-    flops += nps_net_flops(run->tasks[i].net, run->tasks[i].dataset->samples);
+    flops += nps_net_flops(run->tasks[i].net, run->tasks[i].dataset, run->tasks[i].dataset->samples);
   }
   nps_report_line(run->report, "%s", "");
   if (searches(run))

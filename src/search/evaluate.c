@@ -65,7 +65,7 @@ static nps_err_t prepare_tasks(nps_scorer_t *s) {
     const nps_search_task_t *task = &spec->tasks[t];
     const int tensors = nps_net_tensor_count(task->net);
     const int64_t batch = task->data->samples < s->batch ? task->data->samples : s->batch;
-    const size_t bytes = nps_net_scratch_bytes(task->net, (int)batch);
+    const size_t bytes = nps_net_scratch_bytes(task->net, task->data, (int)batch);
     split_samples(task->data, spec->fitness->holdout, &s->tasks[t]);
     s->tasks[t].place = nps_xcalloc((size_t)tensors, sizeof(int));
     err = nps_err_worse(err, find_tensors(spec, task, s->tasks[t].place));
@@ -158,7 +158,8 @@ static void measure(void *ctx, const batch_t *b) {
   scoring_t *w = ctx;
   w->slots++;
   w->samples += b->count;
-  w->scorer->flops += nps_net_flops(w->scorer->spec->tasks[b->task].net, b->count);
+  const nps_search_task_t *task = &w->scorer->spec->tasks[b->task];
+  w->scorer->flops += nps_net_flops(task->net, task->data, b->count);
 }
 
 static void build(scoring_t *w, const nps_job_t *job) {

@@ -402,8 +402,8 @@ static void naive_logits(const naive_t *n, const float *image, double *logits) {
 /* Runs a network on some of the samples, in the order given. */
 static void run_net(const naive_t *n, const nps_dataset_t *data, const int64_t *samples, int count, float *logits) {
   void *scratch = NULL;
-  ck_assert_int_eq(nps_buffer_alloc(nps_net_scratch_bytes(n->net, count), "scratch", &scratch), NPS_OK);
-  memset(scratch, 0xff, nps_net_scratch_bytes(n->net, count)); /* NaN */
+  ck_assert_int_eq(nps_buffer_alloc(nps_net_scratch_bytes(n->net, data, count), "scratch", &scratch), NPS_OK);
+  memset(scratch, 0xff, nps_net_scratch_bytes(n->net, data, count)); /* NaN */
   nps_net_logits(n->net, (const float *const *)n->weights, data, samples, count, scratch, logits);
   free(scratch);
 }
@@ -444,8 +444,8 @@ START_TEST(operations_are_counted) {
   ck_assert_int_eq(nps_net_new(model, NULL, &net), NPS_OK);
   const int token = 2 * H * H + 2 * H * INNER + 2 * TINY_TOKENS * H, pairs = 2 * TINY_TOKENS * H * H;
   const int all = TINY_TOKENS * PATCH * H + 2 * pairs + TINY_TOKENS * token + token + H * CLASSES;
-  ck_assert_double_eq(nps_net_flops(net, 1), 2.0 * all);
-  ck_assert_double_eq(nps_net_flops(net, 64), 128.0 * all);
+  ck_assert_double_eq(nps_net_flops(net, NULL, 1), 2.0 * all);
+  ck_assert_double_eq(nps_net_flops(net, NULL, 64), 128.0 * all);
   nps_net_free(net);
   nps_model_free(model);
 }
