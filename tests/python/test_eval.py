@@ -197,4 +197,4 @@ def test_a_file_without_groups(tmp_path):
 def test_a_model_without_a_config(tmp_path):
     tools.write_folder(tmp_path / "model", tools.read_model(FAMILY / "plain"))
     check_error(evaluate(tmp_path / "model", "--data", DATA, code=3), "there is no config.json")
-    check_error(evaluate(tools.MODELS / "bytes-llama/base", "--data", DATA, code=3), "model_type llama has no native")
+    check_error(evaluate(tools.MODELS / "bytes-llama/base", "--data", DATA, code=3), "expected texts (input_ids), as")
