@@ -18,6 +18,10 @@ void nps_blas_start(void);
 void nps_sgemm(bool transpose_b, int64_t m, int64_t n, int64_t k, float alpha, const float *a, int64_t lda,
                const float *b, int64_t ldb, float beta, float *c, int64_t ldc);
 
+/** C = alpha·Aᵀ·B + beta·C in float32. @param a  [k][m]; @param b  [k][n]; @param[in,out] c  [m][n] */
+void nps_sgemm_tn(int64_t m, int64_t n, int64_t k, float alpha, const float *a, int64_t lda, const float *b,
+                  int64_t ldb, float beta, float *c, int64_t ldc);
+
 /** C = alpha·op(A)·op(B) + beta·C in float64; op(A) is [m][k], op(B) [k][n].
  *  @param transpose_a  true: A is [k][m]; @param transpose_b  true: B is [n][k] */
 void nps_dgemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, double alpha, const double *a,

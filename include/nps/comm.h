@@ -40,6 +40,9 @@ void nps_comm_barrier(const nps_comm_t *comm);
  *  @param[in,out] data  [bytes] */
 void nps_comm_bcast(const nps_comm_t *comm, void *data, size_t bytes);
 
+/** Likewise another rank's. Collective. */
+void nps_comm_bcast_from(const nps_comm_t *comm, int root, void *data, size_t bytes);
+
 /** Send rank 0's text to all. Collective.
  *  @param[in,out] text  on rank 0 a string (NULL is passed on as NULL); elsewhere set to a copy, freed with free() */
 void nps_comm_bcast_text(const nps_comm_t *comm, char **text);

@@ -78,8 +78,13 @@ typedef struct nps_recipe_nps {
   nps_application_t application;
   int subspaces; /**< M */
   nps_scope_t scope;
-  double density;            /**< 0 to 1 */
-  nps_recipe_row_t *weights; /**< [weight_rows] none: all 1; owned */
+  double density; /**< 0 to 1 */
+  bool singular;  /**< partition: singular */
+  bool sum;       /**< of: sum */
+  char **exclude; /**< [exclude_count] spectral_exclude; owned */
+  int exclude_count;
+  nps_recipe_row_t
+      *weights; /**< [weight_rows] none: all 1; with singular M + 1 numbers where the rest's is given; owned */
   int weight_rows;
   nps_recipe_row_t *priorities; /**< [priority_rows] at least 0; none: |w|; owned */
   int priority_rows;

@@ -23,6 +23,11 @@
 void nps_delta_form(nps_dtype_t base_dtype, const void *base, int models, const nps_dtype_t *dtype,
                     const void *const *tuned, int64_t n, float *const *tau);
 
+/** Check stored values: NaN or infinity is NPS_ERR_INPUT with model, tensor and index. Local.
+ *  @param raw  [n] stored values of the tensor's elements [first, first + n) */
+nps_err_t nps_delta_check_finite(const nps_model_t *model, const char *tensor, nps_dtype_t dtype, const void *raw,
+                                 int64_t first, int64_t n);
+
 /** Exact selection of the k entries of largest magnitude among entries spread over ranks, without sorting: two radix
  *  histograms of the float32 bit patterns (upper 16 of the 31 bits, then the lower 15 within the bin that holds the k-th
  *  largest). Among entries that equal the threshold the earliest are kept.
@@ -49,6 +54,9 @@ void nps_select_count(nps_select_t *select, int pass, const float *x, int64_t n)
  *  After pass 1 the threshold is known, and the ties this rank may keep are those that are left when the ranks before it
  *  have taken theirs. */
 void nps_select_reduce(nps_select_t *select, int pass, const nps_comm_t *comm);
+
+/** Give the bits of the threshold, after pass 1: those of a magnitude, or above all where nothing is kept. Local. */
+uint32_t nps_select_threshold(const nps_select_t *select);
 
 /** Count the entries that equal the threshold, after pass 1. Local. */
 int64_t nps_select_count_ties(const nps_select_t *select, const float *x, int64_t n);
@@ -117,9 +125,10 @@ typedef struct nps_weighting {
   double *priority; /**< [T][M] at least 0; owned */
   double *lambda;   /**< [T] owned. A model with λ = 0 has no part */
   double *density;  /**< [T] 0 to 1; owned */
+  double *rest;     /**< [T] partition singular: weight of the tensors that are not split into bands; owned */
 } nps_weighting_t;
 
-/** Make a weighting: weights, priorities and λ 1, densities 1. Local. Freed with nps_weighting_free(). */
+/** Make a weighting: weights, priorities, λ and densities 1. Local. Freed with nps_weighting_free(). */
 nps_weighting_t *nps_weighting_new(int models, int subspaces);
 nps_weighting_t *nps_weighting_copy(const nps_weighting_t *weighting);
 void nps_weighting_free(nps_weighting_t *weighting);
@@ -219,16 +228,19 @@ const float *nps_subspaces_thresholds(const nps_subspaces_t *subspaces, int mode
 /** A whole model in float32 as it would be written, made from a store: one buffer, built again for every candidate.
  *  Opaque. */
 typedef struct nps_candidate nps_candidate_t;
+struct nps_factors; /* factors.h */
 
-/** Make room for candidates. Local. Freed with nps_candidate_free(). Borrows store and subspaces.
+/** Make room for candidates. Local. Freed with nps_candidate_free(). Borrows store, subspaces and factors.
+ *  @param factors  of all matrices and models, with partition singular (factors.h), without subspaces; else NULL
  *  @param round  whether values are rounded to the target's type in the layout first (as the output will be)
  *  @return NPS_ERR_MEMORY */
-nps_err_t nps_candidate_new(const nps_store_t *store, const nps_subspaces_t *subspaces, bool round,
-                            nps_candidate_t **out);
+nps_err_t nps_candidate_new(const nps_store_t *store, const nps_subspaces_t *subspaces,
+                            const struct nps_factors *factors, bool round, nps_candidate_t **out);
 void nps_candidate_free(nps_candidate_t *candidate);
 
 /** Build θ0 + Σ λ_i q_i / divisor: the same bits as the merge method nps writes. Local.
- *  @return false when the weighting has no result (normalize sum with |Σ λ| < NPS_TINY_LAMBDA), or a value is not finite */
+ *  @return false when the weighting has no result (normalize sum with |Σ λ| < NPS_TINY_LAMBDA), a value is not finite, or factors
+ *    cannot be read back */
 bool nps_candidate_build(nps_candidate_t *candidate, const nps_weighting_t *weighting);
 
 /** Take a stored model as it is: model 0 … T − 1, or -1 for the base. Local. */

@@ -11,6 +11,7 @@
 #include "nps/comm.h"
 #include "nps/config.h"
 #include "nps/delta.h"
+#include "nps/factors.h"
 #include "nps/model.h"
 #include "nps/plan.h"
 
@@ -149,6 +150,9 @@ typedef struct nps_merge_method {
  *  @param where  "FILE:LINE: " for the message */
 nps_err_t nps_merge_method_find(const char *name, const char *where, const nps_merge_method_t **out);
 
+/** Give the form of nps that merges with singular factors (partition: singular). Static. */
+const nps_merge_method_t *nps_merge_method_singular(void);
+
 /* ---- a merge ---- */
 
 /** One model as the method counts them. */
@@ -164,6 +168,15 @@ struct nps_merge_nps {
       *weighting;  /**< weights, priorities and scope; λ with has_lambda; density and normalize are parameters */
   bool has_lambda; /**< λ is the weighting's for all tensors; else parameters.lambda × the model's weight */
   double density;  /**< where neither the model nor the global parameters have one */
+
+  /* Partition singular only: */
+  bool sum; /**< of: sum */
+  const char *const *exclude;
+  int exclude_count;
+  const nps_factors_t *factors; /**< when the merge runs: of the matrices that this rank merges, borrowed */
+  int first_list;               /**< the list of the first model */
+  nps_taking_t *taking;         /**< what is kept; owned */
+  nps_assembly_t *assembly;     /**< owned */
 };
 
 /** What is to be merged. Borrowed by the merge. */

@@ -14,6 +14,7 @@
 #include "nps/comm.h"
 #include "nps/config.h"
 #include "nps/delta.h"
+#include "nps/factors.h"
 #include "nps/fitness.h"
 #include "nps/h5.h"
 #include "nps/report.h"
@@ -30,6 +31,8 @@ typedef struct nps_search_task {
 /** What is to be searched. Borrowed. */
 typedef struct nps_search_spec {
   const nps_store_t *store;
+  const nps_factors_t *factors; /**< partition singular: of all matrices and models, on every rank; else NULL */
+  bool of_sum;                  /**< factors of the sum alone: λ is fixed, and one row of weights counts */
   const char *const *models;    /**< [T] names */
   const nps_weighting_t *start; /**< given weights, priorities, densities, scope, normalize; λ: the models' weights */
   bool given_priorities;        /**< priorities are as given; else they follow the weights: a = |w| */
@@ -45,7 +48,7 @@ typedef struct nps_search_spec {
 /** One search: all it has evaluated, in order. Arrays are owned. */
 typedef struct nps_search_history {
   char *path;     /**< "prune/NAME", "fuse", "joint" */
-  char **columns; /**< [variables] "weight[0]", "log_priority[0]", "lambda[plain]", "weight[plain,0]" */
+  char **columns; /**< [variables] "weight[0]", "weight[rest]", "log_priority[0]", "lambda[plain]", "weight[plain,0]" */
   int variables;
   const char **tasks; /**< [task_count] names */
   int task_count;

@@ -52,6 +52,14 @@ void nps_sgemm(bool transpose_b, int64_t m, int64_t n, int64_t k, float alpha, c
   sgemm_(transpose_b ? "T" : "N", "N", &columns, &rows, &inner, &alpha, b, &row_b, a, &row_a, &beta, c, &row_c);
 }
 
+void nps_sgemm_tn(int64_t m, int64_t n, int64_t k, float alpha, const float *a, int64_t lda, const float *b,
+                  int64_t ldb, float beta, float *c, int64_t ldc) {
+  const int rows = narrow(m), columns = narrow(n), inner = narrow(k);
+  const int row_a = narrow(lda), row_b = narrow(ldb), row_c = narrow(ldc);
+  if (rows == 0 || columns == 0) return;
+  sgemm_("N", "T", &columns, &rows, &inner, &alpha, b, &row_b, a, &row_a, &beta, c, &row_c);
+}
+
 nps_err_t nps_dsyev(int64_t n, double *a, double *values) {
   const int order = narrow(n);
   int info = 0, room = -1;

@@ -56,10 +56,12 @@ void nps_comm_free(nps_comm_t *comm) {
 
 void nps_comm_barrier(const nps_comm_t *comm) { MPI_Barrier(comm->mpi); }
 
-void nps_comm_bcast(const nps_comm_t *comm, void *data, size_t bytes) {
+void nps_comm_bcast(const nps_comm_t *comm, void *data, size_t bytes) { nps_comm_bcast_from(comm, 0, data, bytes); }
+
+void nps_comm_bcast_from(const nps_comm_t *comm, int root, void *data, size_t bytes) {
   for (size_t at = 0; at < bytes; at += PART_BYTES) {
     size_t part = bytes - at < PART_BYTES ? bytes - at : PART_BYTES;
-    MPI_Bcast((char *)data + at, (int)part, MPI_BYTE, 0, comm->mpi);
+    MPI_Bcast((char *)data + at, (int)part, MPI_BYTE, root, comm->mpi);
   }
 }
 

@@ -13,8 +13,8 @@ enum { MAX_SUBSPACES = 256 };
 
 static const nps_word_t applications[] = {
     {"fusion", NPS_APPLICATION_FUSION}, {"transfer", NPS_APPLICATION_TRANSFER}, {"compression", NPS_WORD_NOT_BUILT}};
-static const nps_word_t partitions[] = {{"magnitude", 0}, {"singular", NPS_WORD_NOT_BUILT}};
-static const nps_word_t sources[] = {{"each", 0}, {"sum", NPS_WORD_NOT_BUILT}};
+static const nps_word_t partitions[] = {{"magnitude", false}, {"singular", true}};
+static const nps_word_t sources[] = {{"each", false}, {"sum", true}};
 static const nps_word_t scopes[] = {{"model", NPS_SCOPE_MODEL}, {"tensor", NPS_SCOPE_TENSOR}};
 
 static nps_recipe_nps_t *section(void *target) { return &((nps_recipe_t *)target)->nps; }
@@ -27,20 +27,32 @@ static void read_application(void *target, const nps_node_t *value, const char *
 
 static void read_partition(void *target, const nps_node_t *value, const char *what) {
   int word;
-  (void)target;
-  nps_word_read(value, what, partitions, COUNT(partitions), &word);
+  if (nps_word_read(value, what, partitions, COUNT(partitions), &word)) section(target)->singular = word;
 }
 
 static void read_source(void *target, const nps_node_t *value, const char *what) {
   int word;
-  (void)target;
-  nps_word_read(value, what, sources, COUNT(sources), &word);
+  if (nps_word_read(value, what, sources, COUNT(sources), &word)) section(target)->sum = word;
 }
 
+/* Parts of names; an empty one would be part of every name. */
 static void read_exclude(void *target, const nps_node_t *value, const char *what) {
-  (void)target;
-  if (value->kind != NPS_NODE_LIST || value->count > 0)
-    nps_place_fail(value->place, "%s: the singular partition is not built yet", what);
+  nps_recipe_nps_t *nps = section(target);
+  char found[96];
+  if (value->kind != NPS_NODE_LIST) {
+    nps_place_fail(value->place, "%s: expected a list of parts of tensors' names, found %s", what,
+                   nps_node_describe(value, found));
+    return;
+  }
+  nps->exclude = nps_xcalloc((size_t)value->count + 1, sizeof *nps->exclude);
+  for (int i = 0; i < value->count; i++) {
+    const nps_node_t *part = value->entries[i].value;
+    if (part->kind == NPS_NODE_SCALAR && *part->text)
+      nps->exclude[nps->exclude_count++] = nps_xstrdup(part->text);
+    else
+      nps_place_fail(part->place, "%s: expected a part of a tensor's name, found %s", what,
+                     nps_node_describe(part, found));
+  }
 }
 
 static void read_subspaces(void *target, const nps_node_t *value, const char *what) {

@@ -90,18 +90,34 @@ static void fail_model(nps_place_t place, const char *what, const char *name, co
                  near ? ", did you mean '" : "", near ? near : "", near ? "'?" : "");
 }
 
+/* @param with_rest  there may be one more number, for the tensors that are not split into bands */
 static void check_rows(const nps_recipe_t *recipe, const nps_node_t *root, const char *key,
-                       const nps_recipe_row_t *rows, int count) {
+                       const nps_recipe_row_t *rows, int count, bool with_rest) {
   const nps_place_t place = place_of(root, "nps", key);
   const char *near;
   for (int i = 0; i < count; i++) {
     char *what = rows[i].model ? nps_xstrf("nps.%s.%s", key, rows[i].model) : nps_xstrf("nps.%s", key);
-    if (rows[i].count != recipe->nps.subspaces)
-      nps_place_fail(place, "%s: expected %d numbers, one a subspace, found %d", what, recipe->nps.subspaces,
-                     rows[i].count);
+    if (rows[i].count != recipe->nps.subspaces && !(with_rest && rows[i].count == recipe->nps.subspaces + 1))
+      nps_place_fail(place, "%s: expected %d numbers, one a subspace%s, found %d", what, recipe->nps.subspaces,
+                     with_rest ? ", or one more for the tensors that are no matrices" : "", rows[i].count);
+    if (rows[i].model && recipe->nps.sum)
+      nps_place_fail(place, "%s: the sum (nps.of: sum) has no models: expected one list of numbers", what);
     if (rows[i].model && !find_model(recipe, rows[i].model, &near)) fail_model(place, what, rows[i].model, near);
     free(what);
   }
+}
+
+/* The keys of the singular partition against each other. */
+static void check_partition(const nps_recipe_t *recipe, const nps_node_t *root) {
+  const nps_recipe_nps_t *nps = &recipe->nps;
+  if (nps->sum && !nps->singular)
+    nps_place_fail(place_of(root, "nps", "of"), "nps.of: sum goes with nps.partition: singular only");
+  if (nps->exclude_count > 0 && !nps->singular)
+    nps_place_fail(place_of(root, "nps", "spectral_exclude"),
+                   "nps.spectral_exclude: goes with nps.partition: singular only");
+  if (nps->sum && nps->application == NPS_APPLICATION_TRANSFER)
+    nps_place_fail(place_of(root, "nps", "of"),
+                   "nps.of: sum makes one model of all, but nps.application is transfer: expected each");
 }
 
 /* Whose task it is: the model of that name where none is said. */
@@ -157,6 +173,11 @@ static void check_stages(const nps_recipe_t *recipe, const nps_node_t *root) {
   const bool transfer = recipe->nps.application == NPS_APPLICATION_TRANSFER;
   if (transfer && (s->stage_count != 1 || s->stages[0] != NPS_STAGE_PRUNE))
     nps_place_fail(place, "search.stages: expected [prune], the only stage of transfer");
+  if (recipe->nps.sum && (s->stage_count != 1 || s->stages[0] != NPS_STAGE_JOINT))
+    nps_place_fail(place, "search.stages: expected [joint], the only stage with nps.of: sum");
+  if (recipe->nps.sum && s->per_model)
+    nps_place_fail(place_of(root, "search", "per_model"),
+                   "search.per_model: the sum (nps.of: sum) has no models, expected false");
   if (s->per_model && !has_stage(recipe, NPS_STAGE_JOINT))
     nps_place_fail(place_of(root, "search", "per_model"), "search.per_model: holds for the stage joint only");
   if (has_stage(recipe, NPS_STAGE_PRUNE)) check_tasks_of_models(recipe, root);
@@ -211,8 +232,9 @@ void nps_sections_check(nps_recipe_t *recipe, const nps_node_t *root) {
     refuse_sections(recipe, root);
     return;
   }
-  check_rows(recipe, root, "weights", recipe->nps.weights, recipe->nps.weight_rows);
-  check_rows(recipe, root, "priorities", recipe->nps.priorities, recipe->nps.priority_rows);
+  check_partition(recipe, root);
+  check_rows(recipe, root, "weights", recipe->nps.weights, recipe->nps.weight_rows, recipe->nps.singular);
+  check_rows(recipe, root, "priorities", recipe->nps.priorities, recipe->nps.priority_rows, false);
   settle_tasks(recipe, root);
   const nps_entry_t *fitness = nps_node_find(root, "fitness");
   if (fitness && fitness->value->kind == NPS_NODE_MAPPING && recipe->fitness.evaluator == NPS_EVALUATOR_NATIVE &&
@@ -255,11 +277,22 @@ static void emit_pair(nps_text_t *out, const char *key, double value) {
   nps_text_add(out, "\n");
 }
 
+static void emit_spectral(nps_text_t *out, const nps_recipe_nps_t *nps) {
+  nps_text_add(out, "  of: %s\n  spectral_exclude: [", nps->sum ? "sum" : "each");
+  for (int i = 0; i < nps->exclude_count; i++) {
+    nps_text_add(out, "%s", i ? ", " : "");
+    nps_emit_text(out, nps->exclude[i]);
+  }
+  nps_text_add(out, "]\n");
+}
+
 static void emit_nps(nps_text_t *out, const nps_recipe_nps_t *nps) {
   nps_text_add(out, "nps:\n  application: %s\n  subspaces: %d\n  scope: %s\n",
                nps->application == NPS_APPLICATION_TRANSFER ? "transfer" : "fusion", nps->subspaces,
                nps->scope == NPS_SCOPE_TENSOR ? "tensor" : "model");
   emit_pair(out, "density", nps->density);
+  nps_text_add(out, "  partition: %s\n", nps->singular ? "singular" : "magnitude");
+  if (nps->singular) emit_spectral(out, nps);
   emit_rows(out, "weights", nps->weights, nps->weight_rows);
   emit_rows(out, "priorities", nps->priorities, nps->priority_rows);
 }
@@ -339,6 +372,8 @@ static void free_rows(nps_recipe_row_t *rows, int count) {
 }
 
 void nps_sections_free(nps_recipe_t *recipe) {
+  for (int i = 0; i < recipe->nps.exclude_count; i++) free(recipe->nps.exclude[i]);
+  free(recipe->nps.exclude);
   free_rows(recipe->nps.weights, recipe->nps.weight_rows);
   free_rows(recipe->nps.priorities, recipe->nps.priority_rows);
   free(recipe->search.start_from);

@@ -1,7 +1,9 @@
-/* Candidates in memory: which entries of every model are kept, found exactly from the histograms of the subspaces, and the
- * weights that come of it. */
+/* Candidates in memory: which entries of every model are kept, found exactly from the histograms of the subspaces, or which
+ * singular triples, and the weights that come of it. */
 #include "radix.h"
 #include "store.h"
+
+#include "nps/factors.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -35,6 +37,10 @@ struct nps_candidate {
   float *q;         /* [models][NPS_CHUNK] */
   float **rows;     /* [models] into q */
   int64_t *seek;    /* [SEEK_BINS] */
+
+  const nps_factors_t *factors; /* partition singular; else NULL */
+  nps_taking_t *taking;
+  nps_assembly_t *assembly;
 };
 
 /* ---- bounds on the threshold from the histograms ---- */
@@ -278,14 +284,65 @@ static void round_values(const nps_candidate_t *c, int tensor, const double *x, 
   nps_tensor_widen_f32(dtype, stored, n, out);
 }
 
-static void build_chunk(nps_candidate_t *c, const nps_weighting_t *w, int tensor, int64_t first, int64_t n) {
-  double base[NPS_CHUNK], sum[NPS_CHUNK];
-  for (int i = 0; i < w->models; i++)
-    if (w->lambda[i] != 0) make_q(c, w, i, tensor, first, n, c->rows[i]);
-  nps_fuse(w->models, (const float *const *)c->rows, w->lambda, w->normalize, n, sum);
+/* Puts a chunk's update on top of the base. @param[in,out] sum  [n] */
+static void put_chunk(nps_candidate_t *c, int tensor, int64_t first, int64_t n, double *sum) {
+  double base[NPS_CHUNK];
   nps_tensor_widen(nps_store_dtype(c->store, -1, tensor), nps_store_raw(c->store, -1, tensor, first), n, base);
   add_base(base, n, sum);
   round_values(c, tensor, sum, n, c->weights + c->offset[tensor] + first);
+}
+
+static void build_chunk(nps_candidate_t *c, const nps_weighting_t *w, int tensor, int64_t first, int64_t n) {
+  double sum[NPS_CHUNK];
+  for (int i = 0; i < w->models; i++)
+    if (w->lambda[i] != 0) make_q(c, w, i, tensor, first, n, c->rows[i]);
+  nps_fuse(w->models, (const float *const *)c->rows, w->lambda, w->normalize, n, sum);
+  put_chunk(c, tensor, first, n, sum);
+}
+
+static void build_entries(nps_candidate_t *c, const nps_weighting_t *w) {
+  for (int i = 0; i < w->models; i++)
+    if (w->lambda[i] != 0) make_rules(c, w, i);
+  for (int t = 0; t < nps_store_tensors(c->store); t++) {
+    const int64_t count = nps_store_count(c->store, t);
+    for (int64_t first = 0; first < count; first += NPS_CHUNK)
+      build_chunk(c, w, t, first, count - first < NPS_CHUNK ? count - first : NPS_CHUNK);
+  }
+}
+
+/* ---- building from singular triples ---- */
+
+static void build_rest_chunk(nps_candidate_t *c, const nps_weighting_t *w, int tensor, int64_t first, int64_t n) {
+  double update[NPS_CHUNK];
+  for (int i = 0; i < w->models; i++) nps_store_tau(c->store, i, tensor, first, n, c->rows[i]);
+  nps_rest_update(c->factors, w, 0, tensor, first, n, c->rows, update);
+  put_chunk(c, tensor, first, n, update);
+}
+
+/* @param update  of the matrix; NULL: a tensor of the rest */
+static void build_tensor(nps_candidate_t *c, const nps_weighting_t *w, int tensor, const float *update) {
+  const int64_t count = nps_store_count(c->store, tensor);
+  double sum[NPS_CHUNK];
+  for (int64_t first = 0; first < count; first += NPS_CHUNK) {
+    const int64_t n = count - first < NPS_CHUNK ? count - first : NPS_CHUNK;
+    if (!update) {
+      build_rest_chunk(c, w, tensor, first, n);
+      continue;
+    }
+    for (int64_t i = 0; i < n; i++) sum[i] = update[first + i];
+    put_chunk(c, tensor, first, n, sum);
+  }
+}
+
+static nps_err_t build_triples(nps_candidate_t *c, const nps_weighting_t *w) {
+  nps_taking_make(c->taking, w, 0);
+  for (int t = 0; t < nps_store_tensors(c->store); t++) {
+    const int matrix = nps_factors_matrix(c->factors, t);
+    const float *update = NULL;
+    if (matrix >= 0) NPS_TRY(nps_assembly_matrix(c->assembly, c->taking, w, 0, matrix, &update));
+    build_tensor(c, w, t, update);
+  }
+  return NPS_OK;
 }
 
 static bool has_result(const nps_weighting_t *w) {
@@ -296,13 +353,10 @@ static bool has_result(const nps_weighting_t *w) {
 
 bool nps_candidate_build(nps_candidate_t *c, const nps_weighting_t *w) {
   if (!has_result(w)) return false;
-  for (int i = 0; i < w->models; i++)
-    if (w->lambda[i] != 0) make_rules(c, w, i);
-  for (int t = 0; t < nps_store_tensors(c->store); t++) {
-    const int64_t count = nps_store_count(c->store, t);
-    for (int64_t first = 0; first < count; first += NPS_CHUNK)
-      build_chunk(c, w, t, first, count - first < NPS_CHUNK ? count - first : NPS_CHUNK);
-  }
+  if (!c->factors)
+    build_entries(c, w);
+  else if (build_triples(c, w) != NPS_OK)
+    return false;
   return nps_tensor_find_nonfinite(NPS_F32, c->weights, nps_store_elements(c->store)) < 0;
 }
 
@@ -330,26 +384,33 @@ int64_t nps_candidate_bytes(const nps_layout_t *layout) {
   return elements * (int64_t)sizeof(float) + (int64_t)(SEEK_BINS * sizeof(int64_t));
 }
 
-nps_err_t nps_candidate_new(const nps_store_t *store, const nps_subspaces_t *subspaces, bool round,
-                            nps_candidate_t **out) {
+static void make_entry_room(nps_candidate_t *c, size_t models) {
+  c->rules = nps_xcalloc(models * (size_t)c->subspaces->rows, sizeof *c->rules);
+  c->priority = nps_xcalloc(models * (size_t)c->subspaces->subspaces, sizeof *c->priority);
+  c->seek = nps_xcalloc(SEEK_BINS, sizeof *c->seek);
+}
+
+nps_err_t nps_candidate_new(const nps_store_t *store, const nps_subspaces_t *subspaces, const nps_factors_t *factors,
+                            bool round, nps_candidate_t **out) {
   const size_t models = (size_t)nps_store_models(store);
   nps_candidate_t *c = nps_xcalloc(1, sizeof *c);
   int64_t at = 0;
   c->store = store;
   c->subspaces = subspaces;
+  c->factors = factors;
   c->round = round;
   c->offset = nps_xcalloc((size_t)nps_store_tensors(store), sizeof *c->offset);
   for (int t = 0; t < nps_store_tensors(store); t++) {
     c->offset[t] = at;
     at += nps_store_count(store, t);
   }
-  c->rules = nps_xcalloc(models * (size_t)subspaces->rows, sizeof *c->rules);
-  c->priority = nps_xcalloc(models * (size_t)subspaces->subspaces, sizeof *c->priority);
+  if (!factors) make_entry_room(c, models);
   c->q = nps_xcalloc(models * NPS_CHUNK, sizeof *c->q);
   c->rows = nps_xcalloc(models, sizeof *c->rows);
   for (size_t i = 0; i < models; i++) c->rows[i] = c->q + i * NPS_CHUNK;
-  c->seek = nps_xcalloc(SEEK_BINS, sizeof *c->seek);
   nps_err_t err = nps_buffer_alloc((size_t)at * sizeof(float), "a candidate's weights", &c->weights);
+  if (factors) c->taking = nps_taking_new(factors);
+  if (factors && err == NPS_OK) err = nps_assembly_new(factors, &c->assembly);
   if (err == NPS_OK)
     *out = c;
   else
@@ -366,5 +427,7 @@ void nps_candidate_free(nps_candidate_t *c) {
   free(c->q);
   free(c->rows);
   free(c->seek);
+  nps_taking_free(c->taking);
+  nps_assembly_free(c->assembly);
   free(c);
 }

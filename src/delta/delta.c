@@ -1,5 +1,7 @@
 #include "nps/delta.h"
 
+#include <math.h>
+
 /* The three common types are widened and subtracted in one go. */
 NPS_VECTOR_CLONES
 static void subtract(nps_dtype_t dtype, const void *tuned, const float *base, int64_t n, float *tau) {
@@ -47,4 +49,14 @@ void nps_delta_form(nps_dtype_t base_dtype, const void *base, int models, const 
     else
       subtract(dtype[m], tuned[m], single, n, tau[m]);
   }
+}
+
+nps_err_t nps_delta_check_finite(const nps_model_t *model, const char *tensor, nps_dtype_t dtype, const void *raw,
+                                 int64_t first, int64_t n) {
+  const int64_t found = nps_tensor_find_nonfinite(dtype, raw, n);
+  if (found < 0) return NPS_OK;
+  double value;
+  nps_tensor_widen(dtype, (const char *)raw + (size_t)found * nps_dtype_size(dtype), 1, &value);
+  return nps_fail(NPS_ERR_INPUT, "model %s (%s): tensor %s holds %s at index %lld", model->name, model->path, tensor,
+                  isnan(value) ? "NaN" : "infinity", (long long)(first + found));
 }

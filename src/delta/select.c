@@ -138,6 +138,8 @@ int64_t nps_select_count_ties(const nps_select_t *select, const float *x, int64_
   return count_equal(x, n, select->threshold);
 }
 
+uint32_t nps_select_threshold(const nps_select_t *select) { return select->threshold; }
+
 int64_t nps_select_ties(const nps_select_t *select) { return select->ties; }
 
 void nps_select_set_ties(nps_select_t *select, int64_t ties) { select->ties_left = ties; }

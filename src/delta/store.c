@@ -10,7 +10,7 @@ static int by_name(const void *a, const void *b) {
   return strcmp((*(const nps_target_t *const *)a)->name, (*(const nps_target_t *const *)b)->name);
 }
 
-static const nps_target_t **sorted_targets(const nps_layout_t *layout, int *count) {
+const nps_target_t **nps_sorted_targets(const nps_layout_t *layout, int *count) {
   const nps_target_t **targets = nps_xcalloc((size_t)layout->count, sizeof *targets);
   *count = 0;
   for (int t = 0; t < layout->count; t++)
@@ -34,15 +34,9 @@ const void *nps_store_raw(const nps_store_t *s, int model, int tensor, int64_t f
 }
 
 static nps_err_t check_finite(const nps_store_t *s, int model, int tensor) {
-  const nps_dtype_t dtype = nps_store_dtype(s, model, tensor);
-  const void *raw = nps_store_raw(s, model, tensor, 0);
-  const int64_t found = nps_tensor_find_nonfinite(dtype, raw, s->targets[tensor]->count);
-  if (found < 0) return NPS_OK;
   const nps_model_t *input = s->inputs[model < 0 ? s->base : s->input_of[model]];
-  double value;
-  nps_tensor_widen(dtype, nps_store_raw(s, model, tensor, found), 1, &value);
-  return nps_fail(NPS_ERR_INPUT, "model %s (%s): tensor %s holds %s at index %lld", input->name, input->path,
-                  s->targets[tensor]->name, isnan(value) ? "NaN" : "infinity", (long long)found);
+  return nps_delta_check_finite(input, s->targets[tensor]->name, nps_store_dtype(s, model, tensor),
+                                nps_store_raw(s, model, tensor, 0), 0, s->targets[tensor]->count);
 }
 
 static nps_err_t read_model(nps_store_t *s, int model, nps_digest_t *digest) {
@@ -70,7 +64,7 @@ nps_err_t nps_store_load(const nps_layout_t *layout, const nps_model_t *const *i
   s->inputs = inputs;
   s->base = base;
   s->models = models;
-  s->targets = sorted_targets(layout, &s->tensors);
+  s->targets = nps_sorted_targets(layout, &s->tensors);
   s->input_of = nps_xcalloc((size_t)models, sizeof *s->input_of);
   memcpy(s->input_of, input_of, (size_t)models * sizeof *s->input_of);
   s->raw = nps_xcalloc((size_t)models + 1, sizeof *s->raw);

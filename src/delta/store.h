@@ -17,6 +17,9 @@ struct nps_store {
   int64_t *offset; /* [1 + models][tensors] bytes into raw */
 };
 
+/** Give the merged targets of a layout in byte order of their names. @return freed with free() */
+const nps_target_t **nps_sorted_targets(const nps_layout_t *layout, int *count);
+
 /** Give the stored type / values of a tensor; model −1 is the base. */
 nps_dtype_t nps_store_dtype(const nps_store_t *store, int model, int tensor);
 const void *nps_store_raw(const nps_store_t *store, int model, int tensor, int64_t first);

@@ -22,7 +22,8 @@ nps_weighting_t *nps_weighting_new(int models, int subspaces) {
                          .weight = ones(T * M),
                          .priority = ones(T * M),
                          .lambda = ones(T),
-                         .density = ones(T)};
+                         .density = ones(T),
+                         .rest = ones(T)};
   return w;
 }
 
@@ -35,6 +36,7 @@ nps_weighting_t *nps_weighting_copy(const nps_weighting_t *weighting) {
   memcpy(w->priority, weighting->priority, T * M * sizeof *w->priority);
   memcpy(w->lambda, weighting->lambda, T * sizeof *w->lambda);
   memcpy(w->density, weighting->density, T * sizeof *w->density);
+  memcpy(w->rest, weighting->rest, T * sizeof *w->rest);
   return w;
 }
 
@@ -44,6 +46,7 @@ void nps_weighting_free(nps_weighting_t *weighting) {
   free(weighting->priority);
   free(weighting->lambda);
   free(weighting->density);
+  free(weighting->rest);
   free(weighting);
 }
 

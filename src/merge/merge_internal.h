@@ -5,6 +5,8 @@
 
 #include "nps/merge.h"
 
+#include <math.h>
+
 struct nps_merge {
   nps_merge_spec_t spec;
   nps_merge_tensor_t *tensors; /**< [layout->count]; merged targets only are filled */
@@ -26,6 +28,7 @@ extern const nps_merge_method_t nps_method_ties;
 extern const nps_merge_method_t nps_method_dare_linear;
 extern const nps_merge_method_t nps_method_dare_ties;
 extern const nps_merge_method_t nps_method_nps;
+extern const nps_merge_method_t nps_method_nps_singular; /* not listed: nps with partition singular */
 extern const nps_merge_method_t nps_method_tsv_m;
 extern const nps_merge_method_t nps_method_iso_c;
 extern const nps_merge_method_t nps_method_iso_cts;
@@ -34,6 +37,24 @@ extern const nps_merge_method_t nps_method_opcm;
 
 /** Choices of a yes/no parameter: value 0 is false, 1 true. */
 extern const char *const nps_choices_bool[];
+
+/* ---- merge_method nps ---- */
+
+enum { NPS_PARAM_WEIGHT, NPS_PARAM_LAMBDA, NPS_PARAM_NORMALIZE, NPS_PARAM_DENSITY, NPS_PARAM_COUNT };
+
+/** Choices of `normalize`, in the order of nps_normalize_t. */
+extern const char *const nps_choices_normalize[];
+
+#define NPS_PARAMS                                                                                                     \
+  {                                                                                                                    \
+    [NPS_PARAM_WEIGHT] = {.name = "weight", .per_model = true, .fallback = 1, .least = -1e30, .most = 1e30},           \
+    [NPS_PARAM_LAMBDA] = {.name = "lambda", .fallback = 1, .least = -1e30, .most = 1e30},                              \
+    [NPS_PARAM_NORMALIZE] = {.name = "normalize", .kind = NPS_PARAM_CHOICE, .choices = nps_choices_normalize},         \
+    [NPS_PARAM_DENSITY] = {.name = "density", .per_model = true, .fallback = NAN, .least = 0, .most = 1},              \
+  }
+
+/** Give λ of the models of a tensor. @param[out] lambda  [models] */
+void nps_merge_find_lambda(const nps_merge_tensor_t *tensor, double *lambda);
 
 /** Check that every model has weight 1, for methods without weights. @param why  set to the reason when not */
 bool nps_merge_weights_are_one(const nps_merge_tensor_t *tensor, int param, char why[160]);

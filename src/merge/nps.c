@@ -11,11 +11,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { WEIGHT, LAMBDA, NORMALIZE, DENSITY };
+enum { WEIGHT = NPS_PARAM_WEIGHT, LAMBDA, NORMALIZE, DENSITY };
 
 enum { PARTITION_PASSES = 2 };
 
-static const char *const normalize_choices[] = {"none", "sum", "coordinate", NULL};
+const char *const nps_choices_normalize[] = {"none", "sum", "coordinate", NULL};
 
 typedef struct {
   int models, subspaces;
@@ -50,8 +50,7 @@ static int nps_passes(const nps_merge_tensor_t *tensors, int count) {
   return PARTITION_PASSES;
 }
 
-/* λ of the models of a tensor, [models]. */
-static void find_lambda(const nps_merge_tensor_t *tensor, double *lambda) {
+void nps_merge_find_lambda(const nps_merge_tensor_t *tensor, double *lambda) {
   for (int m = 0; m < tensor->models; m++)
     lambda[m] = tensor->nps->has_lambda ? tensor->nps->weighting->lambda[m]
                                         : tensor->param[LAMBDA][0] * tensor->param[WEIGHT][m];
@@ -59,7 +58,7 @@ static void find_lambda(const nps_merge_tensor_t *tensor, double *lambda) {
 
 static bool nps_check(const nps_merge_tensor_t *tensor, const nps_merge_tensor_t *first, char why[160]) {
   double lambda[tensor->models], sum = 0;
-  find_lambda(tensor, lambda);
+  nps_merge_find_lambda(tensor, lambda);
   for (int m = 0; m < tensor->models; m++) {
     sum += lambda[m];
     if (!is_whole_model(tensor) || tensor->param[DENSITY][m] == first->param[DENSITY][m]) continue;
@@ -178,7 +177,7 @@ static void nps_fuse_chunk(void *state, const nps_merge_tensor_t *tensor, const 
   nps_state_t *s = state;
   double lambda[tensor->models];
   const bool all = keeps_all(tensor);
-  find_lambda(tensor, lambda);
+  nps_merge_find_lambda(tensor, lambda);
   for (int m = 0; m < s->models; m++) kept[m] += prune(s, tensor, m, chunk, all);
   nps_fuse(s->models, (const float *const *)chunk->tau, lambda, (nps_normalize_t)tensor->param[NORMALIZE][0],
            chunk->count, out);
@@ -204,10 +203,7 @@ const nps_merge_method_t nps_method_nps = {
     .summary = "subspaces of the task vectors, weighed, pruned by score and summed",
     .base = NPS_BASE_TASK_VECTORS,
     .min_models = 1,
-    .params = {[WEIGHT] = {.name = "weight", .per_model = true, .fallback = 1, .least = -1e30, .most = 1e30},
-               [LAMBDA] = {.name = "lambda", .fallback = 1, .least = -1e30, .most = 1e30},
-               [NORMALIZE] = {.name = "normalize", .kind = NPS_PARAM_CHOICE, .choices = normalize_choices},
-               [DENSITY] = {.name = "density", .per_model = true, .fallback = NAN, .least = 0, .most = 1}},
+    .params = NPS_PARAMS,
     .param_count = 4,
     .element_seconds = 9e-9,
     .check = nps_check,

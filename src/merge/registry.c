@@ -53,6 +53,8 @@ nps_err_t nps_merge_method_find(const char *name, const char *where, const nps_m
   return err;
 }
 
+const nps_merge_method_t *nps_merge_method_singular(void) { return &nps_method_nps_singular; }
+
 bool nps_merge_param_known(const char *name) {
   for (int i = 0; i < OTHER_PARAMS; i++)
     if (strcmp(other_params[i], name) == 0) return true;

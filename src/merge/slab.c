@@ -1,7 +1,6 @@
 /* What every way of merging does: reading slabs, forming chunks, writing, and telling how far it is. */
 #include "engine.h"
 
-#include <math.h>
 #include <stdlib.h>
 
 static const nps_merge_spec_t *spec_of(const nps_engine_t *e) { return &e->merge->spec; }
@@ -23,15 +22,8 @@ char *nps_engine_raw_at(const nps_engine_t *e, const nps_target_t *target, int i
 
 /* Checks the elements [at, at + count) of the slab. */
 static nps_err_t check_finite(const nps_engine_t *e, const nps_target_t *target, int input, int64_t at, int64_t count) {
-  const nps_dtype_t dtype = nps_engine_input_dtype(e, target, input);
-  const char *raw = nps_engine_raw_at(e, target, input, at);
-  const int64_t found = nps_tensor_find_nonfinite(dtype, raw, count);
-  if (found < 0) return NPS_OK;
-  const nps_model_t *model = spec_of(e)->inputs[input];
-  double value;
-  nps_tensor_widen(dtype, raw + (size_t)found * nps_dtype_size(dtype), 1, &value);
-  return nps_fail(NPS_ERR_INPUT, "model %s (%s): tensor %s holds %s at index %lld", model->name, model->path,
-                  target->name, isnan(value) ? "NaN" : "infinity", (long long)(e->slab_first + at + found));
+  return nps_delta_check_finite(spec_of(e)->inputs[input], target->name, nps_engine_input_dtype(e, target, input),
+                                nps_engine_raw_at(e, target, input, at), e->slab_first + at, count);
 }
 
 /* Makes the slab ready for elements [first, first + count) of a target, unless it is it already. */

@@ -138,5 +138,6 @@ nps_err_t nps_run_plan(nps_run_state_t *run, nps_run_output_t *output, int ranks
   nps_demand_t demand = nps_merge_demand(output->merge);
   nps_err_t err = nps_plan_make(output->layout, output->inputs, ranks, &demand, &costs,
                                 nps_run_memory_limit(run, per_node), &output->plan);
+  if (err == NPS_OK) nps_run_plan_factors(run, output);
   return nps_comm_agree(run->comm, err);
 }

@@ -5,13 +5,13 @@
 #include <string.h>
 
 /* The configs' numbers of a model: its own row, else the row of all. NULL: none is given. */
-static const double *find_row(const nps_recipe_row_t *rows, int count, const char *model) {
-  const double *all = NULL;
+static const nps_recipe_row_t *find_row(const nps_recipe_row_t *rows, int count, const char *model) {
+  const nps_recipe_row_t *all = NULL;
   for (int i = 0; i < count; i++) {
     if (!rows[i].model)
-      all = rows[i].numbers;
+      all = &rows[i];
     else if (strcmp(rows[i].model, model) == 0)
-      return rows[i].numbers;
+      return &rows[i];
   }
   return all;
 }
@@ -22,15 +22,22 @@ static void make_weighting(const nps_run_state_t *run, nps_run_output_t *output)
   nps_weighting_t *w = nps_weighting_new(output->model_count, nps->subspaces);
   w->scope = nps->scope;
   for (int i = 0; i < output->model_count; i++) {
-    const double *weights = find_row(nps->weights, nps->weight_rows, output->models[i].name);
-    const double *priorities = find_row(nps->priorities, nps->priority_rows, output->models[i].name);
+    const nps_recipe_row_t *row = find_row(nps->weights, nps->weight_rows, output->models[i].name);
+    const double *weights = row ? row->numbers : NULL;
+    if (row && row->count > nps->subspaces) w->rest[i] = row->numbers[nps->subspaces];
+    row = find_row(nps->priorities, nps->priority_rows, output->models[i].name);
+    const double *priorities = row ? row->numbers : NULL;
     for (int m = 0; m < nps->subspaces; m++) {
       const int at = i * nps->subspaces + m;
       if (weights) w->weight[at] = weights[m];
       w->priority[at] = priorities ? priorities[m] : w->weight[at] < 0 ? -w->weight[at] : w->weight[at];
     }
   }
-  output->nps = (nps_merge_nps_t){.weighting = w, .density = nps->density};
+  output->nps = (nps_merge_nps_t){.weighting = w,
+                                  .density = nps->density,
+                                  .sum = nps->sum,
+                                  .exclude = (const char *const *)nps->exclude,
+                                  .exclude_count = nps->exclude_count};
 }
 
 /* "merged-{name}.h5" for a model; the same path where there is no {name}. */
@@ -146,6 +153,7 @@ void nps_run_free_outputs(nps_run_state_t *run) {
   for (int i = 0; i < run->output_count; i++) {
     nps_run_output_t *output = &run->outputs[i];
     nps_plan_free(output->plan);
+    nps_run_free_factors(output);
     nps_merge_free(output->merge);
     nps_weighting_free(output->nps.weighting);
     nps_layout_free(output->layout);

@@ -7,6 +7,7 @@ static void free_run(nps_run_state_t *run) {
   nps_run_free_tasks(run);
   nps_run_free_outputs(run);
   nps_run_free_history(run);
+  nps_factors_free(run->factors);
   for (int i = 0; i < run->input_count; i++) nps_model_free(run->inputs[i]);
   free(run->inputs);
   free(run->input_of);
@@ -34,6 +35,8 @@ typedef struct {
 } findings_t;
 
 static nps_err_t put_names(nps_h5_t *file, const nps_run_output_t *output) {
+  static const char *const sum = "sum";
+  if (output->nps.sum) return nps_h5_put_attr_texts(file, "/subspaces", "models", &sum, 1);
   const char **names = nps_xcalloc((size_t)output->model_count, sizeof *names);
   for (int m = 0; m < output->model_count; m++) names[m] = output->models[m].name;
   nps_err_t err = nps_h5_put_attr_texts(file, "/subspaces", "models", names, output->model_count);
@@ -64,9 +67,16 @@ done:
   return err;
 }
 
+static nps_err_t put_bands(nps_h5_t *file, const nps_run_output_t *output) {
+  NPS_TRY(nps_h5_make_group(file, "/subspaces"));
+  NPS_TRY(put_names(file, output));
+  return nps_run_put_factors(file, output);
+}
+
 static nps_err_t put_findings(void *ctx, nps_h5_t *file) {
   const findings_t *findings = ctx;
-  NPS_TRY(put_subspaces(file, findings->output));
+  const bool singular = findings->output->nps.taking;
+  NPS_TRY(singular ? put_bands(file, findings->output) : put_subspaces(file, findings->output));
   return findings->run->search ? nps_search_write(findings->run->search, file) : NPS_OK;
 }
 
@@ -164,8 +174,11 @@ static nps_err_t write_output(nps_run_state_t *run, nps_run_output_t *output) {
   NPS_TRY(nps_comm_agree(run->comm, nps_run_dress(run, output)));
   NPS_TRY(nps_run_plan(run, output, nps_comm_size(run->comm)));
   if (run->options->verbose) nps_run_show_plan(run, output);
+  NPS_TRY(nps_run_prepare_factors(run, output));
   nps_merge_result_t *results = nps_xcalloc((size_t)output->model_count, sizeof *results);
   nps_err_t err = merge_and_write(run, output, results, &bytes);
+  if (err == NPS_OK) nps_run_count_stored(output, results);
+  nps_run_free_factors(output);
   if (err == NPS_OK) nps_run_show_summary(run, output, results, bytes);
   free(results);
   return err;

@@ -25,7 +25,9 @@ typedef struct nps_run_output {
   nps_merge_nps_t nps; /**< weights of its models' subspaces; merge_method nps only */
   nps_merge_t *merge;
   nps_plan_t *plan;
-  char *config_json; /**< or NULL */
+  bool spill;             /**< its singular factors go to a file */
+  nps_factors_t *factors; /**< its own singular factors, or NULL: those of the run, or none */
+  char *config_json;      /**< or NULL */
   char *model_card;
 } nps_run_output_t;
 
@@ -74,9 +76,10 @@ typedef struct nps_run_state {
 
   nps_model_t **extras; /**< [extra_count] models that only lend a head to a task */
   int extra_count;
-  nps_run_task_t *tasks; /**< [recipe->fitness.task_count] */
-  char *start_from;      /**< resolved path, or NULL */
-  nps_search_t *search;  /**< NULL before the search, and without tasks */
+  nps_run_task_t *tasks;  /**< [recipe->fitness.task_count] */
+  char *start_from;       /**< resolved path, or NULL */
+  nps_search_t *search;   /**< NULL before the search, and without tasks */
+  nps_factors_t *factors; /**< partition singular: of all models, where tasks are scored; else NULL */
 
   nps_sidecar_t *sidecars; /**< [sidecar_count] rank 0 only */
   int sidecar_count;
@@ -153,5 +156,31 @@ nps_err_t nps_run_dress(nps_run_state_t *run, nps_run_output_t *output);
 void nps_run_show_plan(const nps_run_state_t *run, const nps_run_output_t *output);
 void nps_run_show_summary(const nps_run_state_t *run, const nps_run_output_t *output, const nps_merge_result_t *results,
                           int64_t bytes);
+
+/* ---- singular factors (factors.c) ---- */
+
+/** Whether matrices are split by their singular values. */
+bool nps_run_is_singular(const nps_run_state_t *run);
+
+/** Predict the bytes of memory that a rank needs to search with factors, and whether they go to a file. @param room  bytes */
+int64_t nps_run_factors_bytes(const nps_run_state_t *run, bool *spill, int64_t room);
+void nps_run_show_factors(const nps_run_state_t *run, int64_t room);
+
+/** Factorise the task vectors of all models for every rank. Collective. @param start  λ and densities */
+nps_err_t nps_run_factorise_all(nps_run_state_t *run, const nps_weighting_t *start, const int *input_of, bool spill);
+
+/** Add the factors of an output to its plan, where it has some of its own / show them. Local. */
+void nps_run_plan_factors(const nps_run_state_t *run, nps_run_output_t *output);
+void nps_run_show_output_factors(const nps_run_state_t *run, const nps_run_output_t *output);
+
+/** Make ready what an output's merge assembles from. Collective. */
+nps_err_t nps_run_prepare_factors(nps_run_state_t *run, nps_run_output_t *output);
+void nps_run_free_factors(nps_run_output_t *output);
+
+/** Tell which part of the task vectors' size is stored. @param[in,out] results  [model_count] */
+void nps_run_count_stored(const nps_run_output_t *output, nps_merge_result_t *results);
+
+/** Write what is known of the bands below /subspaces. */
+nps_err_t nps_run_put_factors(nps_h5_t *file, const nps_run_output_t *output);
 
 #endif

@@ -11,6 +11,7 @@ typedef struct {
   nps_store_t *store;
   nps_weighting_t *start;
   nps_search_task_t *tasks;
+  bool spill; /* singular factors go to a file */
 } work_t;
 
 static bool searches(const nps_run_state_t *run) {
@@ -46,6 +47,7 @@ static nps_err_t collect_start(const nps_run_state_t *run, work_t *work) {
              (size_t)subspaces * sizeof(double));
       memcpy(start->priority + model * subspaces, output->nps.weighting->priority + i * subspaces,
              (size_t)subspaces * sizeof(double));
+      start->rest[model] = output->nps.weighting->rest[i];
     }
   }
   return NPS_OK;
@@ -58,16 +60,19 @@ static int model_index(const nps_run_state_t *run, const char *name) {
   return -1;
 }
 
-static nps_err_t load(const nps_run_state_t *run, work_t *work) {
-  const nps_recipe_fitness_t *fitness = &run->recipe->fitness;
+static nps_err_t prepare(const nps_run_state_t *run, work_t *work) {
   work->input_of = nps_xcalloc((size_t)run->model_count, sizeof *work->input_of);
   work->names = nps_xcalloc((size_t)run->model_count, sizeof *work->names);
-  work->tasks = nps_xcalloc((size_t)fitness->task_count, sizeof *work->tasks);
   for (int m = 0; m < run->model_count; m++) {
     work->input_of[m] = run->models[m].input;
     work->names[m] = run->models[m].name;
   }
-  NPS_TRY(collect_start(run, work));
+  return collect_start(run, work);
+}
+
+static nps_err_t load(const nps_run_state_t *run, work_t *work) {
+  const nps_recipe_fitness_t *fitness = &run->recipe->fitness;
+  work->tasks = nps_xcalloc((size_t)fitness->task_count, sizeof *work->tasks);
   NPS_TRY(nps_store_load(run->layout, (const nps_model_t *const *)run->inputs, run->base, work->input_of,
                          run->model_count, NULL, &work->store));
   for (int i = 0; i < fitness->task_count; i++) {
@@ -102,6 +107,7 @@ static void take_result(nps_run_state_t *run) {
     memcpy(w->weight, found->weight + first * subspaces, cells);
     memcpy(w->priority, found->priority + first * subspaces, cells);
     memcpy(w->lambda, found->lambda + first, (size_t)output->model_count * sizeof(double));
+    memcpy(w->rest, found->rest + first, (size_t)output->model_count * sizeof(double));
     output->nps.has_lambda = run->search->has_lambda;
   }
 }
@@ -112,6 +118,8 @@ static nps_err_t search(nps_run_state_t *run, const work_t *work) {
   settings.start_from = run->start_from;
   const nps_search_spec_t spec = {
       .store = work->store,
+      .factors = run->factors,
+      .of_sum = recipe->nps.sum,
       .models = work->names,
       .start = work->start,
       .given_priorities = recipe->nps.priority_rows > 0,
@@ -155,9 +163,16 @@ static int64_t search_bytes(const nps_run_state_t *run) {
   return models + nps_candidate_bytes(run->layout) + task_bytes(run);
 }
 
-static nps_err_t check_memory(const nps_run_state_t *run, int64_t limit) {
-  char needed[32], allowed[32];
+/* Bytes with singular factors, in memory as far as they fit into the limit. */
+static int64_t all_bytes(const nps_run_state_t *run, int64_t limit, bool *spill) {
   const int64_t bytes = search_bytes(run);
+  *spill = false;
+  return nps_run_is_singular(run) ? bytes + nps_run_factors_bytes(run, spill, limit - bytes) : bytes;
+}
+
+static nps_err_t check_memory(const nps_run_state_t *run, int64_t limit, bool *spill) {
+  char needed[32], allowed[32];
+  const int64_t bytes = all_bytes(run, limit, spill);
   if (bytes <= limit) return NPS_OK;
   return nps_fail(
       NPS_ERR_CONFIG,
@@ -169,6 +184,7 @@ static nps_err_t check_memory(const nps_run_state_t *run, int64_t limit) {
 nps_err_t nps_run_plan_search(const nps_run_state_t *run, int64_t limit) {
   const nps_recipe_t *recipe = run->recipe;
   char bytes[32];
+  bool spill;
   double flops = 0;
   int64_t samples = 0;
   if (!nps_run_has_tasks(run) || nps_comm_rank(run->comm) != 0) return NPS_OK; /* rank 0 has opened the tasks */
@@ -182,15 +198,19 @@ nps_err_t nps_run_plan_search(const nps_run_state_t *run, int64_t limit) {
   nps_report_line(run->report, "scores: %d tasks, %lld samples, %.3g GFLOP in one evaluation of all of them",
                   recipe->fitness.task_count, (long long)samples, 1e-9 * flops);
   nps_report_line(run->report, "memory while scoring: %s a rank, as every rank holds all models",
-                  nps_format_bytes((double)search_bytes(run), bytes));
-  return check_memory(run, limit);
+                  nps_format_bytes((double)all_bytes(run, limit, &spill), bytes));
+  if (nps_run_is_singular(run)) nps_run_show_factors(run, limit - search_bytes(run));
+  return check_memory(run, limit, &spill);
 }
 
 nps_err_t nps_run_search(nps_run_state_t *run) {
   work_t work = {0};
   if (!nps_run_has_tasks(run)) return NPS_OK;
   const int64_t limit = nps_run_memory_limit(run, nps_run_ranks_per_node(run));
-  nps_err_t err = nps_comm_agree(run->comm, check_memory(run, limit));
+  nps_err_t err = nps_comm_agree(run->comm, check_memory(run, limit, &work.spill));
+  if (err == NPS_OK) err = nps_comm_agree(run->comm, prepare(run, &work));
+  if (err == NPS_OK && nps_run_is_singular(run))
+    err = nps_run_factorise_all(run, work.start, work.input_of, work.spill);
   if (err == NPS_OK) err = nps_comm_agree(run->comm, load(run, &work));
   if (err == NPS_OK) err = search(run, &work);
   unload(&work);

@@ -106,6 +106,7 @@ void nps_run_show_plan(const nps_run_state_t *run, const nps_run_output_t *outpu
   nps_report_line(run->report, "%s", "");
   show_rank_table(run->report, output->plan);
   show_totals(run->report, output);
+  nps_run_show_output_factors(run, output);
 }
 
 static json_t *model_event(const char *name, const nps_merge_result_t *result) {

@@ -119,11 +119,17 @@ static nps_err_t broadcast(nps_run_state_t *run) {
   return nps_comm_agree(run->comm, err);
 }
 
+/* nps has two forms. */
+static void choose_form(nps_run_state_t *run) {
+  if (run->method && nps_run_is_singular(run)) run->method = nps_merge_method_singular();
+}
+
 static nps_err_t find_method(nps_run_state_t *run) {
   const nps_recipe_t *recipe = run->recipe;
   char *where = recipe->method_line > 0 ? nps_xstrf("%s:%d: ", recipe->file, recipe->method_line)
                                         : nps_xstrdup("--set merge_method: ");
   nps_err_t err = nps_merge_method_find(recipe->merge_method, where, &run->method);
+  choose_form(run);
   free(where);
   return err;
 }
@@ -145,6 +151,7 @@ static nps_err_t look_at_files(nps_run_state_t *run) {
 /* The same on every rank: what is merged, with which parameters. */
 static nps_err_t build(nps_run_state_t *run) {
   if (!run->method) NPS_TRY(nps_merge_method_find(run->recipe->merge_method, "", &run->method));
+  choose_form(run);
   choose_models(run);
   return nps_run_make_outputs(run);
 }

@@ -85,8 +85,10 @@ nps_err_t nps_scorer_new(const nps_comm_t *comm, const nps_search_spec_t *spec, 
   s->batch = spec->fitness->batch;
   *out = NULL;
   NPS_GOTO(nps_comm_agree(comm, prepare_tasks(s)));
-  NPS_GOTO(nps_subspaces_new(comm, spec->store, spec->start->subspaces, spec->start->scope, &s->subspaces));
-  NPS_GOTO(nps_comm_agree(comm, nps_candidate_new(spec->store, s->subspaces, spec->round, &s->candidate)));
+  if (!spec->factors)
+    NPS_GOTO(nps_subspaces_new(comm, spec->store, spec->start->subspaces, spec->start->scope, &s->subspaces));
+  NPS_GOTO(
+      nps_comm_agree(comm, nps_candidate_new(spec->store, s->subspaces, spec->factors, spec->round, &s->candidate)));
   *out = s;
   s = NULL;
 done:

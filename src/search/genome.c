@@ -26,8 +26,18 @@ static void add_subspaces(nps_genome_t *g, const nps_search_spec_t *spec, nps_va
         named ? nps_xstrf("%s[%s,%d]", word, spec->models[model], m) : nps_xstrf("%s[%d]", word, m));
 }
 
+/* One weight for all tensors that are not split into bands, where there are some. */
+static void add_rest(nps_genome_t *g, const nps_search_spec_t *spec, int model, bool named) {
+  if (!spec->factors || nps_factors_rest(spec->factors) == 0) return;
+  add(g, spec, (nps_gene_t){NPS_VARIABLE_WEIGHT, model, spec->start->subspaces}, spec->search->start_weight,
+      named ? nps_xstrf("weight[%s,rest]", spec->models[model]) : nps_xstrdup("weight[rest]"));
+}
+
 static void add_weights(nps_genome_t *g, const nps_search_spec_t *spec, int model, bool named) {
-  if (spec->search->vary_weight) add_subspaces(g, spec, NPS_VARIABLE_WEIGHT, model, named);
+  if (spec->search->vary_weight) {
+    add_subspaces(g, spec, NPS_VARIABLE_WEIGHT, model, named);
+    add_rest(g, spec, model, named);
+  }
   if (spec->search->vary_density) add_subspaces(g, spec, NPS_VARIABLE_LOG_PRIORITY, model, named);
 }
 
@@ -39,7 +49,7 @@ static void add_lambdas(nps_genome_t *g, const nps_search_spec_t *spec) {
 
 nps_genome_t *nps_genome_new(const nps_search_spec_t *spec, nps_stage_t stage, int model) {
   const int models = spec->start->models;
-  const size_t most = (size_t)(models * (2 * spec->start->subspaces + 1));
+  const size_t most = (size_t)(models * (2 * spec->start->subspaces + 2));
   nps_genome_t *g = nps_xcalloc(1, sizeof *g);
   g->genes = nps_xcalloc(most, sizeof *g->genes);
   g->columns = nps_xcalloc(most, sizeof *g->columns);
@@ -51,7 +61,7 @@ nps_genome_t *nps_genome_new(const nps_search_spec_t *spec, nps_stage_t stage, i
   if (stage == NPS_STAGE_JOINT && !spec->search->per_model) add_weights(g, spec, -1, false);
   if (stage == NPS_STAGE_JOINT && spec->search->per_model)
     for (int i = 0; i < models; i++) add_weights(g, spec, i, true);
-  if (stage != NPS_STAGE_PRUNE) add_lambdas(g, spec);
+  if (stage != NPS_STAGE_PRUNE && !spec->of_sum) add_lambdas(g, spec);
   return g;
 }
 
@@ -72,6 +82,10 @@ void nps_genome_clip(const nps_genome_t *g, double *x) {
 
 static void put_value(nps_gene_t gene, bool follow, double x, int model, nps_weighting_t *w) {
   const int at = model * w->subspaces + gene.subspace;
+  if (gene.kind == NPS_VARIABLE_WEIGHT && gene.subspace == w->subspaces) {
+    w->rest[model] = x;
+    return;
+  }
   if (gene.kind == NPS_VARIABLE_LAMBDA) w->lambda[model] = x;
   if (gene.kind == NPS_VARIABLE_LOG_PRIORITY) w->priority[at] = exp(x);
   if (gene.kind != NPS_VARIABLE_WEIGHT) return;

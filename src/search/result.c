@@ -47,9 +47,20 @@ static void score_stored(const nps_searching_t *s, stored_t *out) {
 
 /* ---- rows ---- */
 
+/* Numbers of triples and entries that are kept, of d. */
+static double stored_fraction(const nps_search_spec_t *spec, const nps_weighting_t *weighting, int model) {
+  const int list = spec->of_sum ? 0 : model;
+  nps_taking_t *taking = nps_taking_new(spec->factors);
+  nps_taking_make(taking, weighting, 0);
+  const int64_t stored = nps_taking_stored(taking, list) + nps_rest_kept(spec->factors, list);
+  nps_taking_free(taking);
+  return (double)stored / (double)nps_store_elements(spec->store);
+}
+
 /* ⌊r·d⌋ of d; by tensors Σ⌊r·n⌋ of d. */
-static double kept_fraction(const nps_search_spec_t *spec, int model) {
+static double kept_fraction(const nps_search_spec_t *spec, const nps_weighting_t *weighting, int model) {
   const nps_store_t *store = spec->store;
+  if (spec->factors) return stored_fraction(spec, weighting, model);
   const double density = spec->start->density[model], elements = (double)nps_store_elements(store);
   double kept = 0;
   if (spec->start->scope == NPS_SCOPE_MODEL) return floor(density * elements) / elements;
@@ -57,23 +68,26 @@ static double kept_fraction(const nps_search_spec_t *spec, int model) {
   return kept / elements;
 }
 
-static void add_row(const nps_search_spec_t *spec, const stored_t *stored, int task, int output, nps_search_t *out) {
+static void add_row(const nps_searching_t *s, const stored_t *stored, int task, int output) {
+  const nps_search_spec_t *spec = s->spec;
   const int model = output >= 0 ? output : spec->tasks[task].model;
-  nps_search_row_t *row = &out->rows[out->row_count++];
-  *row = (nps_search_row_t){.task = task, .model = output, .kept = model >= 0 ? kept_fraction(spec, model) : NAN};
+  nps_search_row_t *row = &s->search->rows[s->search->row_count++];
+  *row = (nps_search_row_t){
+      .task = task, .model = output, .kept = model >= 0 ? kept_fraction(spec, s->current, model) : NAN};
   memcpy(row->base, stored->base[task], sizeof row->base);
   memcpy(row->tuned, stored->tuned[task], sizeof row->tuned);
 }
 
 /* Transfer makes a model of each task vector: it is scored on its own tasks, and on those of no model. */
-static void add_rows(const nps_search_spec_t *spec, const stored_t *stored, nps_search_t *out) {
+static void add_rows(const nps_searching_t *s, const stored_t *stored) {
+  const nps_search_spec_t *spec = s->spec;
   const bool transfer = spec->application == NPS_APPLICATION_TRANSFER;
   const int models = spec->start->models;
-  out->rows = nps_xcalloc((size_t)(spec->task_count * models) + 1, sizeof *out->rows);
-  for (int t = 0; !transfer && t < spec->task_count; t++) add_row(spec, stored, t, -1, out);
+  s->search->rows = nps_xcalloc((size_t)(spec->task_count * models) + 1, sizeof *s->search->rows);
+  for (int t = 0; !transfer && t < spec->task_count; t++) add_row(s, stored, t, -1);
   for (int i = 0; transfer && i < models; i++)
     for (int t = 0; t < spec->task_count; t++)
-      if (spec->tasks[t].model == i || spec->tasks[t].model < 0) add_row(spec, stored, t, i, out);
+      if (spec->tasks[t].model == i || spec->tasks[t].model < 0) add_row(s, stored, t, i);
 }
 
 /* The weighting of what is written: under transfer one model alone. */
@@ -133,7 +147,7 @@ static nps_err_t run(nps_searching_t *s) {
   s->goal = nps_goal_new(s->spec, (const nps_score_t(*)[NPS_PARTS])stored.base,
                          (const nps_score_t(*)[NPS_PARTS])stored.tuned);
   NPS_GOTO(search_stages(s));
-  add_rows(s->spec, &stored, s->search);
+  add_rows(s, &stored);
   score_rows(s, s->began, offsetof(nps_search_row_t, start));
   score_rows(s, s->current, offsetof(nps_search_row_t, merged));
   s->search->weighting = nps_weighting_copy(s->current);

@@ -72,7 +72,7 @@ double nps_fitness_shown(const nps_recipe_fitness_t *fitness, double primary);
 typedef struct nps_gene {
   nps_variable_t kind;
   int model;    /**< -1: all models alike */
-  int subspace; /**< not of a λ */
+  int subspace; /**< not of a λ; M: the tensors that are not split into bands */
 } nps_gene_t;
 
 /** The variables of a search. Arrays are owned. */

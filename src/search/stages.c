@@ -38,7 +38,7 @@ static void set_point_count(nps_track_t *track, int count) {
 static void set_first_points(const nps_searching_t *s, nps_track_t *track) {
   const nps_genome_t *g = track->genome;
   const int64_t limit = s->spec->search->max_evaluations;
-  const bool factors = track->stage != NPS_STAGE_PRUNE && !track->from_file;
+  const bool factors = track->stage != NPS_STAGE_PRUNE && !s->spec->of_sum && !track->from_file;
   const int wanted = factors ? FACTORS : 1;
   set_point_count(track, limit > 0 && limit < wanted ? (int)limit : wanted);
   for (int p = 0; p < track->point_count; p++) {
@@ -242,7 +242,7 @@ static nps_err_t begin_tracks(nps_searching_t *s, nps_track_t *tracks) {
                       &s->search->histories[s->search->history_count++], track);
       err = nps_err_worse(err, check_tasks(s->spec, track));
     }
-    s->search->has_lambda = s->search->has_lambda || stage != NPS_STAGE_PRUNE;
+    s->search->has_lambda = s->search->has_lambda || (stage != NPS_STAGE_PRUNE && !s->spec->of_sum);
   }
   return nps_comm_agree(s->comm, err);
 }

@@ -365,7 +365,7 @@ START_TEST(candidates_are_what_plain_code_makes) {
   ck_assert(
       everywhere(nps_store_load(to, (const nps_model_t *const *)inputs, 0, input_of, MODELS, NULL, &store) == NPS_OK));
   ck_assert(everywhere(nps_subspaces_new(comm, store, SUBSPACES, scope, &subspaces) == NPS_OK));
-  ck_assert(everywhere(nps_candidate_new(store, subspaces, true, &candidate) == NPS_OK));
+  ck_assert(everywhere(nps_candidate_new(store, subspaces, NULL, true, &candidate) == NPS_OK));
   ck_assert(everywhere(builds_are_right(scope, to, store, subspaces, candidate)));
   nps_candidate_free(candidate);
   nps_subspaces_free(subspaces);
@@ -383,7 +383,7 @@ START_TEST(candidates_without_a_result_are_told) {
   ck_assert(everywhere(nps_store_load(layout, (const nps_model_t *const *)inputs, 0, input_of, MODELS, NULL, &store) ==
                        NPS_OK));
   ck_assert(everywhere(nps_subspaces_new(comm, store, SUBSPACES, NPS_SCOPE_MODEL, &subspaces) == NPS_OK));
-  ck_assert(everywhere(nps_candidate_new(store, subspaces, true, &candidate) == NPS_OK));
+  ck_assert(everywhere(nps_candidate_new(store, subspaces, NULL, true, &candidate) == NPS_OK));
   ck_assert(everywhere(nps_candidate_build(candidate, weighting)));
   weighting->lambda[0] = 1e41; /* beyond float32 */
   ck_assert(everywhere(!nps_candidate_build(candidate, weighting)));

@@ -197,7 +197,8 @@ END_TEST
 START_TEST(listed_base_needs_no_task) {
   nps_recipe_free(parse("merge_method: nps\nbase_model: ./m/base/\nmodels: [{model: m/base}, {model: m/a}]\n"
                         "nps: {application: transfer}\nsearch: {}\noutput: {path: out.h5}\n" TASKS));
-  expect_problems("merge_method: nps\nbase_model: m/base\nmodels: [{model: m/based}, {model: m/a}]\nsearch: {stages: [prune]}\n" TASKS,
+  expect_problems("merge_method: nps\nbase_model: m/base\nmodels: [{model: m/based}, {model: m/a}]\nsearch: {stages: "
+                  "[prune]}\n" TASKS,
                   "c.yaml:4: search.stages: prune needs a task for every model, 'based' has none in fitness.tasks");
 }
 END_TEST
@@ -338,6 +339,21 @@ START_TEST(other_methods_emit_no_sections) {
 }
 END_TEST
 
+START_TEST(singular_partition_is_read_and_written) {
+  nps_recipe_t *r = parse(TWO "nps: {partition: singular, of: sum, spectral_exclude: [embed, 'a: b'], subspaces: 2,\n"
+                              "  weights: [1, 2, 3]}\n");
+  char *text = nps_recipe_emit(r);
+  nps_recipe_free(r);
+  r = parse(text);
+  ck_assert(r->nps.singular && r->nps.sum);
+  ck_assert_int_eq(r->nps.exclude_count, 2);
+  ck_assert_str_eq(r->nps.exclude[1], "a: b");
+  ck_assert_int_eq(r->nps.weights[0].count, 3);
+  free(text);
+  nps_recipe_free(r);
+}
+END_TEST
+
 START_TEST(problems_of_nps_are_named) {
   static const struct {
     const char *value, *problem;
@@ -345,10 +361,22 @@ START_TEST(problems_of_nps_are_named) {
       {"3", "nps: expected a mapping, found the number 3"},
       {"{application: merge}", "nps.application: expected one of fusion, transfer, found the text 'merge'"},
       {"{application: compression}", "nps.application: compression is not built yet"},
-      {"{partition: singular}", "nps.partition: singular is not built yet"},
-      {"{partition: [magnitude]}", "nps.partition: expected magnitude, found a list"},
-      {"{of: sum}", "nps.of: sum is not built yet"},
-      {"{spectral_exclude: [head]}", "nps.spectral_exclude: the singular partition is not built yet"},
+      {"{partition: [magnitude]}", "nps.partition: expected one of magnitude, singular, found a list"},
+      {"{of: sum}", "nps.of: sum goes with nps.partition: singular only"},
+      {"{of: all, partition: singular}", "nps.of: expected one of each, sum, found the text 'all'"},
+      {"{spectral_exclude: [head]}", "nps.spectral_exclude: goes with nps.partition: singular only"},
+      {"{partition: singular, spectral_exclude: head}",
+       "nps.spectral_exclude: expected a list of parts of tensors' names, found the text 'head'"},
+      {"{partition: singular, spectral_exclude: ['']}",
+       "nps.spectral_exclude: expected a part of a tensor's name, found the text ''"},
+      {"{partition: singular, of: sum, application: transfer}",
+       "nps.of: sum makes one model of all, but nps.application is transfer: expected each"},
+      {"{partition: singular, subspaces: 2, weights: [1, 2, 3, 4]}",
+       "nps.weights: expected 2 numbers, one a subspace, or one more for the tensors that are no matrices, found 4"},
+      {"{partition: singular, subspaces: 2, priorities: [1, 2, 3]}",
+       "nps.priorities: expected 2 numbers, one a subspace, found 3"},
+      {"{partition: singular, of: sum, subspaces: 1, weights: {a: [1]}}",
+       "nps.weights.a: the sum (nps.of: sum) has no models: expected one list of numbers"},
       {"{subspaces: 0}", "nps.subspaces: expected a whole number from 1 to 256, found the number 0"},
       {"{subspaces: 257}", "nps.subspaces: expected a whole number from 1 to 256, found the number 257"},
       {"{subspaces: 2.5}", "nps.subspaces: expected a whole number from 1 to 256, found the number 2.5"},
@@ -565,6 +593,7 @@ int main(void) {
   tcase_add_test(cases, overrides_reach_the_sections);
   tcase_add_test(cases, emitted_sections_parse_to_the_same);
   tcase_add_test(cases, other_methods_emit_no_sections);
+  tcase_add_test(cases, singular_partition_is_read_and_written);
   tcase_add_test(cases, problems_of_nps_are_named);
   tcase_add_test(cases, problems_of_search_are_named);
   tcase_add_test(cases, problems_of_fitness_are_named);

@@ -1,0 +1,230 @@
+#!/usr/bin/env python3
+"""Spectral searches on digits-vit: against truncation by rank, and which of them generalises.
+
+Part 1, at one density and so at one stored size: truncation of every τ_i by rank (the program's rule with w = a = 1, and the
+same rank for every matrix, each with the best of the common factors 0.1 … 1.0 of λ) beside searches, all on the calibration
+samples.
+
+Part 2 ranks configurations as search_study.py does: searched on three quarters of the calibration samples, scored on the fourth,
+four times over. The winner is the configuration and choice of the result with the best held-out accuracy. Only then test.h5 is
+read: for a table of all, searched once more on all calibration samples, and for the winner with seeds 1 to 5.
+
+    NPS_BUILDDIR=build/tests python tests/bench/spectral_study.py [--part 1|2] [--only 'NAME;…'] [--no-test]
+"""
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import h5py
+import numpy as np
+import yaml
+from search_study import BUILD, FAMILY, FINALS, FOLDS, TASKS, make_fold, row_of, run, score, texts
+
+CALIBRATION, TEST = FAMILY / "calibration.h5", FAMILY / "test.h5"
+FACTORS = [round(0.1 * i, 1) for i in range(1, 11)]
+
+# Searches at one stored size: (nps, search, fitness).
+AT_DENSITY = {
+    "prune, fuse": ({}, {"stages": ["prune", "fuse"], "generations": 20}, {}),
+    "joint": ({}, {"stages": ["joint"], "generations": 30}, {}),
+    "joint of both": ({}, {"stages": ["joint"], "generations": 30, "variables": ["weight", "density"]}, {}),
+}
+
+START = {"start": {"weight": 1.5}, "generations": 25, "population": 10}
+ALL = {"of": "sum", "density": 1.0}
+SEARCHES = {
+    "sum, 8 bands": (ALL, START, {}),
+    "sum, 8 bands, by nll": (ALL, START, {"metric": "nll"}),
+    "sum, 4 bands": ({**ALL, "subspaces": 4}, START, {}),
+    "sum, 16 bands": ({**ALL, "subspaces": 16}, START, {}),
+    "sum, half the numbers, both": (
+        {"of": "sum", "density": 0.5}, {**START, "variables": ["weight", "density"]}, {}),
+    "each, joint": ({"density": 1.0}, {"stages": ["joint"], "generations": 25, "population": 10}, {}),
+}  # fmt: skip
+FIXED = {
+    "iso_c, alpha 1.5": {"merge_method": "iso_c", "parameters": {"alpha": 1.5}},
+    "tsv_m": {"merge_method": "tsv_m"},
+}
+
+
+def config_of(nps, search=None, fitness=None, data=None, seed=1, lambdas=None):
+    models = [{"model": str(FAMILY / t), "name": t} for t in TASKS]
+    for model, value in zip(models, lambdas if lambdas is not None else []):
+        model["parameters"] = {"weight": float(value)}
+    config = {"merge_method": "nps", "base_model": str(FAMILY / "base"), "models": models, "dtype": "float32", "seed": seed,
+              "nps": {"partition": "singular", **nps}}  # fmt: skip
+    if search:
+        config["search"] = {"variables": ["weight"], "sigma": 0.3, "final": "best", **search}
+        config["fitness"] = {"holdout": 0, **fitness, "tasks": [{"name": t, "data": str(data)} for t in TASKS]}
+    return config
+
+
+def merge(config, out):
+    path = out.with_suffix(".yaml")
+    path.write_text(yaml.safe_dump(config))
+    run([BUILD / "nps-merge", path, out, "--force", "--quiet"])
+
+
+def found_in(file, row):
+    """(λ or None, weights with the rest's, priorities or None) [models] of a row of the last search; earlier prune searches give
+    their best."""
+    bands = file["subspaces/weight"].shape[1]
+    weights, priorities, lambdas = np.ones((len(TASKS), bands + 1)), np.ones((len(TASKS), bands)), np.ones(len(TASKS))
+    kinds = set()
+    groups = [(f"prune/{t}", [i]) for i, t in enumerate(TASKS)] if "prune" in file["search"] else []
+    last = "fuse" if "fuse" in file["search"] else "joint"
+    for path, models in [*groups, (last, list(range(len(TASKS))))]:
+        group = file[f"search/{path}"]
+        at = row(group) if path == last else int(group.attrs["best"])
+        for column, value in zip(texts(group.attrs["columns"]), group["genome"][at]):
+            kind, inner = column.rstrip("]").split("[")
+            kinds.add(kind)
+            if kind == "lambda":
+                lambdas[TASKS.index(inner)] = value
+            elif kind == "weight":
+                weights[models, bands if inner == "rest" else int(inner)] = value
+            else:
+                priorities[models, int(inner)] = np.exp(value)
+    return lambdas if "lambda" in kinds else None, weights, priorities if "log_priority" in kinds else None
+
+
+def applied(nps, found):
+    """The config that merges with what a search has found."""
+    lambdas, weights, priorities = found
+    rows = {"weights": weights, **({} if priorities is None else {"priorities": priorities})}
+    given = {
+        key: [float(x) for x in value[0]] if nps.get("of") == "sum" else {t: [float(x) for x in r] for t, r in zip(TASKS, value)}
+        for key, value in rows.items()
+    }
+    return config_of({**nps, **given}, lambdas=lambdas)
+
+
+def results(name, data, scored, seed, folder):
+    """Scores on `scored` of the start of a search on `data` and of every choice of its result."""
+    if name in FIXED:
+        models = [{"model": str(FAMILY / t)} for t in TASKS]
+        merge({"base_model": str(FAMILY / "base"), "models": models, "dtype": "float32", **FIXED[name]}, folder / "again.h5")
+        return {"": score(folder / "again.h5", scored)}
+    nps, search, fitness = SEARCHES[name]
+    merge(config_of(nps, search, fitness, data, seed), folder / "searched.h5")
+    found = {}
+    for final in ("start", *FINALS):
+        with h5py.File(folder / "searched.h5") as file:
+            config = applied(nps, found_in(file, row_of(final)))
+        merge(config, folder / "again.h5")
+        found[final] = score(folder / "again.h5", scored)
+    return found
+
+
+# ---- part 1 ----
+
+
+def equal_rank_model(density, factor, template, out):
+    """The same rank for every matrix, as large as fits; biases and norms by magnitude; × factor."""
+    base, models = read(FAMILY / "base"), [read(FAMILY / t) for t in TASKS]
+    matrices = [n for n, x in base.items() if x.ndim == 2 and min(x.shape) > 1]
+    budget = density * sum(base[n].size for n in matrices)
+    rank = max(k for k in range(1, 4096) if sum(min(k, min(base[n].shape)) * sum(base[n].shape) for n in matrices) <= budget)
+    merged = {n: x.astype(np.float64) for n, x in base.items()}
+    for model in models:
+        rest = [n for n in base if n not in matrices]
+        flat = np.concatenate([np.abs(model[n] - base[n]).ravel() for n in rest])
+        least = np.sort(flat)[::-1][int(density * flat.size) - 1]
+        for n in base:
+            tau = (model[n] - base[n]).astype(np.float64)
+            if n in matrices:
+                u, s, vt = np.linalg.svd(tau, full_matrices=False)
+                merged[n] += factor * (u[:, :rank] * s[:rank]) @ vt[:rank]
+            else:
+                merged[n] += factor * np.where(np.abs(tau) >= least, tau, 0)
+    out.write_bytes(template.read_bytes())
+    with h5py.File(out, "r+") as file:
+        for n, x in merged.items():
+            file["tensors"][n][...] = x.astype(np.float32)
+    return rank
+
+
+def read(folder):
+    from safetensors.numpy import load_file
+
+    return {n: x for n, x in load_file(folder / "model.safetensors").items() if not n.startswith("classifier")}
+
+
+def part_1(density, folder):
+    print(f"| at density {density} | calibration accuracy | nll |\n|---|---|---|", flush=True)
+
+    def show(name, found):
+        print("| {} | {:.4f} | {:.4f} |".format(name, *found.mean(0)), flush=True)
+
+    plain = {}
+    for factor in FACTORS:
+        merge(config_of({"density": density, "weights": [1.0] * 8}, lambdas=[factor] * len(TASKS)), folder / "plain.h5")
+        plain[factor] = score(folder / "plain.h5", CALIBRATION)
+    best = max(plain, key=lambda f: plain[f][:, 0].mean())
+    show(f"truncation by rank, w = a = 1, λ = {best}", plain[best])
+    equal, rank = {}, 0
+    for factor in FACTORS:
+        rank = equal_rank_model(density, factor, folder / "plain.h5", folder / "equal.h5")
+        equal[factor] = score(folder / "equal.h5", CALIBRATION)
+    best = max(equal, key=lambda f: equal[f][:, 0].mean())
+    show(f"the same rank for every matrix ({rank}), λ = {best}", equal[best])
+    for name, (nps, search, fitness) in AT_DENSITY.items():
+        merge(config_of({"density": density, **nps}, search, fitness, CALIBRATION), folder / "searched.h5")
+        with h5py.File(folder / "searched.h5") as file:
+            elements = sum(d.size for d in file["tensors"].values())
+            stored = file["subspaces/stored"][:].sum(1) / elements
+        show(f"search: {name} (stored: {stored.max():.4f} of each τ at most)", score(folder / "searched.h5", CALIBRATION))
+
+
+# ---- part 2 ----
+
+
+def cross_validate(names, folder):
+    """{(search, result): [folds × tasks][accuracy, nll] on held-out samples}"""
+    folds = [make_fold(k, folder) for k in range(FOLDS)]
+    table = {}
+    for name in names:
+        each = [results(name, seen, held, 1, folder) for seen, held in folds]
+        for final in each[0]:
+            table[name, final] = np.concatenate([e[final] for e in each])
+            print(f"{name}, {final}: {table[name, final].mean(0)}", file=sys.stderr, flush=True)
+    return table
+
+
+def part_2(names, with_test, folder):
+    table = cross_validate(names, folder)
+    searched = {key: value[:, 0].mean() for key, value in table.items() if key[0] in SEARCHES and key[1] != "start"}
+    winner = max(searched, key=searched.get)
+    print(f"chosen by held-out scores: {winner[0]}, result: {winner[1]}\n", flush=True)
+    print("| search | result | held-out accuracy | held-out nll |" + (" test accuracy | test nll |" if with_test else ""))
+    print("|---|---|---|---|" + ("---|---|" if with_test else ""), flush=True)
+    for name in names:
+        found = results(name, CALIBRATION, TEST, 1, folder) if with_test else {}
+        for key in [k for k in table if k[0] == name]:
+            tested = " {:.4f} | {:.4f} |".format(*found[key[1]].mean(0)) if found else ""
+            print("| {} | {} | {:.4f} | {:.4f} |".format(*key, *table[key].mean(0)) + tested, flush=True)
+    if not with_test:
+        return
+    scores = [results(winner[0], CALIBRATION, TEST, seed, folder)[winner[1]][:, 0].mean() for seed in range(1, 6)]
+    print(f"\n{winner[0]}, result: {winner[1]}, test accuracy with seeds 1 to 5: "
+          + ", ".join(f"{score:.4f}" for score in scores) + f"; mean {np.mean(scores):.4f}")  # fmt: skip
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", type=int, choices=(1, 2), help="default: both")
+    parser.add_argument("--density", type=float, default=0.1, help="of part 1")
+    parser.add_argument("--only", help="names of searches of part 2, separated by ';'")
+    parser.add_argument("--no-test", action="store_true", help="only the ranking")
+    options = parser.parse_args()
+    names = options.only.split(";") if options.only else [*FIXED, *SEARCHES]
+    with tempfile.TemporaryDirectory() as name:
+        if options.part != 2:
+            part_1(options.density, Path(name))
+        if options.part != 1:
+            part_2(names, not options.no_test, Path(name))
+
+
+if __name__ == "__main__":
+    main()
