@@ -34,15 +34,18 @@ void nps_dgram(int64_t n, int64_t k, const double *a, double *g);
  *  @return NPS_ERR_RUNTIME (recorded) */
 nps_err_t nps_dorthonormalise(int64_t k, int64_t n, double *q);
 
-/** Eigenvalues and eigenvectors of a symmetric matrix in float64: dsyev, and dsyevd, which is faster on large ones.
+/** Eigenvalues and eigenvectors of a symmetric matrix in float64 (dsyev).
  *  @param n  order
  *  @param[in,out] a  [n][n] in: the matrix (both triangles); out: eigenvector k is row k
  *  @param[out] values  [n] ascending
  *  @return NPS_ERR_RUNTIME (recorded) when it does not converge, NPS_ERR_MEMORY */
 nps_err_t nps_dsyev(int64_t n, double *a, double *values);
-nps_err_t nps_dsyevd(int64_t n, double *a, double *values);
 
-/** The eigenvalues alone. @param[in,out] a  [n][n] destroyed */
+/** As nps_dsyev(), faster on large matrices: divide and conquer, as dsyevd, with reflections in wider blocks.
+ *  @param[in,out] a  [n][n] destroyed; @param[out] vectors  [n][n] eigenvector k is row k */
+nps_err_t nps_dsyevd(int64_t n, double *a, double *values, double *vectors);
+
+/** The eigenvalues alone (dsyevd). @param[in,out] a  [n][n] destroyed */
 nps_err_t nps_dsyevd_values(int64_t n, double *a, double *values);
 
 /** The k largest eigenvalues and their vectors (dsyevr). @param[in,out] a  [n][n] destroyed

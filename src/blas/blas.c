@@ -3,6 +3,7 @@
 #include <assert.h>
 #include <limits.h>
 #include <stdlib.h>
+#include <string.h>
 
 /* Fortran's BLAS and LAPACK: column-major, everything by reference, 32-bit integers. */
 extern void sgemm_(const char *transa, const char *transb, const int *m, const int *n, const int *k, const float *alpha,
@@ -19,6 +20,12 @@ extern void dorgqr_(const int *m, const int *n, const int *k, double *a, const i
                     double *work, const int *lwork, int *info);
 extern void dsyevd_(const char *jobz, const char *uplo, const int *n, double *a, const int *lda, double *w,
                     double *work, const int *lwork, int *iwork, const int *liwork, int *info);
+extern void dsytrd_(const char *uplo, const int *n, double *a, const int *lda, double *d, double *e, double *tau,
+                    double *work, const int *lwork, int *info);
+extern void dstedc_(const char *compz, const int *n, double *d, double *e, double *z, const int *ldz, double *work,
+                    const int *lwork, int *iwork, const int *liwork, int *info);
+extern void dtrsm_(const char *side, const char *uplo, const char *transa, const char *diag, const int *m, const int *n,
+                   const double *alpha, const double *a, const int *lda, double *b, const int *ldb);
 extern void dsyevr_(const char *jobz, const char *range, const char *uplo, const int *n, double *a, const int *lda,
                     const double *vl, const double *vu, const int *il, const int *iu, const double *abstol, int *m,
                     double *w, double *z, const int *ldz, int *isuppz, double *work, const int *lwork, int *iwork,
@@ -85,13 +92,17 @@ void nps_dgemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t
          c, &row_c);
 }
 
+enum { TILE = 32 };
+
 void nps_dgram(int64_t n, int64_t k, const double *a, double *g) {
   const int order = narrow(n), inner = narrow(k);
   const double one = 1, zero = 0;
   if (order == 0) return;
   dsyrk_("U", "T", &order, &inner, &one, a, &inner, &zero, g, &order);
-  for (int64_t i = 0; i < n; i++)
-    for (int64_t j = 0; j < i; j++) g[j * n + i] = g[i * n + j];
+  for (int64_t i0 = 0; i0 < n; i0 += TILE)
+    for (int64_t j0 = 0; j0 <= i0; j0 += TILE)
+      for (int64_t i = i0; i < n && i < i0 + TILE; i++)
+        for (int64_t j = j0; j < i && j < j0 + TILE; j++) g[j * n + i] = g[i * n + j];
 }
 
 /* Working memory of a LAPACK routine, as its query tells it: a number that may have been rounded down. */
@@ -129,26 +140,95 @@ done:
   return err;
 }
 
-static nps_err_t divide_and_conquer(const char *job, int64_t n, double *a, double *values) {
+nps_err_t nps_dsyevd_values(int64_t n, double *a, double *values) {
   const int order = narrow(n), query = -1;
-  int info = 0, count = 0, integers = 0, *iwork = NULL;
+  int info = 0, count = 0, integer = 0;
   double best = 0, *work = NULL;
   nps_err_t err = NPS_OK;
   if (order == 0) return NPS_OK;
-  dsyevd_(job, "U", &order, a, &order, values, &best, &query, &integers, &query, &info);
-  iwork = nps_xcalloc((size_t)integers, sizeof *iwork);
+  dsyevd_("N", "U", &order, a, &order, values, &best, &query, &integer, &query, &info);
   NPS_GOTO(get_work(best, &count, &work));
-  dsyevd_(job, "U", &order, a, &order, values, work, &count, iwork, &integers, &info);
+  const int one = 1;
+  dsyevd_("N", "U", &order, a, &order, values, work, &count, &integer, &one, &info);
   NPS_GOTO(check_info("dsyevd", n, n, info));
 done:
   free(work);
-  free(iwork);
   return err;
 }
 
-nps_err_t nps_dsyevd(int64_t n, double *a, double *values) { return divide_and_conquer("V", n, a, values); }
+/* a ← reflectors below the diagonal; d, e the tridiagonal matrix. */
+static nps_err_t tridiagonalise(int64_t n, double *a, double *d, double *e, double *tau) {
+  const int order = narrow(n), query = -1;
+  int info = 0, count = 0;
+  double best = 0, *work = NULL;
+  dsytrd_("L", &order, a, &order, d, e, tau, &best, &query, &info);
+  NPS_TRY(get_work(best, &count, &work));
+  dsytrd_("L", &order, a, &order, d, e, tau, work, &count, &info);
+  free(work);
+  return check_info("dsytrd", n, n, info);
+}
 
-nps_err_t nps_dsyevd_values(int64_t n, double *a, double *values) { return divide_and_conquer("N", n, a, values); }
+static nps_err_t solve_tridiagonal(int64_t n, double *d, double *e, double *z) {
+  const int order = narrow(n), query = -1;
+  int info = 0, count = 0, integers = 0;
+  double best = 0, *work = NULL;
+  dstedc_("I", &order, d, e, z, &order, &best, &query, &integers, &query, &info);
+  NPS_TRY(get_work(best, &count, &work));
+  int *iwork = nps_xcalloc((size_t)integers, sizeof *iwork);
+  dstedc_("I", &order, d, e, z, &order, work, &count, iwork, &integers, &info);
+  free(work);
+  free(iwork);
+  return check_info("dstedc", n, n, info);
+}
+
+/* Reflectors applied at once: four times LAPACK's, whose products are too thin for full speed. */
+enum { REFLECTORS = 128 };
+
+/* v [count][length] ← reflectors from `first` on; those that reflect nothing are 0.
+ * t [count][count] ← T⁻¹ of their product I − VTVᵀ: the upper triangle of VᵀV, with 1/tau on the diagonal. */
+static void gather(const double *a, int64_t n, const double *tau, int64_t first, int64_t count, double *v, double *t) {
+  const int64_t length = n - 1 - first;
+  memset(v, 0, (size_t)(count * length) * sizeof *v);
+  for (int64_t j = 0; j < count; j++) {
+    double *row = v + j * length;
+    if (tau[first + j] == 0) continue;
+    row[j] = 1;
+    memcpy(row + j + 1, a + (first + j) * n + first + j + 2, (size_t)(length - j - 1) * sizeof *row);
+  }
+  nps_dgram(count, length, v, t);
+  for (int64_t j = 0; j < count; j++) t[j * count + j] = tau[first + j] == 0 ? 1 : 1 / tau[first + j];
+}
+
+/* Rows of z ← Q · them, Q the product of the reflectors in a, which are n − 1. @param work  [2n + REFLECTORS][REFLECTORS] */
+static void reflect(int64_t n, const double *a, const double *tau, double *z, double *work) {
+  double *v = work, *w = v + n * REFLECTORS, *t = w + n * REFLECTORS;
+  const int rows = narrow(n);
+  const double one = 1;
+  for (int64_t first = (n - 2) / REFLECTORS * REFLECTORS; first >= 0; first -= REFLECTORS) {
+    const int64_t length = n - 1 - first, most = length < REFLECTORS ? length : REFLECTORS;
+    const int count = narrow(most);
+    gather(a, n, tau, first, count, v, t);
+    nps_dgemm(false, true, n, count, length, 1, z + first + 1, n, v, length, 0, w, count);
+    dtrsm_("L", "U", "N", "N", &count, &rows, &one, t, &count, w, &count);
+    nps_dgemm(false, false, n, length, count, -1, w, count, v, length, 1, z + first + 1, n);
+  }
+}
+
+nps_err_t nps_dsyevd(int64_t n, double *a, double *values, double *vectors) {
+  double *work = NULL;
+  nps_err_t err = NPS_OK;
+  if (n == 0) return NPS_OK;
+  double *e = nps_xcalloc((size_t)n, sizeof *e), *tau = nps_xcalloc((size_t)n, sizeof *tau);
+  NPS_GOTO(tridiagonalise(n, a, values, e, tau));
+  NPS_GOTO(solve_tridiagonal(n, values, e, vectors));
+  NPS_GOTO(nps_buffer_alloc((size_t)((2 * n + REFLECTORS) * REFLECTORS) * sizeof *work, "eigenvectors", &work));
+  if (n > 1) reflect(n, a, tau, vectors, work);
+done:
+  free(work);
+  free(e);
+  free(tau);
+  return err;
+}
 
 nps_err_t nps_dsyevr_largest(int64_t n, int64_t k, double *a, double *values, double *vectors) {
   const int order = narrow(n), wanted = narrow(k), first = order - wanted + 1, query = -1;

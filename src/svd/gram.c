@@ -18,15 +18,19 @@ static void swap_rows(double *x, int64_t n, int64_t i, int64_t j) {
   }
 }
 
+/* Few swaps of rows, however disordered they are. */
 void nps_svd_sort(nps_triples_t *t) {
-  for (int64_t i = 1; i < t->count; i++)
-    for (int64_t j = i; j > 0 && t->sigma[j] > t->sigma[j - 1]; j--) {
-      const double keep = t->sigma[j];
-      t->sigma[j] = t->sigma[j - 1];
-      t->sigma[j - 1] = keep;
-      swap_rows(t->left, t->n, j, j - 1);
-      swap_rows(t->right, t->m, j, j - 1);
-    }
+  for (int64_t i = 0; i < t->count; i++) {
+    int64_t j = i;
+    for (int64_t k = i + 1; k < t->count; k++)
+      if (t->sigma[k] > t->sigma[j]) j = k;
+    if (j == i) continue;
+    const double keep = t->sigma[i];
+    t->sigma[i] = t->sigma[j];
+    t->sigma[j] = keep;
+    swap_rows(t->left, t->n, i, j);
+    swap_rows(t->right, t->m, i, j);
+  }
 }
 
 static void reverse_rows(double *x, int64_t count, int64_t n) {
@@ -38,30 +42,30 @@ static void measure(nps_triples_t *t, int64_t first) {
   for (int64_t k = first; k < t->count; k++) t->sigma[k] = sqrt(nps_svd_norm2(t->right + k * t->m, t->m));
 }
 
-/* Eigenvectors of the largest eigenvalues, largest first. @param g  [n][n] destroyed, or the result where all are wanted
- * @param[out] vectors  [count][n] */
-static nps_err_t decompose(double *g, int64_t n, int64_t count, double *vectors) {
+/* Eigenvectors of the largest eigenvalues, largest first. @param g  [n][n] destroyed
+ * @param[out] vectors  [count][n]; @param[out] sum  of the eigenvalues found */
+static nps_err_t decompose(double *g, int64_t n, int64_t count, double *vectors, double *sum) {
   double *values = nps_xcalloc((size_t)n, sizeof *values);
-  nps_err_t err = count == n ? nps_dsyevd(n, g, values) : nps_dsyevr_largest(n, count, g, values, vectors);
+  nps_err_t err = count == n ? nps_dsyevd(n, g, values, vectors) : nps_dsyevr_largest(n, count, g, values, vectors);
+  *sum = 0;
+  for (int64_t k = 0; k < count; k++) *sum += values[k];
   free(values);
-  if (err != NPS_OK) return err;
-  if (count == n)
-    for (int64_t k = 0; k < n; k++) memcpy(vectors + k * n, g + (n - 1 - k) * n, (size_t)n * sizeof *g);
-  else
-    reverse_rows(vectors, count, n);
-  return NPS_OK;
+  if (err == NPS_OK) reverse_rows(vectors, count, n);
+  return err;
 }
 
-/* The first step: left vectors, and right ones times σ. */
+/* The first step: left vectors, and right ones times σ. What the leading ones capture is at most the sum of eigenvalues. */
 static nps_err_t first_block(const double *a, nps_triples_t *t) {
   double *g = NULL;
   NPS_TRY(nps_buffer_alloc((size_t)(t->n * t->n) * sizeof *g, "a Gram matrix", &g));
   nps_dgram(t->n, t->m, a, g);
-  nps_err_t err = decompose(g, t->n, t->count, t->left);
+  double sum = 0;
+  nps_err_t err = decompose(g, t->n, t->count, t->left, &sum);
   free(g);
   if (err != NPS_OK) return err;
   nps_dgemm(false, false, t->count, t->m, t->n, 1, t->left, t->n, a, t->m, 0, t->right, t->m);
   measure(t, 0);
+  t->energy = t->count < t->n && sum > 0 ? nps_svd_norm2(t->sigma, t->count) / sum : 1;
   return NPS_OK;
 }
 
@@ -83,14 +87,14 @@ static void rotate(const double *rotation, int64_t count, double *x, int64_t n, 
 
 static nps_err_t next_block(nps_triples_t *t, int64_t first) {
   const int64_t rest = t->count - first;
-  double *g = NULL, *vectors = NULL, *work = NULL;
+  double *g = NULL, *vectors = NULL, *work = NULL, sum = 0;
   nps_err_t err = NPS_OK;
   NPS_GOTO(nps_buffer_alloc((size_t)(rest * rest) * sizeof *g, "a Gram matrix", &g));
   NPS_GOTO(nps_buffer_alloc((size_t)(rest * rest) * sizeof *g, "a Gram matrix", &vectors));
   NPS_GOTO(nps_buffer_alloc((size_t)(rest * t->m) * sizeof *g, "singular vectors", &work));
   project(t, first, work);
   nps_dgram(rest, t->m, t->right + first * t->m, g);
-  NPS_GOTO(decompose(g, rest, rest, vectors));
+  NPS_GOTO(decompose(g, rest, rest, vectors, &sum));
   rotate(vectors, rest, t->left + first * t->n, t->n, work);
   rotate(vectors, rest, t->right + first * t->m, t->m, work);
   measure(t, first);

@@ -16,17 +16,18 @@ enum { LEAST_ITERATIONS = 2, MOST_ITERATIONS = 8 };
 
 typedef struct space {
   int64_t n, m, k, l;
-  float *a;      /* [n][m] */
+  float *a;      /* [n][m] scaled to a norm near 1 */
   float *thin;   /* [l][m] */
   double *row;   /* [l][m] */
   double *q;     /* [l][n] orthonormal rows */
-  double *w;     /* [l][l] eigenvectors of row·rowᵀ, rows */
+  double *gram;  /* [l][l] row·rowᵀ */
+  double *w;     /* [l][l] its eigenvectors, rows */
   double *value; /* [l] its eigenvalues, ascending: σ² within the subspace */
   nps_gains_t gains;
 } space_t;
 
-static void to_float(const double *from, int64_t n, float *to) {
-  for (int64_t i = 0; i < n; i++) to[i] = (float)from[i];
+static void to_float(const double *from, int64_t n, double scale, float *to) {
+  for (int64_t i = 0; i < n; i++) to[i] = (float)(scale * from[i]);
 }
 
 static void to_double(const float *from, int64_t n, double *to) {
@@ -47,7 +48,7 @@ static nps_err_t left_space(space_t *s) {
 static nps_err_t right_space(space_t *s) {
   float *q = NULL;
   NPS_TRY(nps_buffer_alloc((size_t)(s->l * s->n) * sizeof *q, "a subspace", &q));
-  to_float(s->q, s->l * s->n, q);
+  to_float(s->q, s->l * s->n, 1, q);
   nps_sgemm(false, s->l, s->m, s->n, 1, q, s->n, s->a, s->m, 0, s->thin, s->m);
   free(q);
   to_double(s->thin, s->l * s->m, s->row);
@@ -68,8 +69,8 @@ bool nps_svd_gained(nps_gains_t *g, double captured, double energy) {
 
 /* The triples within the subspace, and what the leading ones of them capture. */
 static nps_err_t measure(space_t *s, double *captured) {
-  nps_dgram(s->l, s->m, s->row, s->w);
-  NPS_TRY(nps_dsyevd(s->l, s->w, s->value));
+  nps_dgram(s->l, s->m, s->row, s->gram);
+  NPS_TRY(nps_dsyevd(s->l, s->gram, s->value, s->w));
   for (int64_t i = s->l - s->k; i < s->l; i++) *captured += s->value[i];
   return NPS_OK;
 }
@@ -84,7 +85,7 @@ static nps_err_t whiten(space_t *s) {
     for (int64_t j = 0; j < s->l; j++) s->w[i * s->l + j] *= scale;
   }
   nps_dgemm(false, false, s->l, s->m, s->l, 1, s->w, s->l, s->row, s->m, 0, v, s->m);
-  to_float(v, s->l * s->m, s->thin);
+  to_float(v, s->l * s->m, 1, s->thin);
   free(v);
   return NPS_OK;
 }
@@ -92,7 +93,7 @@ static nps_err_t whiten(space_t *s) {
 static nps_err_t find_space(space_t *s, double energy) {
   for (int64_t i = 0; i < s->l; i++) {
     nps_svd_signs((uint32_t)i, 0, s->m, s->row);
-    to_float(s->row, s->m, s->thin + i * s->m);
+    to_float(s->row, s->m, 1, s->thin + i * s->m);
   }
   NPS_TRY(left_space(s));
   for (;;) {
@@ -127,9 +128,10 @@ nps_err_t nps_svd_randomised(const double *a, double energy, nps_triples_t *t) {
   NPS_GOTO(nps_buffer_alloc((size_t)(s.l * s.m) * sizeof *s.thin, "a subspace", &s.thin));
   NPS_GOTO(nps_buffer_alloc((size_t)(s.l * s.m) * sizeof *s.row, "a subspace", &s.row));
   NPS_GOTO(nps_buffer_alloc((size_t)(s.l * s.n) * sizeof *s.q, "a subspace", &s.q));
-  NPS_GOTO(nps_buffer_alloc((size_t)(s.l * s.l) * sizeof *s.w, "a Gram matrix", &s.w));
+  NPS_GOTO(nps_buffer_alloc((size_t)(s.l * s.l) * sizeof *s.w, "a Gram matrix", &s.gram));
+  NPS_GOTO(nps_buffer_alloc((size_t)(s.l * s.l) * sizeof *s.w, "eigenvectors", &s.w));
   s.value = nps_xcalloc((size_t)s.l, sizeof *s.value);
-  to_float(a, s.n * s.m, s.a);
+  to_float(a, s.n * s.m, t->scale, s.a);
   NPS_GOTO(find_space(&s, energy));
   NPS_GOTO(solve_within(&s, a, t));
 done:
@@ -137,6 +139,7 @@ done:
   free(s.thin);
   free(s.row);
   free(s.q);
+  free(s.gram);
   free(s.w);
   free(s.value);
   return err;

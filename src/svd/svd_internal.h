@@ -24,6 +24,7 @@ typedef struct nps_triples {
   double *left;  /**< [count][n] */
   double *right; /**< [count][m] */
   double energy; /**< Σσ² as a part of the best possible, an estimate */
+  double scale;  /**< a power of two that brings ‖A‖ near 1 */
 } nps_triples_t;
 
 /** Random numbers ±1 of a stream. @param first  a multiple of 4 */
@@ -59,7 +60,7 @@ bool nps_svd_holds(const nps_svd_t *s, const nps_svd_options_t *options);
 /** Record that no method was good enough. @return NPS_ERR_RUNTIME */
 nps_err_t nps_svd_fail_tolerance(const nps_svd_t *s, const nps_svd_options_t *options);
 
-/** Bring triples into descending order of σ, keeping equal ones in order. */
+/** Bring triples into descending order of σ. */
 void nps_svd_sort(nps_triples_t *t);
 
 #endif
