@@ -181,8 +181,8 @@ static nps_err_t solve_tridiagonal(int64_t n, double *d, double *e, double *z) {
   return check_info("dstedc", n, n, info);
 }
 
-/* Reflectors applied at once: four times LAPACK's, whose products are too thin for full speed. */
-enum { REFLECTORS = 128 };
+/* Reflectors applied at once: twice LAPACK's, whose products are too thin for full speed. */
+enum { REFLECTORS = 64 };
 
 /* v [count][length] ← reflectors from `first` on; those that reflect nothing are 0.
  * t [count][count] ← T⁻¹ of their product I − VTVᵀ: the upper triangle of VᵀV, with 1/tau on the diagonal. */

@@ -58,17 +58,12 @@ double nps_svd_norm2(const double *x, int64_t n) {
   return sum;
 }
 
-NPS_VECTOR_CLONES
-static int64_t count_nonfinite(const double *x, int64_t n) {
-  int64_t count = 0;
-  for (int64_t i = 0; i < n; i++) count += !(fabs(x[i]) <= DBL_MAX);
-  return count;
-}
-
-static nps_err_t check_finite(const double *a, int64_t rows, int64_t columns, const char *name) {
+/* ‖A‖ is finite where A is, unless it overflows. */
+static nps_err_t check_finite(const double *a, int64_t rows, int64_t columns, double norm, const char *name) {
   int64_t i = 0;
-  if (count_nonfinite(a, rows * columns) == 0) return NPS_OK;
-  while (isfinite(a[i])) i++;
+  if (isfinite(norm)) return NPS_OK;
+  while (i < rows * columns && isfinite(a[i])) i++;
+  if (i == rows * columns) return NPS_OK;
   return nps_fail(NPS_ERR_INPUT, "%s: %s at row %lld, column %lld", name ? name : "a matrix",
                   isnan(a[i]) ? "NaN" : "infinity", (long long)(i / columns), (long long)(i % columns));
 }
@@ -340,10 +335,10 @@ nps_err_t nps_svd_compute(const double *a, int64_t rows, int64_t columns, const 
                           nps_svd_t *out) {
   *out = (nps_svd_t){.rows = rows, .columns = columns, .energy = 1};
   NPS_TRY(check_size(rows, columns, options->name));
-  NPS_TRY(check_finite(a, rows, columns, options->name));
+  out->norm = sqrt(nps_svd_norm2(a, rows * columns));
+  NPS_TRY(check_finite(a, rows, columns, out->norm, options->name));
   if (rows == 0 || columns == 0) return NPS_OK;
   NPS_TRY(make_room(wanted_count(rows, columns, options->leading), out));
-  out->norm = sqrt(nps_svd_norm2(a, rows * columns));
   return is_tame(out->norm) ? compute_tame(a, options, out) : compute_wild(a, options, out);
 }
 
@@ -373,8 +368,9 @@ nps_err_t nps_svd_values(const double *a, int64_t rows, int64_t columns, const c
   double *turned = NULL, *copy = NULL, scale = 1;
   nps_err_t err = NPS_OK;
   NPS_TRY(check_size(rows, columns, name));
-  NPS_TRY(check_finite(a, rows, columns, name));
-  if (!is_tame(sqrt(nps_svd_norm2(a, rows * columns)))) NPS_GOTO(copy_scaled(a, rows * columns, &scale, &copy));
+  const double norm = sqrt(nps_svd_norm2(a, rows * columns));
+  NPS_TRY(check_finite(a, rows, columns, norm, name));
+  if (!is_tame(norm)) NPS_GOTO(copy_scaled(a, rows * columns, &scale, &copy));
   const double *tame = copy ? copy : a;
   if (rows > columns) {
     NPS_GOTO(nps_buffer_alloc((size_t)(n * m) * sizeof *turned, "a matrix", &turned));

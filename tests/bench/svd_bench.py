@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Table of times and errors of singular value decompositions for docs/svd.md, beside torch.linalg.svd, on one core.
+"""Table of times and errors of singular value decompositions for docs/svd.md, beside torch.linalg.svd, on one core,
+in CPU time of one thread.
 
     NPS_BUILDDIR=build/tests python tests/bench/svd_bench.py [KIND:SHAPE …]     (for example task:1024x1024 random:768x3072)
 
@@ -50,9 +51,9 @@ def time_torch(case, a):
     for dtype in (torch.float32, torch.float64):
         x, seconds = a.to(dtype), []
         for _ in range(RUNS):
-            begin = time.perf_counter()
+            begin = time.process_time()
             u, s, v = torch.linalg.svd(x, full_matrices=False)
-            seconds.append(time.perf_counter() - begin)
+            seconds.append(time.process_time() - begin)
         error = (s.double() - exact).abs().max() / exact[0]
         residual = torch.linalg.norm(a.double() - u.double() * s.double() @ v.double()) / torch.linalg.norm(a.double())
         name = "torch " + str(dtype).removeprefix("torch.")
