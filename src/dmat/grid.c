@@ -20,7 +20,7 @@ nps_grid_t *nps_grid_new_shaped(const nps_comm_t *comm, int row_ranks, int block
   const int ranks = comm ? nps_comm_size(comm) : 1, rank = comm ? nps_comm_rank(comm) : 0;
   assert(row_ranks > 0 && ranks % row_ranks == 0 && block > 0);
   *grid = (nps_grid_t){.comm = comm,
-                       .mpi = comm ? nps_comm_mpi(comm) : MPI_COMM_NULL,
+                       .mpi = MPI_COMM_NULL,
                        .ranks = ranks,
                        .row_ranks = row_ranks,
                        .column_ranks = ranks / row_ranks,
@@ -28,6 +28,7 @@ nps_grid_t *nps_grid_new_shaped(const nps_comm_t *comm, int row_ranks, int block
   grid->row = rank / grid->column_ranks;
   grid->column = rank % grid->column_ranks;
   if (ranks == 1) return grid;
+  MPI_Comm_dup(nps_comm_mpi(comm), &grid->mpi); /* BLACS has one handle a communicator */
   grid->handle = grid->context = Csys2blacs_handle(grid->mpi);
   Cblacs_gridinit(&grid->context, "Column", grid->column_ranks, grid->row_ranks);
   return grid;
@@ -41,6 +42,7 @@ void nps_grid_free(nps_grid_t *grid) {
   if (grid && grid->ranks > 1) {
     Cblacs_gridexit(grid->context);
     Cfree_blacs_system_handle(grid->handle);
+    MPI_Comm_free(&grid->mpi);
   }
   free(grid);
 }
