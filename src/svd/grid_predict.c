@@ -1,25 +1,35 @@
-/* What a decomposition on a grid takes. */
+/* What a decomposition on a grid takes. docs/svd.md tells how the numbers were measured. */
 #include "svd_internal.h"
 
 static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 
-/* A grid of two ranks takes this part of one rank's time; every doubling of the ranks again, as long as blocks suffice. */
-#define EACH_DOUBLING 0.6
+/* The part of its ranks' speed that a grid makes use of, and the seconds of messages for a row of the eigenproblem (of the
+ * subspace, with all its iterations). */
+#define EFFICIENCY 0.7
+#define ROW_SECONDS 1e-4
 
-/* Messages of a decomposition: seconds a column of the eigensolver. */
-#define COLUMN_SECONDS 5e-5
+/* pdgesvd is an algorithm of its own, this many times slower than dgesdd. */
+#define SLOWER_LAPACK 20
+
+static int64_t wanted(int64_t all, int64_t leading) { return leading > 0 ? min64(leading, all) : all; }
 
 double nps_svd_grid_seconds(int64_t rows, int64_t columns, int64_t leading, nps_svd_method_t method, int ranks) {
-  double seconds = nps_svd_seconds(rows, columns, leading, method);
-  if (ranks == 1) return seconds;
-  for (int r = 1; r < ranks; r *= 2) seconds *= EACH_DOUBLING;
-  return seconds + COLUMN_SECONDS * (double)min64(rows, columns);
+  const int64_t n = min64(rows, columns), subspace = min64(n, wanted(n, leading) + NPS_SVD_OVERSAMPLE);
+  const double alone = nps_svd_seconds(rows, columns, leading, method);
+  if (ranks == 1) return alone;
+  const double work = (method == NPS_SVD_LAPACK ? SLOWER_LAPACK : 1) * alone / (EFFICIENCY * ranks);
+  return work + ROW_SECONDS * (double)(method == NPS_SVD_RANDOMISED ? 8 * subspace : n);
 }
 
+/* At the most, besides the matrix and all its vectors. gram: what lies below the first triple, its Gram matrix and eigenvectors,
+ * and twice that to find them. */
 int64_t nps_svd_grid_bytes(int64_t rows, int64_t columns, int64_t leading, nps_svd_method_t method, int ranks) {
   if (ranks == 1) return nps_svd_bytes(rows, columns, leading, method);
-  const int64_t n = min64(rows, columns), m = max64(rows, columns);
-  const int64_t square = 8 * nps_dmat_most_local(n, n, ranks), flat = 8 * nps_dmat_most_local(n, m, ranks);
-  return 4 * square + flat;
+  const int64_t n = min64(rows, columns), m = max64(rows, columns), l = wanted(n, leading) + NPS_SVD_OVERSAMPLE;
+  const int64_t square = nps_dmat_most_local(n, n, ranks), flat = nps_dmat_most_local(n, m, ranks);
+  if (method == NPS_SVD_RANDOMISED)
+    return 8 * (3 * nps_dmat_most_local(l, m, ranks) + 2 * nps_dmat_most_local(l, n, ranks) +
+                4 * nps_dmat_most_local(l, l, ranks));
+  return 8 * (method == NPS_SVD_LAPACK ? 2 * flat + 2 * square : 4 * square + flat);
 }
