@@ -7,10 +7,12 @@ static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 /* The part of its ranks' speed that a grid makes use of, and the seconds of messages for a row of the eigenproblem (of the
  * subspace, with all its iterations). */
 #define EFFICIENCY 0.7
-#define ROW_SECONDS 1e-4
+#define ROW_SECONDS 8e-5
 
-/* pdgesvd is an algorithm of its own, this many times slower than dgesdd. */
-#define SLOWER_LAPACK 20
+/* How much more work a grid has than one rank: pdgesvd is another algorithm than dgesdd; subspaces are sought in float64. */
+static double more_work(nps_svd_method_t method) {
+  return method == NPS_SVD_LAPACK ? 20 : method == NPS_SVD_RANDOMISED ? 2 : 1;
+}
 
 static int64_t wanted(int64_t all, int64_t leading) { return leading > 0 ? min64(leading, all) : all; }
 
@@ -18,7 +20,7 @@ double nps_svd_grid_seconds(int64_t rows, int64_t columns, int64_t leading, nps_
   const int64_t n = min64(rows, columns), subspace = min64(n, wanted(n, leading) + NPS_SVD_OVERSAMPLE);
   const double alone = nps_svd_seconds(rows, columns, leading, method);
   if (ranks == 1) return alone;
-  const double work = (method == NPS_SVD_LAPACK ? SLOWER_LAPACK : 1) * alone / (EFFICIENCY * ranks);
+  const double work = more_work(method) * alone / (EFFICIENCY * ranks);
   return work + ROW_SECONDS * (double)(method == NPS_SVD_RANDOMISED ? 8 * subspace : n);
 }
 
