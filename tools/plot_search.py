@@ -58,7 +58,7 @@ def draw_history(found, path):
         generation, mean_of_all = group["generation"][:], group["candidate"][:] < 0
         best, start = int(group.attrs["best"]), int(group.attrs["start"])
         axis.plot(generation[~mean_of_all], accuracy[~mean_of_all], ".", alpha=0.4, label="candidate")
-        axis.plot(generation[mean_of_all], accuracy[mean_of_all], "s", label="last mean")
+        axis.plot(generation[mean_of_all], accuracy[mean_of_all], "s", label="mean")
         axis.plot(generation, np.fmax.accumulate(accuracy), "-", linewidth=1, label="best so far")
         axis.plot(generation[best], accuracy[best], "*", markersize=12, label="chosen")
         axis.axhline(accuracy[start], linestyle=":", color="grey", label="start")
