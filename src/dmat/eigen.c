@@ -85,30 +85,110 @@ static nps_err_t check_info(const nps_grid_t *grid, const char *routine, int64_t
   return nps_grid_agree(grid, err);
 }
 
-/* What pdsyevd asks for is too little where a rank has few blocks; this is enough. */
-static int64_t all_work(const nps_dmat_t *g, double query) {
-  const int64_t n = g->rows, nb = g->grid->block, np = g->local_columns, nq = g->local_rows;
+/* A symmetric matrix on its way through ScaLAPACK's steps, as pdsyevd takes them; that routine holds the reflectors square while
+ * it needs most memory, and asks for too little where a rank has few blocks. */
+typedef struct {
+  nps_dmat_t *g;
+  int of_g[9], n;
+  double *d, *e, *tau; /* [n] each: the tridiagonal matrix, factors of the reflectors */
+  int64_t packed;      /* elements of g.local while it is packed */
+} tridiagonal_t;
+
+static nps_err_t reduce(tridiagonal_t *t, double *d, double *e) {
+  int info = 0, query = -1;
+  double best = 0;
+  room_t room = {0};
+  pdsytrd_("L", &t->n, t->g->local, &one, &one, t->of_g, d, e, t->tau, &best, &query, &info);
+  NPS_TRY(make_room(t->g->grid, (int64_t)best + 1, 1, &room));
+  pdsytrd_("L", &t->n, t->g->local, &one, &one, t->of_g, d, e, t->tau, room.work, &room.lwork, &info);
+  free_room(&room);
+  return check_info(t->g->grid, "pdsytrd", t->n, info);
+}
+
+/* Numbers [local_rows] of this rank's rows → [n] on every rank. */
+static void share_rows(const nps_dmat_t *g, const double *local, double *all) {
+  for (int64_t i = 0; i < g->local_rows && g->grid->column == 0; i++) all[nps_dmat_row(g, i)] = local[i];
+  nps_comm_sum_f64(g->grid->comm, all, g->rows);
+}
+
+/* The part of a local row that reflectors lie in: from its diagonal on. */
+static int64_t first_kept(const nps_dmat_t *g, int64_t i) {
+  return nps_cyclic_count(nps_dmat_row(g, i), g->grid->block, g->grid->column, g->grid->column_ranks);
+}
+
+/* Lets go of the half of g that holds nothing. */
+static void pack(tridiagonal_t *t) {
+  nps_dmat_t *g = t->g;
+  for (int64_t i = 0; i < g->local_rows; i++) {
+    const int64_t first = first_kept(g, i), n = g->local_columns - first;
+    memmove(g->local + t->packed, g->local + i * g->local_columns + first, (size_t)n * sizeof *g->local);
+    t->packed += n;
+  }
+  double *less = realloc(g->local, (size_t)(t->packed + 1) * sizeof *less);
+  if (less) g->local = less;
+}
+
+static nps_err_t unpack(tridiagonal_t *t) {
+  nps_dmat_t *g = t->g;
+  double *more = realloc(g->local, (size_t)(g->local_rows * g->local_columns + 1) * sizeof *more);
+  if (more) g->local = more;
+  NPS_TRY(nps_grid_agree(g->grid, more ? NPS_OK : nps_fail(NPS_ERR_MEMORY, "out of memory: a matrix")));
+  for (int64_t i = g->local_rows - 1; i >= 0; i--) {
+    const int64_t first = first_kept(g, i), n = g->local_columns - first;
+    t->packed -= n;
+    memmove(g->local + i * g->local_columns + first, g->local + t->packed, (size_t)n * sizeof *g->local);
+  }
+  return NPS_OK;
+}
+
+/* Eigenvectors of the tridiagonal matrix; ascending values are left in d. */
+static nps_err_t divide_and_conquer(tridiagonal_t *t, nps_dmat_t *vectors) {
+  const nps_grid_t *grid = vectors->grid;
+  const int64_t n = t->n, nb = grid->block, np = vectors->local_columns, nq = vectors->local_rows;
   const int64_t needed = max64(6 * n + 2 * np * nq, max64((np + nq + 2 * nb) * nb + nb * nb, n + np * (nb + nq)));
-  return max64((int64_t)query + 1, 3 * n + needed);
+  int info = 0;
+  room_t room = {0};
+  nps_err_t err = make_room(grid, needed + 3 * n, 2 + 7 * n + 8 * grid->ranks, &room);
+  nps_dmat_clear(vectors);
+  for (int64_t i = 0; i < nq; i++)
+    for (int64_t j = 0; j < np; j++)
+      if (nps_dmat_row(vectors, i) == nps_dmat_column(vectors, j)) vectors->local[i * np + j] = 1;
+  if (err == NPS_OK) {
+    pdstedc_("I", &t->n, t->d, t->e, vectors->local, &one, &one, t->of_g, room.work, &room.lwork, room.iwork,
+             &room.liwork, &info);
+    err = check_info(grid, "pdstedc", n, info);
+  }
+  free_room(&room);
+  return err;
+}
+
+static nps_err_t apply_reflectors(const tridiagonal_t *t, nps_dmat_t *vectors) {
+  int info = 0, query = -1;
+  double best = 0;
+  room_t room = {0};
+  pdormtr_("L", "L", "N", &t->n, &t->n, t->g->local, &one, &one, t->of_g, t->tau, vectors->local, &one, &one, t->of_g,
+           &best, &query, &info);
+  NPS_TRY(make_room(vectors->grid, (int64_t)best + 1, 1, &room));
+  pdormtr_("L", "L", "N", &t->n, &t->n, t->g->local, &one, &one, t->of_g, t->tau, vectors->local, &one, &one, t->of_g,
+           room.work, &room.lwork, &info);
+  free_room(&room);
+  return check_info(vectors->grid, "pdormtr", t->n, info);
 }
 
 static nps_err_t solve_all(nps_dmat_t *g, double *values, nps_dmat_t *vectors) {
-  int of_g[9], of_z[9], info = 0, integers = 0;
-  const int n = (int)g->rows, query = -1;
-  double best = 0;
-  room_t room = {0};
-  nps_dmat_describe(g, of_g);
-  nps_dmat_describe(vectors, of_z);
-  pdsyevd_("V", "L", &n, g->local, &one, &one, of_g, values, vectors->local, &one, &one, of_z, &best, &query, &integers,
-           &query, &info);
-  nps_err_t err =
-      make_room(g->grid, all_work(g, best), max64(integers, 7 * (int64_t)n + 8 * g->grid->ranks + 2), &room);
-  if (err == NPS_OK) {
-    pdsyevd_("V", "L", &n, g->local, &one, &one, of_g, values, vectors->local, &one, &one, of_z, room.work, &room.lwork,
-             room.iwork, &room.liwork, &info);
-    err = check_info(g->grid, "pdsyevd", n, info);
-  }
-  free_room(&room);
+  double *parts = nps_xcalloc(4 * (size_t)g->rows, sizeof *parts), *local = parts + 2 * g->rows;
+  tridiagonal_t t = {.g = g, .n = (int)g->rows, .d = values, .e = parts, .tau = parts + g->rows};
+  nps_err_t err = NPS_OK;
+  nps_dmat_describe(g, t.of_g);
+  NPS_GOTO(reduce(&t, local, local + g->rows));
+  share_rows(g, local, t.d);
+  share_rows(g, local + g->rows, t.e);
+  pack(&t);
+  NPS_GOTO(divide_and_conquer(&t, vectors));
+  NPS_GOTO(unpack(&t));
+  NPS_GOTO(apply_reflectors(&t, vectors));
+done:
+  free(parts);
   return err;
 }
 
@@ -132,7 +212,7 @@ static nps_err_t solve_some(nps_dmat_t *g, double *values, nps_dmat_t *vectors) 
   return err;
 }
 
-/* pdsyevd leaves the values on one rank where the matrix is a single block. */
+/* Every rank gets the values of one rank: pdsyevr's may differ in rounding. */
 static nps_err_t solve_there(const nps_dmat_t *a, bool by_columns, double *values, nps_dmat_t *vectors) {
   const nps_grid_t *grid = a->grid;
   const int64_t n = vectors->columns, count = vectors->rows;

@@ -20,9 +20,13 @@ extern void pdsyrk_(const char *uplo, const char *trans, const int *n, const int
 extern void pdgeadd_(const char *trans, const int *m, const int *n, const double *alpha, const double *a, const int *ia,
                      const int *ja, const int *desca, const double *beta, double *c, const int *ic, const int *jc,
                      const int *descc);
-extern void pdsyevd_(const char *jobz, const char *uplo, const int *n, double *a, const int *ia, const int *ja,
-                     const int *desca, double *w, double *z, const int *iz, const int *jz, const int *descz,
-                     double *work, const int *lwork, int *iwork, const int *liwork, int *info);
+extern void pdsytrd_(const char *uplo, const int *n, double *a, const int *ia, const int *ja, const int *desca,
+                     double *d, double *e, double *tau, double *work, const int *lwork, int *info);
+extern void pdstedc_(const char *compz, const int *n, double *d, double *e, double *q, const int *iq, const int *jq,
+                     const int *descq, double *work, const int *lwork, int *iwork, const int *liwork, int *info);
+extern void pdormtr_(const char *side, const char *uplo, const char *trans, const int *m, const int *n, const double *a,
+                     const int *ia, const int *ja, const int *desca, const double *tau, double *c, const int *ic,
+                     const int *jc, const int *descc, double *work, const int *lwork, int *info);
 extern void pdsyevr_(const char *jobz, const char *range, const char *uplo, const int *n, double *a, const int *ia,
                      const int *ja, const int *desca, const double *vl, const double *vu, const int *il, const int *iu,
                      int *m, int *nz, double *w, double *z, const int *iz, const int *jz, const int *descz,
