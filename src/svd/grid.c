@@ -169,6 +169,7 @@ static nps_err_t compute_there(const nps_dmat_t *a, const nps_svd_options_t *o, 
   for (nps_svd_method_t method = choose(a->rows, a->columns, o); method <= NPS_SVD_LAPACK; method++) {
     NPS_TRY(attempt(a, method, o, out));
     if (nps_svd_holds(&out->svd, o)) return NPS_OK;
+    nps_svd_tell_miss(&out->svd, o);
     out->svd.failed = method;
   }
   return nps_comm_agree(nps_grid_comm(a->grid), nps_svd_fail_tolerance(&out->svd, o));

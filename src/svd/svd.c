@@ -264,8 +264,7 @@ void nps_svd_describe(nps_svd_t *s, nps_svd_method_t method, double energy) {
   while (s->unsure < s->count && (method == NPS_SVD_LAPACK || s->sigma[s->unsure] >= SURE * largest)) s->unsure++;
 }
 
-/* Says that the next method is to do better. */
-static void tell_miss(const nps_svd_t *s, const nps_svd_options_t *o) {
+void nps_svd_tell_miss(const nps_svd_t *s, const nps_svd_options_t *o) {
   if (s->method == NPS_SVD_LAPACK) return;
   nps_note("%s: %s decomposition outside of its tolerance (residual %.1e, orthogonality %.1e, energy %.6f); %s is next",
            o->name ? o->name : "a matrix", nps_svd_method_name(s->method), s->residual, s->orthogonality, s->energy,
@@ -282,7 +281,7 @@ static nps_err_t compute(const double *a, const double *flat, const nps_svd_opti
     nps_svd_describe(out, method, t->energy);
     NPS_TRY(certify(a, out));
     if (nps_svd_holds(out, o)) return NPS_OK;
-    tell_miss(out, o);
+    nps_svd_tell_miss(out, o);
     out->failed = method;
   }
   return nps_svd_fail_tolerance(out, o);

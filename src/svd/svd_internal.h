@@ -57,6 +57,9 @@ void nps_svd_describe(nps_svd_t *s, nps_svd_method_t method, double energy);
 /** Whether the certificate is within its tolerances. */
 bool nps_svd_holds(const nps_svd_t *s, const nps_svd_options_t *options);
 
+/** Tell the user that the next method is to do better. */
+void nps_svd_tell_miss(const nps_svd_t *s, const nps_svd_options_t *options);
+
 /** Record that no method was good enough. @return NPS_ERR_RUNTIME */
 nps_err_t nps_svd_fail_tolerance(const nps_svd_t *s, const nps_svd_options_t *options);
 
