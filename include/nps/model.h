@@ -110,6 +110,9 @@ nps_err_t nps_layout_match(const nps_model_t *const *inputs, int n, int base, in
                            nps_layout_t **out);
 void nps_layout_free(nps_layout_t *layout);
 
+/** List all tensors of a model, to be copied as they are. Local. Freed with nps_layout_free(). */
+nps_layout_t *nps_layout_copy(const nps_model_t *model);
+
 /** Find a tensor's position within its stack of layers: (stack, index, length), from the first numeric component of its
  *  name; a stack counts when its length is `num_hidden_layers` (n_layer, num_layers) of the config, or, where the config
  *  has none, when it is the longest. t = i/(L−1), 1 for L = 1. Used by nps_layout_match(). Local.
@@ -177,7 +180,9 @@ typedef struct nps_output {
   bool force;                    /**< replace an existing output */
   int64_t shard_size;            /**< bytes, folder only */
   const char *config_json;       /**< Hugging Face config, or NULL */
-  const char *recipe;            /**< resolved YAML */
+  const char *recipe;            /**< resolved YAML; NULL: a folder has none */
+  bool adapter;                  /**< the folder is a PEFT adapter: one adapter_model.safetensors, config_json is its
+                                      adapter_config.json */
   const char *model_card;        /**< README.md of a folder */
   const nps_sidecar_t *sidecars; /**< [sidecar_count]; only rank 0's are used */
   int sidecar_count;

@@ -228,6 +228,28 @@ nps_err_t nps_layout_match(const nps_model_t *const *inputs, int n, int base, in
   return err;
 }
 
+nps_layout_t *nps_layout_copy(const nps_model_t *model) {
+  nps_layout_t *layout = nps_xcalloc(1, sizeof *layout);
+  const nps_tensor_info_t **order = in_file_order(model);
+  layout->inputs = 1;
+  layout->targets = nps_xcalloc((size_t)model->tensor_count, sizeof *layout->targets);
+  layout->source = nps_xcalloc((size_t)model->tensor_count, sizeof *layout->source);
+  for (int i = 0; i < model->tensor_count; i++) {
+    const nps_tensor_info_t *t = order[i];
+    layout->source[i] = (int)(t - model->tensors);
+    layout->targets[i] = (nps_target_t){.name = t->name,
+                                        .action = NPS_ACTION_COPY,
+                                        .dtype = t->dtype,
+                                        .ndim = t->ndim,
+                                        .shape = t->shape,
+                                        .count = t->count,
+                                        .source = &layout->source[i]};
+  }
+  layout->count = model->tensor_count;
+  free(order);
+  return layout;
+}
+
 void nps_layout_free(nps_layout_t *layout) {
   if (!layout) return;
   free(layout->targets);

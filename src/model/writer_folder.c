@@ -40,12 +40,13 @@ static void add_shard(state_t *s, int first) {
   s->shards[s->count++] = (shard_t){.first = first, .last = first};
 }
 
+/* @param limit  bytes of a shard; 0: one shard for all */
 static void plan_shards(const nps_layout_t *layout, int64_t limit, state_t *s) {
   int64_t used = 0;
   add_shard(s, 0);
   for (int i = 0; i < layout->count; i++) {
     int64_t bytes = target_bytes(&layout->targets[i]);
-    if (used > 0 && bytes > limit - used) {
+    if (used > 0 && limit > 0 && bytes > limit - used) {
       add_shard(s, i);
       used = 0;
     }
@@ -99,11 +100,12 @@ static nps_err_t plan_shard(const nps_layout_t *layout, state_t *s, shard_t *sha
 }
 
 static nps_err_t plan_folder(const nps_writer_t *w, state_t *s) {
-  plan_shards(w->layout, w->output.shard_size, s);
+  const char *stem = w->output.adapter ? "adapter_model" : "model";
+  plan_shards(w->layout, w->output.adapter ? 0 : w->output.shard_size, s);
   for (int k = 0; k < s->count; k++) {
     shard_t *shard = &s->shards[k];
-    shard->name =
-        s->count == 1 ? nps_xstrdup("model.safetensors") : nps_xstrf("model-%05d-of-%05d.safetensors", k + 1, s->count);
+    shard->name = s->count == 1 ? nps_xstrf("%s.safetensors", stem)
+                                : nps_xstrf("%s-%05d-of-%05d.safetensors", stem, k + 1, s->count);
     shard->path = nps_xstrf("%s/%s", w->place.partial, shard->name);
     NPS_TRY(plan_shard(w->layout, s, shard));
   }
@@ -173,7 +175,7 @@ static nps_err_t finish_kept(nps_writer_t *w, state_t *s) {
 }
 
 static nps_err_t folder_open(nps_writer_t *w) {
-  assert(w->output.shard_size > 0);
+  assert(w->output.shard_size > 0 || w->output.adapter);
   state_t *s = nps_xcalloc(1, sizeof *s);
   s->shard_of = nps_xcalloc((size_t)w->layout->count, sizeof *s->shard_of);
   s->offset = nps_xcalloc((size_t)w->layout->count, sizeof *s->offset);
@@ -225,8 +227,8 @@ static nps_err_t put_index(const nps_writer_t *w, const state_t *s) {
 }
 
 static nps_err_t put_provenance(const nps_writer_t *w, const nps_digest_t *digest) {
+  const char *recipe = w->output.recipe;
   char hex[65];
-  nps_sha256_hex(w->output.recipe, strlen(w->output.recipe), hex);
   json_t *inputs = json_array();
   for (int i = 0; i < nps_digest_count(digest); i++) {
     json_int_t size = nps_digest_size(digest, i);
@@ -235,7 +237,11 @@ static nps_err_t put_provenance(const nps_writer_t *w, const nps_digest_t *diges
     json_array_append_new(inputs, json_pack("{s:o, s:I, s:s}", "path", path ? path : json_null(), "size", size,
                                             "sha256", nps_digest_hex(digest, i)));
   }
-  json_t *all = json_pack("{s:s, s:s, s:o}", "created_by", NPS_CREATED_BY, "recipe_sha256", hex, "inputs", inputs);
+  json_t *all = json_pack("{s:s, s:o}", "created_by", NPS_CREATED_BY, "inputs", inputs);
+  if (recipe) {
+    nps_sha256_hex(recipe, strlen(recipe), hex);
+    json_object_set_new(all, "recipe_sha256", json_string(hex));
+  }
   return put_json(w, "provenance.json", all, 0);
 }
 
@@ -262,11 +268,12 @@ static nps_err_t put_small_files(const nps_writer_t *w, const state_t *s, const 
   for (int i = 0; i < o->sidecar_count; i++)
     NPS_TRY(nps_file_put(folder, o->sidecars[i].name, o->sidecars[i].data, o->sidecars[i].size));
   if (o->config_json)
-    NPS_TRY(nps_file_put(folder, "config.json", o->config_json, strlen(o->config_json)));
+    NPS_TRY(nps_file_put(folder, o->adapter ? "adapter_config.json" : "config.json", o->config_json,
+                         strlen(o->config_json)));
   else
     nps_note("%s: there is no config.json, as no input has one", w->place.target);
   NPS_TRY(nps_file_put(folder, "README.md", o->model_card, strlen(o->model_card)));
-  NPS_TRY(nps_file_put(folder, "nps-merge.yaml", o->recipe, strlen(o->recipe)));
+  if (o->recipe) NPS_TRY(nps_file_put(folder, "nps-merge.yaml", o->recipe, strlen(o->recipe)));
   if (digest) NPS_TRY(put_provenance(w, digest));
   if (o->extra) NPS_TRY(put_findings(w));
   return s->count > 1 ? put_index(w, s) : NPS_OK;

@@ -1,6 +1,7 @@
 #include "open_model.h"
 
 #include <stdlib.h>
+#include <sys/stat.h>
 
 static nps_err_t open_here(const char *model, nps_model_t **out) {
   char *found = NULL;
@@ -19,4 +20,9 @@ nps_err_t nps_run_open_model(const nps_comm_t *comm, const char *model, nps_mode
   nps_err_t err = root ? NPS_OK : nps_model_unpack(text, out);
   free(text);
   return nps_comm_agree(comm, err);
+}
+
+bool nps_run_same_place(const char *a, const char *b) {
+  struct stat x, y;
+  return stat(a, &x) == 0 && stat(b, &y) == 0 && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
 }

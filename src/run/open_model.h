@@ -1,5 +1,5 @@
 /** @file open_model.h
- *  Opening a model that is named on a command line. */
+ *  What runs share about paths: opening a model that is named on a command line. */
 #ifndef NPS_RUN_OPEN_MODEL_H
 #define NPS_RUN_OPEN_MODEL_H
 
@@ -10,5 +10,8 @@
  *  @param model  as nps_model_locate() takes it, in the current directory
  *  @param[out] out  freed with nps_model_free() */
 nps_err_t nps_run_open_model(const nps_comm_t *comm, const char *model, nps_model_t **out);
+
+/** Whether two paths lead to the same file or folder, which is there. Local. */
+bool nps_run_same_place(const char *a, const char *b);
 
 #endif

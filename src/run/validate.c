@@ -1,25 +1,19 @@
 /* The first phase: config and headers on rank 0, then the same recipe, catalogues and layout on every rank. */
+#include "open_model.h"
 #include "run_internal.h"
 
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
 char *nps_run_config_folder(const nps_run_state_t *run) {
   const char *path = run->recipe->file, *slash = strrchr(path, '/');
   return slash ? nps_xstrndup(path, slash == path ? 1 : (size_t)(slash - path)) : NULL;
 }
 
-/* Whether two paths lead to the same file or folder. */
-static bool same_place(const char *a, const char *b) {
-  struct stat x, y;
-  return stat(a, &x) == 0 && stat(b, &y) == 0 && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
-}
-
 bool nps_run_is_input(const nps_run_state_t *run, const char *path) {
   for (int i = 0; i < run->input_count; i++)
-    if (same_place(run->inputs[i]->path, path)) return true;
-  return run->history.home && same_place(run->history.home, path);
+    if (nps_run_same_place(run->inputs[i]->path, path)) return true;
+  return run->history.home && nps_run_same_place(run->history.home, path);
 }
 
 /* Finds the input with a path, or adds it from its headers. Problems are recorded; *index is -1 then. */
@@ -29,7 +23,7 @@ static nps_err_t add_input(nps_run_state_t *run, const char *model, const char *
   *index = -1;
   nps_err_t err = nps_model_locate(model, folder, &path);
   for (int i = 0; err == NPS_OK && i < run->input_count; i++)
-    if (same_place(run->inputs[i]->path, path)) *index = i;
+    if (nps_run_same_place(run->inputs[i]->path, path)) *index = i;
   if (err == NPS_OK && *index < 0) err = nps_model_open(path, name, &catalogue);
   if (catalogue) {
     run->inputs = nps_xrealloc(run->inputs, (size_t)run->input_count + 1, sizeof(nps_model_t *));

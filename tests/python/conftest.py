@@ -5,6 +5,6 @@ import tools
 
 
 def pytest_sessionstart(session):
-    for program in (tools.MERGE, tools.INSPECT, tools.EVAL):
+    for program in (tools.MERGE, tools.INSPECT, tools.EVAL, tools.CONVERT):
         if not program.exists():
             raise pytest.UsageError(f"{program} is not built; set NPS_BUILDDIR to a build's folder")

@@ -283,7 +283,7 @@ def test_log_that_cannot_be_opened(tmp_path):
 # ---- version and help --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("program", [tools.MERGE, tools.INSPECT])
+@pytest.mark.parametrize("program", [tools.MERGE, tools.INSPECT, tools.CONVERT])
 @pytest.mark.parametrize("ranks", [0, 2])
 def test_version_and_help(program, ranks):
     version = tools.run(program, "--version", ranks=ranks)

@@ -22,7 +22,7 @@ import yaml
 ROOT = pathlib.Path(os.environ.get("NPS_SRCDIR") or pathlib.Path(__file__).resolve().parents[2])
 BUILD = pathlib.Path(os.environ.get("NPS_BUILDDIR") or ROOT / "build/tests")
 MODELS = ROOT / "examples/models"
-MERGE, INSPECT, EVAL = BUILD / "nps-merge", BUILD / "nps-inspect", BUILD / "nps-eval"
+MERGE, INSPECT, EVAL, CONVERT = (BUILD / f"nps-{name}" for name in ("merge", "inspect", "eval", "convert"))
 
 TASKS = {
     "digits-vit": ["plain", "rot90", "invert", "shift", "noise", "parity", "lefthalf", "blur"],
