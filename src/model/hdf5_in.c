@@ -31,12 +31,13 @@ done:
 }
 
 /* A dataset must be a plain piece of the file, for it is read without HDF5. */
-static void add_dataset(nps_model_t *model, nps_checks_t *checks, const char *name, const nps_h5_info_t *info) {
+static void add_dataset(nps_model_t *model, nps_checks_t *checks, const char *group, const char *name,
+                        const nps_h5_info_t *info) {
   nps_tensor_info_t tensor = {.dtype = info->dtype, .ndim = info->ndim};
   const int64_t size = info->known_type ? (int64_t)nps_dtype_size(info->dtype) : 1;
   memcpy(tensor.shape, info->shape, sizeof tensor.shape);
   if (!info->is_dataset)
-    nps_checks_fail(checks, "tensor %s: expected a dataset, found a group", name);
+    nps_checks_fail(checks, "%s/%s: expected a dataset, found a group", group, name);
   else if (!info->known_type)
     nps_checks_fail(checks, "tensor %s: unknown type", name);
   else if (!info->contiguous)
@@ -64,7 +65,7 @@ static nps_err_t read_tensors(nps_model_t *model, nps_h5_t *file, const char *gr
   for (int i = 0; i < count; i++) {
     nps_h5_info_t info;
     nps_err_t one = nps_h5_describe(file, group, names[i], &info);
-    if (one == NPS_OK) add_dataset(model, &checks, names[i], &info);
+    if (one == NPS_OK) add_dataset(model, &checks, group, names[i], &info);
     err = nps_err_worse(err, one);
   }
   nps_h5_free_names(names, count);
