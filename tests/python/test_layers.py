@@ -18,7 +18,7 @@ LAYER = {
 }  # fmt: skip
 
 # Headers whose name is not their module's.
-MODULE_OF_HEADER = {"comm_mpi": "comm", "eval": "run", "factors": "delta", "inspect": "run"}
+MODULE_OF_HEADER = {"comm_mpi": "comm", "convert": "run", "eval": "run", "factors": "delta", "inspect": "run"}
 
 OWNERS = {
     "mpi.h": {"comm", "h5", "dmat", "cli"},
