@@ -4,7 +4,8 @@
     plot_search.py merged.h5 [--out PREFIX]
 
 PREFIX-history.png: fitness of every evaluation by generation, with the best so far, one panel a search.
-PREFIX-subspaces.png: density and weight of every subspace of every model.
+PREFIX-subspaces.png: density and weight of every subspace (partition singular: band) of every model.
+PREFIX-bands.png (partition singular): the spectrum of a typical matrix as it was and as it became, band by band.
 Needs h5py, NumPy and matplotlib.
 """
 import argparse
@@ -68,8 +69,53 @@ def draw_history(found, path):
     plt.close(figure)
 
 
+def is_singular(group):
+    return "partition" in group.attrs and texts([group.attrs["partition"]])[0] == "singular"
+
+
+def of_sum(group):
+    return texts([group.attrs["of"]])[0] == "sum"
+
+
+def shaped(sigma, kept, weight, flat):
+    """Values of a matrix's triples: w·σ, flat: w·mean σ; 0 where they are not kept."""
+    n, bands = len(sigma), len(weight)
+    band = np.arange(n) * bands // n
+    first = np.array([-(-m * n // bands) for m in range(bands)])  # of each band
+    return np.where(np.arange(n) - first[band] < kept[band], weight[band] * (sigma.mean() if flat else sigma), 0)
+
+
+def draw_bands(group, path):
+    """Spectra averaged over all matrices, each divided by its largest value, over the position k/n."""
+    models, weights, flat = texts(group.attrs["models"]), group["weight"][:], of_sum(group)
+    bands, place = weights.shape[1], np.linspace(0, 1, 200, endpoint=False)
+    rows, columns = grid(len(models))
+    figure, axes = plt.subplots(rows, columns, figsize=(4 * columns, 3 * rows), squeeze=False, layout="constrained")
+    for axis in axes.flat[len(models) :]:
+        axis.axis("off")
+    for i, (axis, model) in enumerate(zip(axes.flat, models)):
+        before, after = [], []
+        for name, values in group["sigma"].items():
+            sigma = values[i]
+            if sigma[0] == 0:
+                continue
+            at = (place * len(sigma)).astype(int)
+            before.append(sigma[at] / sigma[0])
+            after.append(shaped(sigma, group["kept_of"][name][i], weights[i], flat)[at] / sigma[0])
+        for m in range(1, bands):
+            axis.axvline(m / bands, color="lightgrey", linewidth=0.8)
+        if before:
+            axis.plot(place, np.mean(before, 0), "--", color="grey", label="σ")
+            axis.plot(place, np.mean(after, 0), label="kept and weighed")
+        axis.set(title=f"{model}, other tensors × {group['weight_rest'][i]:.2f}", xlabel="k / n", ylabel="σ / largest σ")
+    axes.flat[0].legend(fontsize="small")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
 def draw_subspaces(group, path):
     models = texts(group.attrs["models"])
+    singular = is_singular(group)
     figure, axes = plt.subplots(1, 2, figsize=(12, 1.5 + 0.4 * len(models)), layout="constrained")
     for axis, key in zip(axes, ("density", "weight")):
         values = group[key][:]
@@ -80,7 +126,8 @@ def draw_subspaces(group, path):
             for m, value in enumerate(row):
                 axis.text(m, i, f"{value:.2f}", ha="center", va="center", fontsize="x-small", color="black",
                           bbox={"facecolor": "white", "alpha": 0.6, "edgecolor": "none", "pad": 0.5})  # fmt: skip
-        axis.set(title=f"{key} of each subspace", xlabel="subspace, smallest magnitudes first")
+        axis.set(title=f"{key} of each " + ("band" if singular else "subspace"),
+                 xlabel="band, largest singular values first" if singular else "subspace, smallest magnitudes first")  # fmt: skip
         axis.set_xticks(range(values.shape[1]))
         axis.set_yticks(range(len(models)), models)
         figure.colorbar(image, ax=axis)
@@ -109,6 +156,9 @@ def main():
         if "subspaces" in file:
             draw_subspaces(file["subspaces"], f"{prefix}-subspaces.png")
             print(f"{prefix}-subspaces.png")
+            if is_singular(file["subspaces"]):
+                draw_bands(file["subspaces"], f"{prefix}-bands.png")
+                print(f"{prefix}-bands.png")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ read: for a table of all, searched once more on all calibration samples, and for
 import argparse
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import h5py
@@ -27,8 +28,6 @@ FACTORS = [round(0.1 * i, 1) for i in range(1, 11)]
 # Searches at one stored size: (nps, search, fitness).
 AT_DENSITY = {
     "prune, fuse": ({}, {"stages": ["prune", "fuse"], "generations": 20}, {}),
-    "joint": ({}, {"stages": ["joint"], "generations": 30}, {}),
-    "joint of both": ({}, {"stages": ["joint"], "generations": 30, "variables": ["weight", "density"]}, {}),
 }
 
 START = {"start": {"weight": 1.5}, "generations": 25, "population": 10}
@@ -37,10 +36,6 @@ SEARCHES = {
     "sum, 8 bands": (ALL, START, {}),
     "sum, 8 bands, by nll": (ALL, START, {"metric": "nll"}),
     "sum, 4 bands": ({**ALL, "subspaces": 4}, START, {}),
-    "sum, 16 bands": ({**ALL, "subspaces": 16}, START, {}),
-    "sum, half the numbers, both": (
-        {"of": "sum", "density": 0.5}, {**START, "variables": ["weight", "density"]}, {}),
-    "each, joint": ({"density": 1.0}, {"stages": ["joint"], "generations": 25, "population": 10}, {}),
 }  # fmt: skip
 FIXED = {
     "iso_c, alpha 1.5": {"merge_method": "iso_c", "parameters": {"alpha": 1.5}},
@@ -180,35 +175,51 @@ def part_1(density, folder):
 # ---- part 2 ----
 
 
-def cross_validate(names, folder):
+def at_once(tasks, jobs):
+    """The results of many calls of results(), several at a time, each in a folder of its own."""
+
+    def call(task):
+        with tempfile.TemporaryDirectory() as folder:
+            found = results(*task, Path(folder))
+        print(*task[:1], *task[3:], *(f"{k}: {v.mean(0)}" for k, v in found.items()), file=sys.stderr, flush=True)
+        return found
+
+    with ThreadPoolExecutor(jobs) as pool:
+        return list(pool.map(call, tasks))
+
+
+def cross_validate(names, jobs, folder):
     """{(search, result): [folds × tasks][accuracy, nll] on held-out samples}"""
     folds = [make_fold(k, folder) for k in range(FOLDS)]
+    found = at_once([(name, seen, held, 1) for name in names for seen, held in folds], jobs)
     table = {}
-    for name in names:
-        each = [results(name, seen, held, 1, folder) for seen, held in folds]
+    for i, name in enumerate(names):
+        each = found[i * FOLDS : (i + 1) * FOLDS]
         for final in each[0]:
             table[name, final] = np.concatenate([e[final] for e in each])
-            print(f"{name}, {final}: {table[name, final].mean(0)}", file=sys.stderr, flush=True)
     return table
 
 
-def part_2(names, with_test, folder):
-    table = cross_validate(names, folder)
+def part_2(names, with_test, jobs, folder):
+    table = cross_validate(names, jobs, folder)
     searched = {key: value[:, 0].mean() for key, value in table.items() if key[0] in SEARCHES and key[1] != "start"}
     winner = max(searched, key=searched.get)
     print(f"chosen by held-out scores: {winner[0]}, result: {winner[1]}\n", flush=True)
+    tests = [(winner[0], CALIBRATION, TEST, seed) for seed in range(1, 6)] if with_test else []
+    others = [(name, CALIBRATION, TEST, 1) for name in names if name != winner[0]] if with_test else []
+    found = at_once(tests + others, jobs)
+    tested = {task[0]: f for task, f in zip(others, found[len(tests) :])}
+    if with_test:
+        tested[winner[0]] = found[0]
     print("| search | result | held-out accuracy | held-out nll |" + (" test accuracy | test nll |" if with_test else ""))
-    print("|---|---|---|---|" + ("---|---|" if with_test else ""), flush=True)
-    for name in names:
-        found = results(name, CALIBRATION, TEST, 1, folder) if with_test else {}
-        for key in [k for k in table if k[0] == name]:
-            tested = " {:.4f} | {:.4f} |".format(*found[key[1]].mean(0)) if found else ""
-            print("| {} | {} | {:.4f} | {:.4f} |".format(*key, *table[key].mean(0)) + tested, flush=True)
-    if not with_test:
-        return
-    scores = [results(winner[0], CALIBRATION, TEST, seed, folder)[winner[1]][:, 0].mean() for seed in range(1, 6)]
-    print(f"\n{winner[0]}, result: {winner[1]}, test accuracy with seeds 1 to 5: "
-          + ", ".join(f"{score:.4f}" for score in scores) + f"; mean {np.mean(scores):.4f}")  # fmt: skip
+    print("|---|---|---|---|" + ("---|---|" if with_test else ""))
+    for key in table:
+        test = " {:.4f} | {:.4f} |".format(*tested[key[0]][key[1]].mean(0)) if with_test else ""
+        print("| {} | {} | {:.4f} | {:.4f} |".format(*key, *table[key].mean(0)) + test)
+    if with_test:
+        scores = [f[winner[1]][:, 0].mean() for f in found[: len(tests)]]
+        print(f"\n{winner[0]}, result: {winner[1]}, test accuracy with seeds 1 to 5: "
+              + ", ".join(f"{score:.4f}" for score in scores) + f"; mean {np.mean(scores):.4f}")  # fmt: skip
 
 
 def main():
@@ -217,13 +228,14 @@ def main():
     parser.add_argument("--density", type=float, default=0.1, help="of part 1")
     parser.add_argument("--only", help="names of searches of part 2, separated by ';'")
     parser.add_argument("--no-test", action="store_true", help="only the ranking")
+    parser.add_argument("--jobs", type=int, default=1, help="searches of part 2 at a time")
     options = parser.parse_args()
     names = options.only.split(";") if options.only else [*FIXED, *SEARCHES]
     with tempfile.TemporaryDirectory() as name:
         if options.part != 2:
             part_1(options.density, Path(name))
         if options.part != 1:
-            part_2(names, not options.no_test, Path(name))
+            part_2(names, not options.no_test, options.jobs, Path(name))
 
 
 if __name__ == "__main__":
