@@ -243,6 +243,9 @@ void nps_candidate_free(nps_candidate_t *candidate);
  *    cannot be read back */
 bool nps_candidate_build(nps_candidate_t *candidate, const nps_weighting_t *weighting);
 
+/** Give the error that no build can go on from: factors could not be read back (recorded). Local. */
+nps_err_t nps_candidate_error(const nps_candidate_t *candidate);
+
 /** Take a stored model as it is: model 0 … T − 1, or -1 for the base. Local. */
 void nps_candidate_take(nps_candidate_t *candidate, int model);
 

@@ -41,6 +41,7 @@ struct nps_candidate {
   const nps_factors_t *factors; /* partition singular; else NULL */
   nps_taking_t *taking;
   nps_assembly_t *assembly;
+  nps_err_t err; /* of reading factors back */
 };
 
 /* ---- bounds on the threshold from the histograms ---- */
@@ -355,10 +356,12 @@ bool nps_candidate_build(nps_candidate_t *c, const nps_weighting_t *w) {
   if (!has_result(w)) return false;
   if (!c->factors)
     build_entries(c, w);
-  else if (build_triples(c, w) != NPS_OK)
+  else if ((c->err = nps_err_worse(c->err, build_triples(c, w))) != NPS_OK)
     return false;
   return nps_tensor_find_nonfinite(NPS_F32, c->weights, nps_store_elements(c->store)) < 0;
 }
+
+nps_err_t nps_candidate_error(const nps_candidate_t *c) { return c->err; }
 
 void nps_candidate_take(nps_candidate_t *c, int model) {
   for (int t = 0; t < nps_store_tensors(c->store); t++) {

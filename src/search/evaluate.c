@@ -110,6 +110,8 @@ void nps_scorer_free(nps_scorer_t *s) {
   free(s);
 }
 
+nps_err_t nps_scorer_check(const nps_scorer_t *s) { return nps_comm_agree(s->comm, nps_candidate_error(s->candidate)); }
+
 double nps_scorer_flops(const nps_scorer_t *s) { return s->flops; }
 
 /* ---- the line of batches ---- */

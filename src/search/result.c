@@ -150,6 +150,7 @@ static nps_err_t run(nps_searching_t *s) {
   add_rows(s, &stored);
   score_rows(s, s->began, offsetof(nps_search_row_t, start));
   score_rows(s, s->current, offsetof(nps_search_row_t, merged));
+  NPS_GOTO(nps_scorer_check(s->scorer));
   s->search->weighting = nps_weighting_copy(s->current);
   s->search->ranks = nps_comm_size(s->comm);
 done:

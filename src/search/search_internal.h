@@ -35,6 +35,9 @@ void nps_scorer_free(nps_scorer_t *scorer);
  *  @param[out] scores  job by job, task by task; the same bits on any number of ranks */
 void nps_scorer_run(nps_scorer_t *scorer, const nps_job_t *jobs, int count, nps_score_t *scores);
 
+/** Agree on whether scores could be made at all: NPS_ERR_RUNTIME where factors could not be read back. Collective. */
+nps_err_t nps_scorer_check(const nps_scorer_t *scorer);
+
 /** Give the floating-point operations of all scores so far, all ranks. */
 double nps_scorer_flops(const nps_scorer_t *scorer);
 

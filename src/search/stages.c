@@ -208,6 +208,7 @@ static nps_err_t run_stage(nps_searching_t *s, nps_track_t *tracks, int count) {
   NPS_TRY(run_generations(s, tracks, count, started));
   score_means(s, tracks, count);
   nps_tracks_choose(s, tracks, count);
+  NPS_TRY(nps_scorer_check(s->scorer));
   for (int i = 0; i < count; i++) {
     tracks[i].history->stop = nps_cmaes_stop_text(tracks[i].why);
     err = nps_err_worse(err, check_result(&tracks[i]));

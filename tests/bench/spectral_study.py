@@ -5,13 +5,14 @@ Part 1, at one density and so at one stored size: truncation of every τ_i by ra
 same rank for every matrix, each with the best of the common factors 0.1 … 1.0 of λ) beside searches, all on the calibration
 samples.
 
-Part 2 ranks configurations as search_study.py does: searched on three quarters of the calibration samples, scored on the fourth,
-four times over. The winner is the configuration and choice of the result with the best held-out accuracy. Only then test.h5 is
+Part 2 ranks configurations: each is searched on three quarters of the calibration samples and scored on the fourth, four times
+over (fold k holds out the samples i with i mod 4 = k). The winner is the configuration and choice of the result with the best held-out accuracy. Only then test.h5 is
 read: for a table of all, searched once more on all calibration samples, and for the winner with seeds 1 to 5.
 
     NPS_BUILDDIR=build/tests python tests/bench/spectral_study.py [--part 1|2] [--only 'NAME;…'] [--no-test]
 """
 import argparse
+import json
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -20,9 +21,11 @@ from pathlib import Path
 import h5py
 import numpy as np
 import yaml
-from search_study import BUILD, FAMILY, FINALS, FOLDS, TASKS, make_fold, row_of, run, score, texts
+from search_study import BUILD, FAMILY, TASKS, run, texts
 
 CALIBRATION, TEST = FAMILY / "calibration.h5", FAMILY / "test.h5"
+FOLDS = 4
+FINALS = {"best": None, "mean": -1, "average": -2}
 FACTORS = [round(0.1 * i, 1) for i in range(1, 11)]
 
 # Searches at one stored size: (nps, search, fitness).
@@ -61,8 +64,22 @@ def merge(config, out):
     run([BUILD / "nps-merge", path, out, "--force", "--quiet"])
 
 
-def found_in(file, row):
-    """(λ or None, weights with the rest's, priorities or None) [models] of a row of the last search; earlier prune searches give
+def score(model, data):
+    """[tasks][accuracy, nll]"""
+    heads = [word for t in TASKS for word in ("--head", f"{t}={FAMILY / t}")]
+    tasks = json.loads(run([BUILD / "nps-eval", model, "--data", data, "--json", *heads]))["tasks"]
+    return np.array([[tasks[t]["accuracy"], tasks[t]["nll"]] for t in TASKS])
+
+
+def row_of(final, group):
+    """The row of a history that a value of search.final names, or where it began."""
+    if final == "start" or FINALS[final] is None:
+        return int(group.attrs["start" if final == "start" else "best"])
+    return int(np.flatnonzero(group["candidate"][:] == FINALS[final])[0])
+
+
+def found_in(file, final):
+    """(λ or None, weights with the rest's, priorities or None) [models] of the last search's result; earlier prune searches give
     their best."""
     bands = file["subspaces/weight"].shape[1]
     weights, priorities, lambdas = np.ones((len(TASKS), bands + 1)), np.ones((len(TASKS), bands)), np.ones(len(TASKS))
@@ -71,7 +88,7 @@ def found_in(file, row):
     last = "fuse" if "fuse" in file["search"] else "joint"
     for path, models in [*groups, (last, list(range(len(TASKS))))]:
         group = file[f"search/{path}"]
-        at = row(group) if path == last else int(group.attrs["best"])
+        at = row_of(final, group) if path == last else int(group.attrs["best"])
         for column, value in zip(texts(group.attrs["columns"]), group["genome"][at]):
             kind, inner = column.rstrip("]").split("[")
             kinds.add(kind)
@@ -106,7 +123,7 @@ def results(name, data, scored, seed, folder):
     found = {}
     for final in ("start", *FINALS):
         with h5py.File(folder / "searched.h5") as file:
-            config = applied(nps, found_in(file, row_of(final)))
+            config = applied(nps, found_in(file, final))
         merge(config, folder / "again.h5")
         found[final] = score(folder / "again.h5", scored)
     return found
@@ -186,6 +203,19 @@ def at_once(tasks, jobs):
 
     with ThreadPoolExecutor(jobs) as pool:
         return list(pool.map(call, tasks))
+
+
+def make_fold(k, folder):
+    """Calibration data without the samples of a fold, and those samples."""
+    paths = folder / f"seen-{k}.h5", folder / f"held-{k}.h5"
+    with h5py.File(CALIBRATION) as source:
+        for path, keep_held in zip(paths, (False, True)):
+            with h5py.File(path, "w") as target:
+                for task in source:
+                    keep = (np.arange(len(source[task]["labels"])) % FOLDS == k) == keep_held
+                    for name in ("inputs", "labels"):
+                        target[f"{task}/{name}"] = source[task][name][:][keep]
+    return paths
 
 
 def cross_validate(names, jobs, folder):
