@@ -42,17 +42,33 @@ void nps_engine_begin_slab(nps_engine_t *e, int t, int64_t first, int64_t count)
   e->loaded = 0;
 }
 
+/* Reads elements [at, end) of the slab from one or two inputs. */
+static nps_err_t read_inputs(nps_engine_t *e, const nps_target_t *target, const int *input, int inputs, int64_t at,
+                             int64_t end) {
+  nps_read_t read[2];
+  for (int k = 0; k < inputs; k++)
+    read[k] = (nps_read_t){e->reader[input[k]], target->source[input[k]], nps_engine_raw_at(e, target, input[k], at)};
+  if (inputs == 2)
+    NPS_TRY(nps_reader_read_two(read, e->slab_first + at, end - at));
+  else if (inputs == 1)
+    NPS_TRY(nps_reader_read(read->reader, read->tensor, e->slab_first + at, end - at, read->dst));
+  for (int k = 0; k < inputs; k++) NPS_TRY(check_finite(e, target, input[k], at, end - at));
+  return NPS_OK;
+}
+
 /* Reads the slab's elements up to `end`, as far as they are not there yet, from all inputs of its target. */
 nps_err_t nps_engine_load(nps_engine_t *e, int64_t end) {
   const nps_target_t *target = &spec_of(e)->layout->targets[e->slab_target];
+  int pair[2], waiting = 0;
   if (e->loaded >= end) return NPS_OK;
-  const int64_t at = e->loaded, count = end - at;
   for (int i = 0; i < spec_of(e)->input_count; i++) {
     if (target->source[i] < 0) continue;
-    NPS_TRY(nps_reader_read(e->reader[i], target->source[i], e->slab_first + at, count,
-                            nps_engine_raw_at(e, target, i, at)));
-    NPS_TRY(check_finite(e, target, i, at, count));
+    pair[waiting++] = i;
+    if (waiting < 2) continue;
+    NPS_TRY(read_inputs(e, target, pair, 2, e->loaded, end));
+    waiting = 0;
   }
+  NPS_TRY(read_inputs(e, target, pair, waiting, e->loaded, end));
   e->loaded = end;
   return NPS_OK;
 }

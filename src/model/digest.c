@@ -1,14 +1,13 @@
 #include "nps/model.h"
+#include "sha256.h"
 
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <openssl/evp.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-#define SHA_BYTES 32
 #define BLOCK_BYTES ((int64_t)16 << 20)
 /* Unread bytes before a part (a header, padding, a small tensor that another rank reads) that are worth reading here so
  * that the rest of the block need not be read again. */
@@ -17,9 +16,9 @@
 #define MAX_RANKS ((int64_t)1 << 20)
 
 typedef struct block {
-  EVP_MD_CTX *ctx; /* while its prefix is being hashed */
-  int64_t hashed;  /* bytes of the prefix; the block's length when done */
-  unsigned char digest[SHA_BYTES];
+  nps_sha_t *sha; /* while its prefix is being hashed */
+  int64_t hashed; /* bytes of the prefix; the block's length when done */
+  unsigned char digest[NPS_SHA_BYTES];
 } block_t;
 
 typedef struct file {
@@ -27,7 +26,7 @@ typedef struct file {
   int64_t size;
   int64_t block_count;
   block_t *blocks; /* NULL after nps_digest_finish() */
-  char hex[2 * SHA_BYTES + 1];
+  char hex[2 * NPS_SHA_BYTES + 1];
 } file_t;
 
 struct nps_digest {
@@ -39,34 +38,17 @@ struct nps_digest {
   unsigned char *buffer;
 };
 
-static _Noreturn void sha_failed(void) { nps_fatal("SHA-256 of the OpenSSL library does not work"); }
-
-static EVP_MD_CTX *sha_start(void) {
-  EVP_MD_CTX *ctx = EVP_MD_CTX_new();
-  if (!ctx || EVP_DigestInit_ex(ctx, EVP_sha256(), NULL) != 1) sha_failed();
-  return ctx;
-}
-
-static void sha_end(EVP_MD_CTX *ctx, unsigned char digest[SHA_BYTES]) {
-  if (EVP_DigestFinal_ex(ctx, digest, NULL) != 1) sha_failed();
-  EVP_MD_CTX_free(ctx);
-}
-
-static void sha_add(EVP_MD_CTX *ctx, const void *bytes, size_t n) {
-  if (EVP_DigestUpdate(ctx, bytes, n) != 1) sha_failed();
-}
-
 void nps_sha256_hex(const void *bytes, size_t n, char hex[65]) {
   static const char digits[] = "0123456789abcdef";
-  unsigned char digest[SHA_BYTES];
-  EVP_MD_CTX *ctx = sha_start();
-  sha_add(ctx, bytes, n);
-  sha_end(ctx, digest);
-  for (int i = 0; i < SHA_BYTES; i++) {
+  unsigned char digest[NPS_SHA_BYTES];
+  nps_sha_t *sha = nps_sha_new(false);
+  nps_sha_add(sha, bytes, n);
+  nps_sha_end(sha, digest);
+  for (int i = 0; i < NPS_SHA_BYTES; i++) {
     hex[2 * i] = digits[digest[i] >> 4];
     hex[2 * i + 1] = digits[digest[i] & 15];
   }
-  hex[2 * SHA_BYTES] = '\0';
+  hex[2 * NPS_SHA_BYTES] = '\0';
 }
 
 static file_t *find_file(nps_digest_t *d, const char *path) {
@@ -101,15 +83,24 @@ static int64_t block_length(const file_t *f, int64_t index) {
   return left < BLOCK_BYTES ? left : BLOCK_BYTES;
 }
 
-/* Continue the hashed prefix of a block. */
-static void hash_bytes(file_t *f, int64_t index, const void *bytes, size_t n) {
+static nps_sha_t *sha_of(block_t *b) {
+  if (!b->sha) b->sha = nps_sha_new(false);
+  return b->sha;
+}
+
+/* Note that the hashed prefix of a block is n bytes longer. */
+static void advance(file_t *f, int64_t index, size_t n) {
   block_t *b = &f->blocks[index];
-  if (!b->ctx) b->ctx = sha_start();
-  sha_add(b->ctx, bytes, n);
   b->hashed += (int64_t)n;
   if (b->hashed < block_length(f, index)) return;
-  sha_end(b->ctx, b->digest);
-  b->ctx = NULL;
+  nps_sha_end(b->sha, b->digest);
+  b->sha = NULL;
+}
+
+/* Continue the hashed prefix of a block. */
+static void hash_bytes(file_t *f, int64_t index, const void *bytes, size_t n) {
+  nps_sha_add(sha_of(&f->blocks[index]), bytes, n);
+  advance(f, index, n);
 }
 
 static void close_file(nps_digest_t *d) {
@@ -145,31 +136,85 @@ static int hash_from_file(nps_digest_t *d, file_t *f, int64_t index, int64_t end
   return 0;
 }
 
-/* Take n bytes that begin at `at` within a block and end in it. */
-static void feed_block(nps_digest_t *d, file_t *f, int64_t index, int64_t at, const unsigned char *bytes, int64_t n) {
-  block_t *b = &f->blocks[index];
-  if (at - b->hashed > GAP_BYTES) return;
-  /* A gap that cannot be read is left to nps_digest_finish(), which reports it. */
-  if (at > b->hashed && hash_from_file(d, f, index, at) != 0) return;
-  int64_t known = b->hashed - at;
-  if (known < n) hash_bytes(f, index, bytes + known, (size_t)(n - known));
+/* ---- bytes that were read ---- */
+
+/* What is left of a part, and the stretch at its front that goes into one block. */
+typedef struct feed {
+  file_t *file;
+  const unsigned char *bytes;
+  int64_t offset, end;
+  int64_t index; /* the block */
+  size_t n;      /* bytes of the stretch; 0: none */
+} feed_t;
+
+static feed_t begin_feed(nps_digest_t *d, const nps_digest_part_t *part) {
+  feed_t feed = {.file = find_file(d, part->path), .bytes = part->bytes, .offset = part->offset};
+  if (!feed.file || !feed.file->blocks) return (feed_t){0};
+  assert(part->offset >= 0 && part->offset <= feed.file->size && (int64_t)part->n <= feed.file->size - part->offset);
+  feed.end = part->offset + (int64_t)part->n;
+  return feed;
+}
+
+static void drop_front(feed_t *feed, int64_t n) {
+  feed->bytes += n;
+  feed->offset += n;
+}
+
+/* How many of the next n bytes, which begin at `at` within a block and end in it, are hashed already; n where a gap before
+ * them is not worth filling, or cannot be read, which is left to nps_digest_finish() to report. */
+static int64_t known_bytes(nps_digest_t *d, file_t *f, int64_t index, int64_t at, int64_t n) {
+  const block_t *b = &f->blocks[index];
+  if (at - b->hashed > GAP_BYTES) return n;
+  if (at > b->hashed && hash_from_file(d, f, index, at) != 0) return n;
+  return b->hashed - at < n ? b->hashed - at : n;
+}
+
+/* Goes on to the next stretch. @return false at the end of the part */
+static bool next_stretch(nps_digest_t *d, feed_t *feed) {
+  while (feed->n == 0 && feed->offset < feed->end) {
+    feed->index = feed->offset / BLOCK_BYTES;
+    const int64_t at = feed->offset % BLOCK_BYTES, most = block_length(feed->file, feed->index) - at;
+    const int64_t n = most < feed->end - feed->offset ? most : feed->end - feed->offset;
+    const int64_t known = known_bytes(d, feed->file, feed->index, at, n);
+    drop_front(feed, known);
+    feed->n = (size_t)(n - known);
+  }
+  return feed->n > 0;
+}
+
+static void note_hashed(feed_t *feed, size_t n) {
+  advance(feed->file, feed->index, n);
+  drop_front(feed, (int64_t)n);
+  feed->n -= n;
+}
+
+static void hash_stretch(feed_t *feed) {
+  nps_sha_add(sha_of(&feed->file->blocks[feed->index]), feed->bytes, feed->n);
+  note_hashed(feed, feed->n);
+}
+
+static void hash_two_stretches(feed_t *one, feed_t *other) {
+  const size_t n = one->n < other->n ? one->n : other->n;
+  nps_sha_add_two(sha_of(&one->file->blocks[one->index]), one->bytes, sha_of(&other->file->blocks[other->index]),
+                  other->bytes, n);
+  note_hashed(one, n);
+  note_hashed(other, n);
+}
+
+static void feed_rest(nps_digest_t *d, feed_t *feed) {
+  while (next_stretch(d, feed)) hash_stretch(feed);
 }
 
 void nps_digest_feed(nps_digest_t *d, const char *path, int64_t offset, const void *bytes, size_t n) {
-  file_t *f = find_file(d, path);
-  if (!f || !f->blocks) return;
-  assert(offset >= 0 && offset <= f->size && (int64_t)n <= f->size - offset);
-  const unsigned char *p = bytes;
-  int64_t end = offset + (int64_t)n;
-  while (offset < end) {
-    int64_t index = offset / BLOCK_BYTES;
-    int64_t at = offset % BLOCK_BYTES;
-    int64_t part = block_length(f, index) - at;
-    if (part > end - offset) part = end - offset;
-    feed_block(d, f, index, at, p, part);
-    p += part;
-    offset += part;
-  }
+  feed_t feed = begin_feed(d, &(nps_digest_part_t){path, offset, bytes, n});
+  feed_rest(d, &feed);
+}
+
+void nps_digest_feed_two(nps_digest_t *d, const nps_digest_part_t *one, const nps_digest_part_t *other) {
+  feed_t x = begin_feed(d, one), y = begin_feed(d, other);
+  while (x.file != y.file && next_stretch(d, &x) && next_stretch(d, &y)) hash_two_stretches(&x, &y);
+  feed_rest(d, &x);
+  feed_rest(d, &y);
 }
 
 /* ---- putting the ranks' parts together ---- */
@@ -241,17 +286,17 @@ static nps_err_t hash_own_blocks(nps_digest_t *d, const int *owner, int rank) {
 
 /* Bring all blocks' digests to every rank (one rank's words are not zero) and hash them file by file. */
 static void gather(const nps_comm_t *comm, nps_digest_t *d, int64_t n, const int *owner) {
-  enum { WORDS = SHA_BYTES / sizeof(int64_t) };
+  enum { WORDS = NPS_SHA_BYTES / sizeof(int64_t) };
   int64_t *words = nps_xcalloc((size_t)n * WORDS, sizeof *words);
   int64_t k = 0;
   for (int i = 0; i < d->count; i++)
     for (int64_t j = 0; j < d->files[i].block_count; j++, k++)
-      if (owner[k] == nps_comm_rank(comm)) memcpy(words + k * WORDS, d->files[i].blocks[j].digest, SHA_BYTES);
+      if (owner[k] == nps_comm_rank(comm)) memcpy(words + k * WORDS, d->files[i].blocks[j].digest, NPS_SHA_BYTES);
   nps_comm_sum_i64(comm, words, n * WORDS);
   k = 0;
   for (int i = 0; i < d->count; i++) {
     file_t *f = &d->files[i];
-    nps_sha256_hex(words + k * WORDS, (size_t)f->block_count * SHA_BYTES, f->hex);
+    nps_sha256_hex(words + k * WORDS, (size_t)f->block_count * NPS_SHA_BYTES, f->hex);
     k += f->block_count;
   }
   free(words);
@@ -259,7 +304,7 @@ static void gather(const nps_comm_t *comm, nps_digest_t *d, int64_t n, const int
 
 static void drop_blocks(file_t *f) {
   if (f->blocks)
-    for (int64_t j = 0; j < f->block_count; j++) EVP_MD_CTX_free(f->blocks[j].ctx);
+    for (int64_t j = 0; j < f->block_count; j++) nps_sha_free(f->blocks[j].sha);
   free(f->blocks);
   f->blocks = NULL;
 }

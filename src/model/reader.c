@@ -8,6 +8,7 @@
 
 /* Read in parts that stay in the processor's cache until they are hashed. */
 #define PART_BYTES ((size_t)1 << 20)
+#define PAIR_ELEMENTS ((int64_t)1 << 16)
 
 struct nps_reader {
   const nps_model_t *model;
@@ -48,24 +49,46 @@ static nps_err_t read_part(int fd, const char *path, char *dst, size_t n, int64_
   return NPS_OK;
 }
 
-nps_err_t nps_reader_read(nps_reader_t *reader, int i, int64_t first, int64_t count, void *dst) {
+/* Finds where the elements [first, first + count) of a tensor lie, and opens the file. */
+static nps_err_t find_bytes(nps_reader_t *reader, int i, int64_t first, int64_t count, nps_digest_part_t *bytes) {
   const nps_tensor_info_t *t = &reader->model->tensors[i];
   const char *path = reader->model->files[t->file].path;
   const int64_t size = (int64_t)nps_dtype_size(t->dtype);
   if (first < 0 || count < 0 || first > t->count || count > t->count - first)
     return nps_fail(NPS_ERR_RUNTIME, "%s: tensor %s: elements %lld to %lld are outside of its %lld", path, t->name,
                     (long long)first, (long long)(first + count), (long long)t->count);
-  if (count == 0) return NPS_OK;
-  NPS_TRY(use_file(reader, t->file));
-  int64_t offset = t->offset + first * size;
-  size_t left = (size_t)(count * size);
+  *bytes = (nps_digest_part_t){.path = path, .offset = t->offset + first * size, .n = (size_t)(count * size)};
+  return count > 0 ? use_file(reader, t->file) : NPS_OK;
+}
+
+nps_err_t nps_reader_read(nps_reader_t *reader, int i, int64_t first, int64_t count, void *dst) {
+  nps_digest_part_t part;
+  NPS_TRY(find_bytes(reader, i, first, count, &part));
+  size_t left = part.n;
   for (char *to = dst; left > 0;) {
     const size_t n = left < PART_BYTES ? left : PART_BYTES;
-    NPS_TRY(read_part(reader->fd, path, to, n, offset));
-    if (reader->digest) nps_digest_feed(reader->digest, path, offset, to, n);
+    NPS_TRY(read_part(reader->fd, part.path, to, n, part.offset));
+    if (reader->digest) nps_digest_feed(reader->digest, part.path, part.offset, to, n);
     to += n;
-    offset += (int64_t)n;
+    part.offset += (int64_t)n;
     left -= n;
+  }
+  return NPS_OK;
+}
+
+nps_err_t nps_reader_read_two(const nps_read_t read[2], int64_t first, int64_t count) {
+  nps_digest_t *digest = read[0].reader->digest;
+  char *to[] = {read[0].dst, read[1].dst};
+  for (int64_t at = 0; at < count; at += PAIR_ELEMENTS) {
+    const int64_t n = count - at < PAIR_ELEMENTS ? count - at : PAIR_ELEMENTS;
+    nps_digest_part_t part[2];
+    for (int i = 0; i < 2; i++) {
+      NPS_TRY(find_bytes(read[i].reader, read[i].tensor, first + at, n, &part[i]));
+      NPS_TRY(read_part(read[i].reader->fd, part[i].path, to[i], part[i].n, part[i].offset));
+      part[i].bytes = to[i];
+      to[i] += part[i].n;
+    }
+    if (digest) nps_digest_feed_two(digest, &part[0], &part[1]);
   }
   return NPS_OK;
 }

@@ -134,6 +134,53 @@ START_TEST(files_of_several_models_are_hashed_once_and_kept_in_order) {
 }
 END_TEST
 
+/* Two files whose parts begin and end at different places of their blocks, hashed side by side. One holds zeros, the other
+ * the pattern, and both are told to hold the pattern: neither may be read again. */
+START_TEST(two_files_at_a_time_have_the_hashes_they_have_alone) {
+  nps_model_file_t files[] = {{zeros_path, SIZE}, {pattern_path, SIZE}};
+  nps_model_t model = {.files = files, .file_count = 2};
+  const nps_model_t *models[] = {&model};
+  nps_digest_t *d = nps_digest_start(models, 1);
+  int64_t x = 0, y = 0;
+  while (x < SIZE || y < SIZE) {
+    const int64_t n = SIZE - x < 1234567 ? SIZE - x : 1234567, m = SIZE - y < 7654321 ? SIZE - y : 7654321;
+    const nps_digest_part_t one = {zeros_path, x, pattern + x, (size_t)n},
+                            other = {pattern_path, y, pattern + y, (size_t)m};
+    nps_digest_feed_two(d, &one, &other);
+    x += n;
+    y += m;
+  }
+  bool ok = nps_digest_finish(comm, d) == NPS_OK;
+  for (int i = 0; i < 2; i++) ok = ok && strcmp(nps_digest_hex(d, i), PATTERN_HEX) == 0;
+  nps_digest_free(d);
+  ck_assert(everywhere(ok));
+}
+END_TEST
+
+START_TEST(two_parts_of_the_same_file_go_one_after_the_other) {
+  nps_digest_t *d = start(zeros_path, SIZE);
+  const int64_t part = 3000001;
+  for (int64_t at = 0; at < SIZE; at += 2 * part) {
+    const int64_t middle = at + part < SIZE ? at + part : SIZE, end = middle + part < SIZE ? middle + part : SIZE;
+    const nps_digest_part_t one = {zeros_path, at, pattern + at, (size_t)(middle - at)};
+    const nps_digest_part_t other = {zeros_path, middle, pattern + middle, (size_t)(end - middle)};
+    nps_digest_feed_two(d, &one, &other);
+  }
+  ck_assert(everywhere(finish_gives(d, PATTERN_HEX)));
+}
+END_TEST
+
+START_TEST(a_part_of_a_file_that_is_not_hashed_does_not_matter) {
+  nps_digest_t *d = start(zeros_path, SIZE);
+  for (int64_t at = 0; at < SIZE; at += 1 << 20) {
+    const size_t n = SIZE - at < 1 << 20 ? (size_t)(SIZE - at) : 1 << 20;
+    nps_digest_feed_two(d, &(nps_digest_part_t){"another", at, pattern, n},
+                        &(nps_digest_part_t){zeros_path, at, pattern + at, n});
+  }
+  ck_assert(everywhere(finish_gives(d, PATTERN_HEX)));
+}
+END_TEST
+
 /* Every rank learns of a file that one rank cannot read; rank 0 has the message. */
 static bool finish_fails(nps_digest_t *d, const char *message) {
   bool ok = nps_digest_finish(comm, d) == NPS_ERR_INPUT;
@@ -182,6 +229,9 @@ int main(int argc, char **argv) {
   tcase_add_test(cases, parts_that_overlap_repeat_or_come_late_do_no_harm);
   tcase_add_test(cases, cuts_anywhere_give_the_same_hash);
   tcase_add_test(cases, files_of_several_models_are_hashed_once_and_kept_in_order);
+  tcase_add_test(cases, two_files_at_a_time_have_the_hashes_they_have_alone);
+  tcase_add_test(cases, two_parts_of_the_same_file_go_one_after_the_other);
+  tcase_add_test(cases, a_part_of_a_file_that_is_not_hashed_does_not_matter);
   tcase_add_test(cases, a_file_that_became_shorter_is_an_error_everywhere);
   tcase_add_test(cases, a_file_that_vanished_is_an_error_everywhere);
   tcase_add_test(cases, sha256_of_bytes);
