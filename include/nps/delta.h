@@ -28,9 +28,10 @@ void nps_delta_form(nps_dtype_t base_dtype, const void *base, int models, const 
 nps_err_t nps_delta_check_finite(const nps_model_t *model, const char *tensor, nps_dtype_t dtype, const void *raw,
                                  int64_t first, int64_t n);
 
-/** Exact selection of the k entries of largest magnitude among entries spread over ranks, without sorting: two radix
- *  histograms of the float32 bit patterns (upper 16 of the 31 bits, then the lower 15 within the bin that holds the k-th
- *  largest). Among entries that equal the threshold the earliest are kept.
+/** Exact selection of the k entries of largest magnitude among entries spread over ranks, without sorting: a histogram of
+ *  the upper 16 of the 31 bits of float32 magnitudes, of all entries or a part, brackets the k-th largest; then those above
+ *  the bracket are counted, and those within it by all their bits. Among entries that equal the threshold the earliest are
+ *  kept. The result does not depend on the part.
  *
  *  Use: nps_select_start; every rank counts all its entries with pass 0; reduce; counts them again with pass 1; reduce;
  *  sets the ties this rank may keep; then keeps chunk by chunk, in order. */
@@ -46,6 +47,17 @@ size_t nps_select_bytes(void);
 /** Begin anew. Local.
  *  @param keep  k, over all ranks */
 void nps_select_start(nps_select_t *select, int64_t keep);
+
+/** Let pass 0 look at a part of the entries, as may be said after nps_select_start(). Pass 1 then may miss the k-th largest.
+ *  Local.
+ *  @param entries  how many there are over all ranks
+ *  @param stride   one of so many is looked at */
+void nps_select_sample(nps_select_t *select, int64_t entries, int stride);
+
+/** Whether pass 1 missed the k-th largest, after its reduction; the same on every rank. Then nps_select_restart(), and both
+ *  passes again, which now cannot miss. A selection that has found its threshold ignores further passes. Local. */
+bool nps_select_missed(const nps_select_t *select);
+void nps_select_restart(nps_select_t *select);
 
 /** Count entries: pass 0 or 1. Local. */
 void nps_select_count(nps_select_t *select, int pass, const float *x, int64_t n);

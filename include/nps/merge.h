@@ -97,8 +97,8 @@ typedef struct nps_merge_method {
    *  @return whether they fit */
   bool (*check)(const nps_merge_tensor_t *tensor, const nps_merge_tensor_t *first, char why[160]);
 
-  /** Give the number of statistics passes over the data before the merging pass, from the values of all tensors.
-   *  NULL: none. */
+  /** Give the number of statistics passes over the data before the merging pass, from the values of all tensors, without
+   *  those that `next` repeats. NULL: none. */
   int (*passes)(const nps_merge_tensor_t *tensors, int count);
 
   /** Whether statistics are over the whole model rather than tensor by tensor. NULL: never. */
@@ -118,6 +118,8 @@ typedef struct nps_merge_method {
   void (*scan)(void *state, const nps_merge_tensor_t *tensor, int pass, const nps_merge_chunk_t *chunk);
   /** Put the statistics of the ranks together after a pass. Collective over the ranks that share the tensor(s). */
   void (*reduce)(void *state, const nps_merge_tensor_t *tensor, int pass, const nps_comm_t *comm);
+  /** Give the pass that follows a reduced one, the same on every rank; an earlier one to go back to it. NULL: the next. */
+  int (*next)(void *state, int pass);
 
   /** Merge a chunk.
    *  @param[out] out   [count] the update to θ0 (task-vector methods) or the merged weights

@@ -1,6 +1,7 @@
 #include "nps/delta.h"
 #include "radix.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -9,15 +10,31 @@
 /* Copies of the histogram that are counted in turn, so that equal neighbours do not wait for each other's stores. */
 #define COPIES 2
 
+/* Most bins of pass 0 that pass 1 looks into: their magnitudes have as many different bits as there are counters. */
+#define BRACKET 4
+#define COUNTERS (BRACKET * NPS_LOW_BINS)
+
+/* Consecutive entries that are looked at when pass 0 looks at a part, and how many standard deviations of that part's
+ * quantile the bracket reaches. */
+#define RUN 64
+#define DEVIATIONS 4
+
 struct nps_select {
   int64_t keep;
-  uint32_t high;      /* bin of the k-th largest, after pass 0; ABOVE_ALL when nothing is kept */
-  int64_t in_bin;     /* how many entries of that bin are kept */
-  uint32_t threshold; /* after pass 1 */
-  int64_t ties;       /* entries at the threshold that are kept, over all ranks */
-  int64_t ties_left;  /* of those, what this rank may still keep */
-  int64_t histogram[COPIES][NPS_HIGH_BINS];
+  int64_t entries;         /* over all ranks, where pass 0 looks at a part of them; else 0 */
+  int stride;              /* it looks at one run of so many */
+  uint32_t runs;           /* looked at so far */
+  uint32_t least;          /* magnitude bits at which the bracket begins, after pass 0 */
+  int bins;                /* its width; 0: nothing is kept */
+  int64_t above;           /* entries above the bracket */
+  bool found, missed;      /* after pass 1 */
+  uint32_t threshold;      /* when found */
+  int64_t ties;            /* entries at the threshold that are kept, over all ranks */
+  int64_t ties_left;       /* of those, what this rank may still keep */
+  int64_t count[COUNTERS]; /* pass 0: COPIES histograms; pass 1: by the bits from `least` on */
 };
+
+_Static_assert(COUNTERS == COPIES * NPS_HIGH_BINS, "both passes use the same counters");
 
 nps_select_t *nps_select_new(void) { return nps_xcalloc(1, sizeof(nps_select_t)); }
 
@@ -26,6 +43,15 @@ void nps_select_free(nps_select_t *select) { free(select); }
 size_t nps_select_bytes(void) { return sizeof(nps_select_t); }
 
 void nps_select_start(nps_select_t *select, int64_t keep) { *select = (nps_select_t){.keep = keep}; }
+
+void nps_select_sample(nps_select_t *select, int64_t entries, int stride) {
+  select->entries = entries;
+  select->stride = stride;
+}
+
+bool nps_select_missed(const nps_select_t *select) { return select->missed; }
+
+/* ---- pass 0: the bins ---- */
 
 NPS_VECTOR_CLONES
 void nps_high_bins(const float *x, int64_t n, uint16_t *bin) {
@@ -36,9 +62,9 @@ void nps_high_bins(const float *x, int64_t n, uint16_t *bin) {
   }
 }
 
-static void count_high(nps_select_t *select, const float *x, int64_t n) {
+static void count_bins(nps_select_t *select, const float *x, int64_t n) {
   uint16_t bin[NPS_CHUNK];
-  int64_t *even = select->histogram[0], *odd = select->histogram[1];
+  int64_t *even = select->count, *odd = select->count + NPS_HIGH_BINS;
   int64_t i = 0;
   nps_high_bins(x, n, bin);
   for (; i + 2 <= n; i += 2) {
@@ -48,80 +74,167 @@ static void count_high(nps_select_t *select, const float *x, int64_t n) {
   if (i < n) even[bin[i]]++;
 }
 
-/* Marks the entries of the bin whose lower bits are not 0. @return how many have lower bits 0 */
-NPS_VECTOR_CLONES
-static int64_t mark_bin(const float *x, int64_t n, uint32_t high, uint8_t *mark) {
-  uint32_t zeros = 0;
-  for (int64_t i = 0; i < n; i++) {
-    uint32_t bits;
-    memcpy(&bits, &x[i], sizeof bits);
-    bits &= NPS_MAGNITUDE;
-    mark[i] = (bits >> NPS_LOW_BITS == high) & (bits != high << NPS_LOW_BITS);
-    zeros += bits == high << NPS_LOW_BITS;
+/* One run of each `stride`, at changing places, so that no columns of a matrix are preferred. */
+static void count_part(nps_select_t *select, const float *x, int64_t n) {
+  const int64_t step = (int64_t)select->stride * RUN;
+  for (int64_t from = 0; from < n; from += step) {
+    const int64_t at = from + (select->runs++ * 0x9E3779B1u >> 16) % (uint32_t)select->stride * RUN;
+    if (at < n) count_bins(select, x + at, n - at < RUN ? n - at : RUN);
   }
-  return zeros;
 }
 
-/* Few entries lie in the bin, and of differences between bfloat16 values, which seldom need more than the upper bits, most
- * at its start: these are counted at once, the others found by their marks, eight at a time. */
-static void count_low(nps_select_t *select, const float *x, int64_t n) {
+/* ---- pass 1: the bits within the bracket ---- */
+
+typedef struct {
+  int32_t first, last;      /* magnitude bits, inclusive */
+  int32_t start[BRACKET];   /* of its bins; -1: no such bin */
+  uint32_t above;           /* entries above it */
+  uint32_t starts[BRACKET]; /* entries at the start of its bins */
+} bracket_t;
+
+/* Counts a chunk and marks the entries within the bracket that are at no start of a bin. */
+NPS_VECTOR_CLONES
+static void look_at_bracket(const float *x, int64_t n, bracket_t *bracket, uint8_t *restrict mark) {
+  const int32_t first = bracket->first, last = bracket->last;
+  const int32_t s0 = bracket->start[0], s1 = bracket->start[1], s2 = bracket->start[2], s3 = bracket->start[3];
+  uint32_t above = 0, n0 = 0, n1 = 0, n2 = 0, n3 = 0;
+  for (int64_t i = 0; i < n; i++) {
+    int32_t bits;
+    memcpy(&bits, &x[i], sizeof bits);
+    bits &= (int32_t)NPS_MAGNITUDE;
+    above += bits > last;
+    n0 += bits == s0;
+    n1 += bits == s1;
+    n2 += bits == s2;
+    n3 += bits == s3;
+    mark[i] = (bits >= first) & (bits <= last) & ((bits & (NPS_LOW_BINS - 1)) != 0);
+  }
+  bracket->above = above;
+  bracket->starts[0] = n0;
+  bracket->starts[1] = n1;
+  bracket->starts[2] = n2;
+  bracket->starts[3] = n3;
+}
+
+/* Few entries lie within the bracket, and of differences between bfloat16 values, which seldom need more than the upper
+ * bits, most at the start of a bin: these are counted at once, the others found by their marks, eight at a time. */
+static void count_bits(nps_select_t *select, const float *x, int64_t n) {
   uint8_t mark[NPS_CHUNK + 8];
-  select->histogram[0][0] += mark_bin(x, n, select->high, mark);
+  bracket_t bracket = {.first = (int32_t)select->least};
+  bracket.last = (int32_t)(select->least + (uint32_t)select->bins * NPS_LOW_BINS - 1);
+  for (int b = 0; b < BRACKET; b++) bracket.start[b] = b < select->bins ? bracket.first + b * NPS_LOW_BINS : -1;
+  look_at_bracket(x, n, &bracket, mark);
+  select->above += bracket.above;
+  for (int b = 0; b < select->bins; b++) select->count[b * NPS_LOW_BINS] += bracket.starts[b];
   memset(mark + n, 0, 8);
   for (int64_t at = 0; at < n; at += 8) {
     uint64_t eight;
     memcpy(&eight, mark + at, sizeof eight);
     for (; eight; eight &= eight - 1)
-      select->histogram[0][nps_magnitude_bits(x[at + __builtin_ctzll(eight) / 8]) & (NPS_LOW_BINS - 1)]++;
+      select->count[nps_magnitude_bits(x[at + __builtin_ctzll(eight) / 8]) - select->least]++;
   }
 }
 
 void nps_select_count(nps_select_t *select, int pass, const float *x, int64_t n) {
+  if (select->found || (pass == 1 && select->bins == 0)) return;
   for (int64_t at = 0; at < n; at += NPS_CHUNK) {
     int64_t count = n - at < NPS_CHUNK ? n - at : NPS_CHUNK;
-    if (pass == 0)
-      count_high(select, x + at, count);
+    if (pass == 1)
+      count_bits(select, x + at, count);
+    else if (select->stride > 1)
+      count_part(select, x + at, count);
     else
-      count_low(select, x + at, count);
+      count_bins(select, x + at, count);
   }
 }
 
-/* Finds the bin that holds the k-th largest; with fewer than k entries, the lowest that has any.
- * @return the bin, or ABOVE_ALL when nothing is kept; *rest: how many of the bin's entries belong to the k largest */
-static uint32_t find_bin(const int64_t *histogram, int64_t k, int64_t *rest) {
+/* ---- putting together ---- */
+
+/* Finds the counter that holds the k-th largest; with fewer than k entries, the lowest that is not 0.
+ * @return the counter, or ABOVE_ALL when nothing is kept; *rest: how many of its entries belong to the k largest */
+static uint32_t find_counter(const int64_t *count, uint32_t counters, int64_t k, int64_t *rest) {
   uint32_t found = ABOVE_ALL;
   int64_t above = 0;
   *rest = 0;
-  for (uint32_t bin = NPS_HIGH_BINS; bin-- > 0 && above < k;) {
-    if (histogram[bin] == 0) continue;
-    found = bin;
-    *rest = k - above < histogram[bin] ? k - above : histogram[bin];
-    above += histogram[bin];
+  for (uint32_t i = counters; i-- > 0 && above < k;) {
+    if (count[i] == 0) continue;
+    found = i;
+    *rest = k - above < count[i] ? k - above : count[i];
+    above += count[i];
   }
   return found;
 }
 
-void nps_select_reduce(nps_select_t *select, int pass, const nps_comm_t *comm) {
-  int64_t *sum = select->histogram[0], *own = select->histogram[1];
+static uint32_t bin_of(const nps_select_t *select, double k) {
+  int64_t rest;
+  return find_counter(select->count, NPS_HIGH_BINS, k < 1 ? 1 : (int64_t)k, &rest);
+}
+
+/* Where pass 0 saw all entries: the bin of the k-th largest. Else the bins in which it lies if the part is like the whole,
+ * give or take some standard deviations. */
+static void choose_bracket(nps_select_t *select) {
+  double seen = 0;
+  for (int i = 0; i < NPS_HIGH_BINS; i++) seen += (double)select->count[i];
+  const double k = select->stride > 1 ? (double)select->keep / (double)select->entries * seen : (double)select->keep;
+  const double more = select->stride > 1 ? DEVIATIONS * sqrt(fabs(k * (1 - k / fmax(seen, 1)))) + 1 : 0;
+  if (select->keep == 0 || seen == 0) return;
+  uint32_t high = bin_of(select, k - more), low = bin_of(select, ceil(k + more));
+  const uint32_t middle = bin_of(select, k);
+  if (high - low >= BRACKET && middle > low) low = middle - 1;
+  if (high - low >= BRACKET) high = low + BRACKET - 1;
+  select->least = low << NPS_LOW_BITS;
+  select->bins = (int)(high - low) + 1;
+}
+
+static void reduce_bins(nps_select_t *select, const nps_comm_t *comm) {
+  for (int i = 0; i < NPS_HIGH_BINS; i++) select->count[i] += select->count[NPS_HIGH_BINS + i];
+  if (nps_comm_size(comm) > 1) nps_comm_sum_i64(comm, select->count, NPS_HIGH_BINS);
+  choose_bracket(select);
+  memset(select->count, 0, sizeof select->count);
+}
+
+/* Takes the threshold from the counts of all ranks. @return its counter, or ABOVE_ALL when nothing is kept */
+static uint32_t find_threshold(nps_select_t *select) {
+  const uint32_t counters = (uint32_t)select->bins * NPS_LOW_BINS;
+  int64_t within = 0;
+  for (uint32_t i = 0; i < counters; i++) within += select->count[i];
+  const bool too_low = select->above >= select->keep && select->keep > 0;
+  const bool too_high = select->above + within < select->keep && select->least > 0;
+  select->missed = select->stride > 1 && (too_low || too_high || select->bins == 0) && select->keep > 0;
+  select->found = !select->missed;
+  const uint32_t at = find_counter(select->count, counters, select->keep - select->above, &select->ties);
+  select->threshold = at == ABOVE_ALL ? ABOVE_ALL : select->least + at;
+  return at;
+}
+
+static void reduce_bits(nps_select_t *select, const nps_comm_t *comm) {
   const bool shared = nps_comm_size(comm) > 1;
-  if (pass == 0) {
-    for (int i = 0; i < NPS_HIGH_BINS; i++) sum[i] += own[i];
-    if (shared) nps_comm_sum_i64(comm, sum, NPS_HIGH_BINS);
-    select->high = find_bin(sum, select->keep, &select->in_bin);
-    memset(sum, 0, NPS_HIGH_BINS * sizeof *sum);
-    return;
+  const int64_t counters = (int64_t)select->bins * NPS_LOW_BINS;
+  int64_t *own = NULL, before = 0;
+  if (shared) {
+    own = nps_xcalloc((size_t)counters, sizeof *own);
+    memcpy(own, select->count, (size_t)counters * sizeof *own);
+    nps_comm_sum_i64(comm, select->count, counters);
+    nps_comm_sum_i64(comm, &select->above, 1);
   }
-  memcpy(own, sum, NPS_HIGH_BINS * sizeof *own);
-  if (shared) nps_comm_sum_i64(comm, sum, NPS_LOW_BINS);
-  uint32_t low = select->high == ABOVE_ALL ? ABOVE_ALL : find_bin(sum, select->in_bin, &select->ties);
-  select->threshold = low == ABOVE_ALL ? ABOVE_ALL : select->high << NPS_LOW_BITS | low;
-  int64_t before = low == ABOVE_ALL ? 0 : own[low];
-  if (shared)
+  const uint32_t at = find_threshold(select);
+  if (shared) {
+    before = at == ABOVE_ALL ? 0 : own[at];
     nps_comm_exscan_i64(comm, &before, 1);
-  else
-    before = 0;
+  }
+  free(own);
   nps_select_set_ties(select, select->ties > before ? select->ties - before : 0);
 }
+
+void nps_select_reduce(nps_select_t *select, int pass, const nps_comm_t *comm) {
+  if (select->found) return;
+  if (pass == 0)
+    reduce_bins(select, comm);
+  else
+    reduce_bits(select, comm);
+}
+
+void nps_select_restart(nps_select_t *select) { nps_select_start(select, select->keep); }
 
 NPS_VECTOR_CLONES
 static int64_t count_equal(const float *x, int64_t n, uint32_t threshold) {

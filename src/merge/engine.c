@@ -95,13 +95,19 @@ static nps_err_t agree_sharers(nps_engine_t *e, const nps_comm_t *comm, nps_err_
   return nps_comm_agree(comm, err);
 }
 
+/* After a pass and its reduction. */
+static int next_pass(nps_engine_t *e, int pass) {
+  const nps_merge_method_t *method = spec_of(e)->method;
+  return method->next ? method->next(e->state, pass) : pass + 1;
+}
+
 /* Statistics of one tensor over the ranks of `comm`, then its merging. Collective over comm; the result of the last sweep
  * is this rank's own. */
 static nps_err_t merge_tensor(nps_engine_t *e, const nps_piece_t *piece, const nps_comm_t *comm) {
   const nps_merge_method_t *method = spec_of(e)->method;
   const nps_merge_tensor_t *tensor = &e->merge->tensors[piece->target];
   method->start(e->state, tensor);
-  for (int pass = 0; pass < e->merge->passes; pass++) {
+  for (int pass = 0; pass < e->merge->passes; pass = next_pass(e, pass)) {
     nps_err_t err = agree_sharers(e, comm, sweep(e, piece, pass));
     if (err != NPS_OK || e->stopped) return err;
     method->reduce(e->state, tensor, pass, comm);
@@ -252,7 +258,7 @@ static nps_err_t run_phases(nps_engine_t *e) {
   if (merge->whole_model) {
     const nps_merge_tensor_t *any = &merge->tensors[merge->first];
     merge->spec.method->start(e->state, any);
-    for (int pass = 0; pass < merge->passes; pass++) {
+    for (int pass = 0; pass < merge->passes; pass = next_pass(e, pass)) {
       NPS_TRY(for_pieces(e, scan_piece, pass));
       merge->spec.method->reduce(e->state, any, pass, e->comm);
     }

@@ -147,6 +147,12 @@ static void nps_reduce(void *state, const nps_merge_tensor_t *tensor, int pass, 
     for (int m = 0; m < s->models; m++) nps_partition_reduce(s->partition[m], pass, comm);
 }
 
+static int nps_next(void *state, int pass) {
+  nps_state_t *s = state;
+  return pass < PARTITION_PASSES ? pass + 1
+                                 : PARTITION_PASSES + nps_selection_next(s->selection, pass - PARTITION_PASSES);
+}
+
 /* ---- merging ---- */
 
 NPS_VECTOR_CLONES
@@ -216,6 +222,7 @@ const nps_merge_method_t nps_method_nps = {
     .piece = nps_piece,
     .scan = nps_scan,
     .reduce = nps_reduce,
+    .next = nps_next,
     .merge = nps_fuse_chunk,
     .subspaces = nps_collect,
 };

@@ -24,10 +24,21 @@ size_t nps_selection_bytes(int models, int tensors) {
   return (size_t)models * (nps_select_bytes() + (size_t)tensors * 2 * sizeof(int64_t));
 }
 
+/* One entry of how many is enough to bracket the threshold: a bracket of a few bins needs a quarter of a million. */
+static int part_of(int64_t entries, int64_t keep) {
+  const int64_t stride = entries >> 18 < 16 ? entries >> 18 : 16;
+  return stride > 1 && keep / stride >= 1000 ? (int)stride : 1;
+}
+
 void nps_selection_start(nps_selection_t *selection, const nps_merge_tensor_t *tensor, bool whole_model,
                          const int64_t *keep) {
   selection->whole_model = whole_model;
-  for (int m = 0; m < selection->models; m++) nps_select_start(selection->select[m], keep[m]);
+  const int64_t entries = whole_model ? tensor->model_elements : tensor->count;
+  for (int m = 0; m < selection->models; m++) {
+    nps_select_start(selection->select[m], keep[m]);
+    const int stride = part_of(entries, keep[m]);
+    if (stride > 1) nps_select_sample(selection->select[m], entries, stride);
+  }
   if (!whole_model) return;
   free(selection->ties);
   selection->ties = nps_xcalloc((size_t)tensor->tensor_count * (size_t)selection->models, sizeof(int64_t));
@@ -69,6 +80,16 @@ void nps_selection_reduce(nps_selection_t *selection, const nps_merge_tensor_t *
     count_ties_before(selection, tensor->tensor_count, comm);
   else
     for (int m = 0; m < selection->models; m++) nps_select_reduce(selection->select[m], pass, comm);
+}
+
+int nps_selection_next(nps_selection_t *selection, int pass) {
+  bool again = false;
+  for (int m = 0; pass == 1 && m < selection->models; m++) {
+    if (!nps_select_missed(selection->select[m])) continue;
+    nps_select_restart(selection->select[m]);
+    again = true;
+  }
+  return again ? 0 : pass + 1;
 }
 
 void nps_selection_piece(nps_selection_t *selection, const nps_merge_tensor_t *tensor) {

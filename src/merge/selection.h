@@ -13,7 +13,7 @@ typedef struct nps_selection {
   int64_t *ties; /**< whole model: [tensors by name][models] entries at the threshold; later those before; owned */
 } nps_selection_t;
 
-/** Statistics passes that a selection takes: two histograms; over the whole model one more, to count ties by tensor. */
+/** Statistics passes that a selection takes, nearly always: two for the threshold; over the whole model one more, to count ties by tensor. */
 #define NPS_SELECTION_PASSES(whole_model) ((whole_model) ? 3 : 2)
 
 nps_selection_t *nps_selection_new(int models);
@@ -34,6 +34,10 @@ void nps_selection_scan(nps_selection_t *selection, const nps_merge_tensor_t *te
 /** Put the ranks together after a pass. Collective over the ranks that share the entries. */
 void nps_selection_reduce(nps_selection_t *selection, const nps_merge_tensor_t *tensor, int pass,
                           const nps_comm_t *comm);
+
+/** Give the pass after a pass that was reduced: the next, or 0 again where pass 1 missed a threshold. Local, the same on
+ *  every rank. */
+int nps_selection_next(nps_selection_t *selection, int pass);
 
 /** Prepare for this rank's piece of a tensor, whose entries nps_select_keep() or nps_select_mark() will see in order.
  *  Local. */

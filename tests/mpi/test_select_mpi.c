@@ -43,7 +43,8 @@ static void cut_line(int how, uint64_t seed, int64_t *cut) {
 
 /* ---- the tests ---- */
 
-static bool selects_as_one_rank_does(int kind, int how, int64_t k, uint64_t seed) {
+/* stride: pass 0 looks at one of so many. */
+static bool selects_as_one_rank_does(int kind, int how, int64_t k, int stride, uint64_t seed) {
   static float found[N], expected[N];
   int64_t cut[MOST_RANKS + 1];
   cut_line(how, seed, cut);
@@ -52,9 +53,14 @@ static bool selects_as_one_rank_does(int kind, int how, int64_t k, uint64_t seed
   float *mine = found + cut[rank];
   const int64_t n = cut[rank + 1] - cut[rank];
   nps_select_start(selection, k);
-  for (int pass = 0; pass < 2; pass++) {
-    nps_select_count(selection, pass, mine, n);
-    nps_select_reduce(selection, pass, comm);
+  if (stride > 1) nps_select_sample(selection, N, stride);
+  for (int round = 0; round < 2; round++) {
+    for (int pass = 0; pass < 2; pass++) {
+      nps_select_count(selection, pass, mine, n);
+      nps_select_reduce(selection, pass, comm);
+    }
+    if (!nps_select_missed(selection)) break;
+    nps_select_restart(selection);
   }
   int64_t kept = 0;
   for (int64_t at = 0; at < n; at += NPS_CHUNK)
@@ -66,10 +72,11 @@ static bool selects_as_one_rank_does(int kind, int how, int64_t k, uint64_t seed
 START_TEST(ranks_keep_what_one_rank_keeps) {
   const int64_t keeps[] = {0, 1, 2, N / 10, N / 2, N - 1, N};
   for (int how = 0; how < CUTS; how++)
-    for (int k = 0; k < 7; k++) {
-      bool same = selects_as_one_rank_does(_i, how, keeps[k], 31 + (uint64_t)k);
-      ck_assert_msg(everywhere(same), "kind %d, cut %d, %lld kept", _i, how, (long long)keeps[k]);
-    }
+    for (int k = 0; k < 7; k++)
+      for (int stride = 1; stride <= 4; stride += 3) {
+        bool same = selects_as_one_rank_does(_i, how, keeps[k], stride, 31 + (uint64_t)k);
+        ck_assert_msg(everywhere(same), "kind %d, cut %d, %lld kept, stride %d", _i, how, (long long)keeps[k], stride);
+      }
 }
 END_TEST
 

@@ -48,13 +48,17 @@ enum { KINDS = sizeof kinds / sizeof *kinds };
 
 /* ---- the selection under test ---- */
 
-static void find_threshold(int64_t k, const float *x, int64_t n, int64_t chunk) {
-  nps_select_start(selection, k);
+static void count_all(const float *x, int64_t n, int64_t chunk) {
   for (int pass = 0; pass < 2; pass++) {
     for (int64_t at = 0; at < n; at += chunk)
       nps_select_count(selection, pass, x + at, n - at < chunk ? n - at : chunk);
     nps_select_reduce(selection, pass, comm);
   }
+}
+
+static void find_threshold(int64_t k, const float *x, int64_t n, int64_t chunk) {
+  nps_select_start(selection, k);
+  count_all(x, n, chunk);
 }
 
 static int64_t keep_all(float *x, int64_t n, int64_t chunk) {
@@ -93,6 +97,72 @@ START_TEST(every_count_of_a_small_array_is_right) {
       for (uint64_t seed = 0; seed < 3; seed++)
         ck_assert_msg(selects_as_sorting_does(kinds[_i], seed, n, k, 5), "kind %d: %lld of %lld, seed %d", _i,
                       (long long)k, (long long)n, (int)seed);
+}
+END_TEST
+
+/* Pass 0 looks at a part; where pass 1 misses, both are made again. */
+static bool part_is_enough(entry_fn *kind, uint64_t seed, int64_t k, int stride, int64_t chunk) {
+  float expected[MOST], found[MOST];
+  for (int64_t i = 0; i < MOST; i++) expected[i] = found[i] = kind(&seed);
+  nps_select_start(selection, k);
+  nps_select_sample(selection, MOST, stride);
+  count_all(found, MOST, chunk);
+  if (nps_select_missed(selection)) {
+    nps_select_restart(selection);
+    count_all(found, MOST, chunk);
+  }
+  const int64_t kept = keep_all(found, MOST, chunk);
+  keep_slowly(expected, MOST, k);
+  return !nps_select_missed(selection) && kept == k && memcmp(found, expected, sizeof found) == 0;
+}
+
+START_TEST(a_part_leads_to_the_same_selection) {
+  const int64_t keeps[] = {0, 1, 2, MOST / 100, MOST / 3, MOST / 2, MOST - 1, MOST};
+  const int strides[] = {2, 3, 16, 1000};
+  for (int k = 0; k < 8; k++)
+    for (int s = 0; s < 4; s++)
+      ck_assert_msg(part_is_enough(kinds[_i], 11 + (uint64_t)k, keeps[k], strides[s], s == 1 ? 100 : NPS_CHUNK),
+                    "kind %d: %d kept, one of %d looked at", _i, (int)keeps[k], strides[s]);
+}
+END_TEST
+
+/* What pass 0 sees tells nothing about what pass 1 sees: too large, too small, or all different. */
+START_TEST(a_bracket_that_misses_is_noticed) {
+  enum { N = 4096 };
+  float seen[N], x[N], expected[N];
+  const float factors[] = {1e-3f, 1e3f, 1.02f};
+  uint64_t seed = 3;
+  for (int i = 0; i < N; i++) x[i] = expected[i] = normal_like(&seed), seen[i] = x[i] * factors[_i];
+  nps_select_start(selection, N / 2);
+  nps_select_sample(selection, N, 2);
+  nps_select_count(selection, 0, seen, N);
+  nps_select_reduce(selection, 0, comm);
+  nps_select_count(selection, 1, x, N);
+  nps_select_reduce(selection, 1, comm);
+  ck_assert(nps_select_missed(selection));
+  nps_select_restart(selection);
+  count_all(x, N, NPS_CHUNK);
+  ck_assert(!nps_select_missed(selection));
+  ck_assert_int_eq(keep_all(x, N, NPS_CHUNK), N / 2);
+  keep_slowly(expected, N, N / 2);
+  ck_assert_mem_eq(x, expected, sizeof x);
+}
+END_TEST
+
+/* A part of many entries hits, so that the time of the second round is saved. */
+START_TEST(a_large_part_hits) {
+  enum { N = 1 << 20 };
+  float *x = nps_xcalloc(N, sizeof *x);
+  uint64_t seed = 5;
+  for (int i = 0; i < N; i++) x[i] = (float)((double)(next_random(&seed) + next_random(&seed)) / 2147483648.0 - 1);
+  const int64_t keeps[] = {N / 20, N / 2, N - N / 20};
+  for (int k = 0; k < 3; k++) {
+    nps_select_start(selection, keeps[k]);
+    nps_select_sample(selection, N, 4);
+    count_all(x, N, NPS_CHUNK);
+    ck_assert(!nps_select_missed(selection));
+  }
+  free(x);
 }
 END_TEST
 
@@ -174,6 +244,9 @@ int main(int argc, char **argv) {
   tcase_add_loop_test(cases, what_is_kept_is_what_sorting_keeps, 0, KINDS);
   tcase_add_loop_test(cases, every_count_of_a_small_array_is_right, 0, KINDS);
   tcase_add_loop_test(cases, more_than_there_are_means_all, 0, KINDS);
+  tcase_add_loop_test(cases, a_part_leads_to_the_same_selection, 0, KINDS);
+  tcase_add_loop_test(cases, a_bracket_that_misses_is_noticed, 0, 3);
+  tcase_add_test(cases, a_large_part_hits);
   tcase_add_test(cases, ties_are_counted);
   tcase_add_test(cases, ties_can_be_shared_out_in_another_order);
   tcase_add_loop_test(cases, task_vectors_are_rounded_differences, 0, 4);
