@@ -13,6 +13,7 @@
 
 #include "nps/base.h"
 #include "nps/comm.h"
+#include "nps/schedule.h"
 
 /** A grid of ranks. */
 typedef struct nps_grid nps_grid_t;
@@ -78,6 +79,9 @@ nps_err_t nps_dmat_put_rows(const nps_dmat_t *shape, size_t element, int64_t fir
 nps_err_t nps_dmat_get_rows(const nps_dmat_t *shape, size_t element, int64_t first, int64_t count, void *slab,
                             const void *piece);
 
+/** Give the most bytes of messages that either takes on a rank, on a grid of so many ranks. A pure function. */
+int64_t nps_dmat_exchange_bytes(int64_t rows, int64_t columns, int ranks);
+
 /* ---- linear algebra ---- */
 
 /** Set all values to 0. Local. */
@@ -119,5 +123,21 @@ nps_err_t nps_dmat_gram_vectors(const nps_dmat_t *a, bool by_columns, double *va
  *  @param[out] u, v   [r][rows], [r][columns], made before
  *  @return NPS_ERR_MEMORY, NPS_ERR_RUNTIME */
 nps_err_t nps_dmat_triples(const nps_dmat_t *a, double *sigma, nps_dmat_t *u, nps_dmat_t *v);
+
+/* ---- the grids of a schedule ---- */
+
+/** Grids of all groups of a schedule to which this rank belongs. */
+typedef struct nps_groups nps_groups_t;
+
+/** Make the grids of the groups that have jobs. Collective.
+ *  @param comm  of the schedule's ranks; @param schedule  both must outlive the groups
+ *  @return freed with nps_groups_free() */
+nps_groups_t *nps_groups_new(const nps_comm_t *comm, const nps_schedule_t *schedule);
+
+/** NULL is fine. Collective. */
+void nps_groups_free(nps_groups_t *groups);
+
+/** Give the grid of a job's group, to which this rank belongs. Local. */
+const nps_grid_t *nps_groups_grid(const nps_groups_t *groups, int job);
 
 #endif

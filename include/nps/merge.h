@@ -11,6 +11,7 @@
 #include "nps/comm.h"
 #include "nps/config.h"
 #include "nps/delta.h"
+#include "nps/dmat.h"
 #include "nps/factors.h"
 #include "nps/model.h"
 #include "nps/plan.h"
@@ -127,21 +128,23 @@ typedef struct nps_merge_method {
   void (*merge)(void *state, const nps_merge_tensor_t *tensor, const nps_merge_chunk_t *chunk, double *out,
                 int64_t *kept);
 
-  /** Merge a tensor whole, on one rank, instead of `merge` chunk by chunk (NULL: by chunks). For methods on task vectors
-   *  that factorise matrices. Local.
-   *  @param tau          [models][count] may be overwritten
-   *  @param[in,out] update  [count] the update to θ0; before, that of the history where there is one
-   *  @return NPS_ERR_MEMORY, NPS_ERR_RUNTIME */
-  nps_err_t (*merge_whole)(const nps_merge_tensor_t *tensor, float *const *tau, double *update);
+  /** Merge a tensor whole instead of `merge` chunk by chunk (NULL: by chunks). For methods on task vectors that factorise
+   *  matrices. A matrix lies on a grid of ranks, nearly always of one (nps/dmat.h); a tensor that is no matrix is one row,
+   *  on one rank. Collective over the grid.
+   *  @param tau          [models][update's local_rows][local_columns] this rank's pieces; may be overwritten
+   *  @param[in,out] update  the update to θ0; before, that of the history where there is one
+   *  @return agreed on by the grid's ranks: NPS_ERR_MEMORY, NPS_ERR_RUNTIME */
+  nps_err_t (*merge_whole)(const nps_merge_tensor_t *tensor, float *const *tau, nps_dmat_t *update);
   /** Give the factor of all updates, once all are made (NULL: 1). The updates are kept in memory until then. Local.
    *  @param[in,out] history  of the earlier runs, to which this one is added
    *  @param tau_norms  [models] ‖τ_i‖ over all tensors; @param update_norm  ‖update‖ over all tensors */
   double (*scale)(nps_merge_history_t *history, int models, const double *tau_norms, double update_norm);
   /** Whether the updates, before they are scaled, are kept in the output for a later run. */
   bool keeps_updates;
-  /** Predict its seconds on one core / its bytes of working memory besides tau and update. */
-  double (*whole_seconds)(const nps_merge_tensor_t *tensor);
-  int64_t (*whole_bytes)(const nps_merge_tensor_t *tensor);
+  /** Predict its seconds / its bytes of working memory besides tau and update on every rank, on a grid of so many ranks
+   *  (of tensors that are no matrices: 1). INT64_MAX bytes: not on several ranks. */
+  double (*whole_seconds)(const nps_merge_tensor_t *tensor, int ranks);
+  int64_t (*whole_bytes)(const nps_merge_tensor_t *tensor, int ranks);
 
   /** Put what is known of the subspaces together, after merging. Collective over all ranks. NULL: the method has none. */
   void (*subspaces)(void *state, const nps_comm_t *comm, nps_merge_subspaces_t *out);
@@ -235,6 +238,14 @@ nps_merge_history_t nps_merge_history(const nps_merge_t *merge);
  *  @param model  for a parameter of a model, else 0
  *  @return false when the method has no such parameter or it varies over the tensors */
 bool nps_merge_plain_value(const nps_merge_t *merge, const char *name, int model, double *value);
+
+/** How evenly the ranks were busy: seconds of work of a rank, waiting for others left out. */
+typedef struct nps_merge_balance {
+  double least, mean, most;
+} nps_merge_balance_t;
+
+/** Give the balance, after nps_merge_run(). The same on every rank. Local. */
+nps_merge_balance_t nps_merge_balance(const nps_merge_t *merge);
 
 /** Receives progress: bytes done over all ranks, of nps_merge_work(). */
 typedef void nps_merge_progress_fn(void *ctx, int64_t done);

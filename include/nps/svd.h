@@ -104,6 +104,38 @@ nps_err_t nps_svd_polar_on_grid(nps_dmat_t *x);
 double nps_svd_grid_seconds(int64_t rows, int64_t columns, int64_t leading, nps_svd_method_t method, int ranks);
 int64_t nps_svd_grid_bytes(int64_t rows, int64_t columns, int64_t leading, nps_svd_method_t method, int ranks);
 
+/* ---- many matrices over many ranks ---- */
+
+/** A matrix of a list. */
+typedef struct nps_svd_job {
+  int64_t rows, columns;
+  nps_svd_options_t options; /**< with its name */
+  bool values_only;          /**< no vectors: as nps_svd_values() */
+  int64_t work;              /**< what it counts for in the progress */
+} nps_svd_job_t;
+
+/** What is to be factorised, and what is done with it. The same on every rank, but for ctx. */
+typedef struct nps_svd_list {
+  const nps_svd_job_t *jobs; /**< [count] */
+  int count;
+  int64_t memory; /**< bytes that a matrix may take on a rank, its decomposition and all working memory included */
+  /** Give rows [first, first + count) of matrix i. Local.
+   *  @param[out] rows  [count][columns] */
+  nps_err_t (*load)(void *ctx, int i, int64_t first, int64_t count, double *rows);
+  /** Take what was found. Called on every rank of the matrix' group, after all have it; may leave with u, v and sigma,
+   *  whose pointers it then sets to NULL. @param rank  this one's, in the group */
+  nps_err_t (*done)(void *ctx, int i, int rank, nps_dsvd_t *svd);
+  /** Hear how far all ranks are, of the sum of all work. Local. May be NULL. */
+  void (*progress)(void *ctx, int64_t done);
+  void *ctx;
+} nps_svd_list_t;
+
+/** Factorise a list of matrices: most of them each on one rank, and on a group of ranks what is too large for one or would
+ *  set the end (nps/schedule.h). A matrix that a group shares is never whole on one rank. Collective.
+ *  @return the same on every rank; the first failure of load or done, or as nps_svd_compute(), ends all; NPS_ERR_CONFIG: a
+ *    matrix does not fit into memory, with its name and what would do */
+nps_err_t nps_svd_list(const nps_comm_t *comm, const nps_svd_list_t *list);
+
 /** Give a method's name. Static. */
 const char *nps_svd_method_name(nps_svd_method_t method);
 

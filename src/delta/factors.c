@@ -115,7 +115,7 @@ static void share_out(const nps_comm_t *comm, const nps_factors_spec_t *spec, np
   int *owner = nps_xcalloc((size_t)f->matrix_count + 1, sizeof *owner);
   for (int j = 0; j < f->matrix_count; j++)
     seconds[j] = nps_svd_seconds(f->matrices[j].rows, f->matrices[j].columns, 0, NPS_SVD_GRAM);
-  nps_plan_assign(seconds, f->matrix_count, nps_comm_size(comm), owner);
+  nps_schedule_assign(seconds, f->matrix_count, nps_comm_size(comm), owner);
   for (int j = 0; j < f->matrix_count; j++) {
     const nps_target_t *target = f->targets[f->matrices[j].tensor];
     f->matrices[j].owner = spec->owner ? spec->owner[target - spec->layout->targets] : owner[j];

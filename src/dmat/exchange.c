@@ -208,6 +208,11 @@ nps_err_t nps_dmat_get_rows(const nps_dmat_t *shape, size_t element, int64_t fir
                        count);
 }
 
+int64_t nps_dmat_exchange_bytes(int64_t rows, int64_t columns, int ranks) {
+  const int64_t slab = 8 * ((rows + ranks - 1) / ranks) * columns;
+  return ranks > 1 ? 2 * min64(slab, STEP_BYTES + 8 * columns) : 0;
+}
+
 /* ---- rows in another order ---- */
 
 static void address_rows(const nps_dmat_t *from, const int64_t *order, int64_t first, int64_t end, mail_t *mail) {

@@ -3,7 +3,8 @@
  * Without statistics, and for copied tensors: one sweep over this rank's pieces. With statistics of single tensors: the
  * tensors shared with other ranks come first, in two rounds (a rank shares at most its first and its last tensor, and
  * neighbours in the list of shared tensors are in different rounds), each with a communicator of its own; then the others
- * by each rank alone. With statistics of the whole model: one sweep over all pieces for each pass. */
+ * by each rank alone. With statistics of the whole model: one sweep over all pieces for each pass. Methods that see tensors
+ * whole: large tensors first, each by a group of ranks, then the others by each rank alone (whole.c). */
 #include "engine.h"
 
 #include <math.h>
@@ -86,11 +87,12 @@ static nps_err_t sweep(nps_engine_t *e, const nps_piece_t *piece, int pass) {
   return NPS_OK;
 }
 
-/* Agrees among the ranks that share a tensor on a result, and on whether to stop as another rank has failed. */
-static nps_err_t agree_sharers(nps_engine_t *e, const nps_comm_t *comm, nps_err_t err) {
+nps_err_t nps_engine_agree_sharers(nps_engine_t *e, const nps_comm_t *comm, nps_err_t err) {
   if (nps_comm_size(comm) == 1) return err;
+  const double since = nps_now();
   double stopped = e->stopped;
   nps_comm_max_f64(comm, &stopped, 1);
+  e->busy -= nps_now() - since;
   e->stopped = stopped > 0;
   return nps_comm_agree(comm, err);
 }
@@ -108,7 +110,7 @@ static nps_err_t merge_tensor(nps_engine_t *e, const nps_piece_t *piece, const n
   const nps_merge_tensor_t *tensor = &e->merge->tensors[piece->target];
   method->start(e->state, tensor);
   for (int pass = 0; pass < e->merge->passes; pass = next_pass(e, pass)) {
-    nps_err_t err = agree_sharers(e, comm, sweep(e, piece, pass));
+    nps_err_t err = nps_engine_agree_sharers(e, comm, sweep(e, piece, pass));
     if (err != NPS_OK || e->stopped) return err;
     method->reduce(e->state, tensor, pass, comm);
   }
@@ -182,8 +184,10 @@ static nps_err_t for_pieces(nps_engine_t *e, piece_fn *fn, int pass) {
   const int rank = nps_comm_rank(e->comm);
   nps_err_t err = NPS_OK;
   e->pulse = nps_pulse_start(e->comm);
+  e->busy -= nps_now();
   for (int i = e->plan->first_piece[rank]; i < e->plan->first_piece[rank + 1] && err == NPS_OK && !e->stopped; i++)
     err = fn(e, &e->plan->pieces[i], pass);
+  e->busy += nps_now();
   return end_pulse(e, err);
 }
 
@@ -196,7 +200,7 @@ static nps_err_t merge_piece(nps_engine_t *e, const nps_piece_t *piece, int pass
   return is_merged(e, piece) ? sweep(e, piece, pass) : copy_tensor(e, piece);
 }
 
-/* Statistics and merging of a tensor that is this rank's alone. */
+/* Statistics and merging of a tensor that is this rank's alone, or merged whole. */
 static nps_err_t merge_own_piece(nps_engine_t *e, const nps_piece_t *piece, int pass) {
   if (is_shared(e, piece)) return NPS_OK;
   if (spec_of(e)->method->merge_whole && is_merged(e, piece)) return nps_engine_merge_whole(e, piece);
@@ -231,11 +235,13 @@ static nps_err_t merge_shared(nps_engine_t *e) {
   for (int round = 0; round < 2; round++)
     nps_comm_split(e->comm, mine[round] ? mine[round]->target : -1, &sharers[round]);
   e->pulse = nps_pulse_start(e->comm);
+  e->busy -= nps_now();
   for (int round = 0; round < 2; round++) {
     if (!mine[round]) continue;
-    err = agree_sharers(e, sharers[round], err);
+    err = nps_engine_agree_sharers(e, sharers[round], err);
     if (err == NPS_OK && !e->stopped) err = merge_tensor(e, mine[round], sharers[round]);
   }
+  e->busy += nps_now();
   err = end_pulse(e, err);
   for (int round = 0; round < 2; round++) nps_comm_free(sharers[round]);
   return err;
@@ -312,6 +318,13 @@ static void gather_results(nps_engine_t *e, nps_merge_result_t *results) {
   free(batch);
 }
 
+static nps_merge_balance_t find_balance(const nps_engine_t *e) {
+  double ends[2] = {e->busy, -e->busy}, mean = e->busy;
+  nps_comm_max_f64(e->comm, ends, 2);
+  nps_comm_sum_f64(e->comm, &mean, 1);
+  return (nps_merge_balance_t){.least = -ends[1], .mean = mean / nps_comm_size(e->comm), .most = ends[0]};
+}
+
 /* ---- set-up ---- */
 
 static void **make_rows(int rows, size_t bytes) {
@@ -384,6 +397,7 @@ static void tear_down(nps_engine_t *e) {
   free_rows((void **)e->theta, spec->model_count);
   free_rows((void **)e->norms, spec->model_count);
   nps_reader_free(e->history);
+  nps_groups_free(e->groups);
   nps_comm_free(e->self);
   for (int i = 0; e->held && i < 2 * own_pieces(e); i++) free(e->held[i]);
   free(e->held);
@@ -401,9 +415,11 @@ nps_err_t nps_merge_run(nps_merge_t *merge, const nps_comm_t *comm, const nps_pl
   nps_engine_t e = {
       .merge = merge, .plan = plan, .comm = comm, .writer = writer, .progress = progress, .progress_ctx = ctx};
   e.self = nps_comm_self();
+  if (plan->schedule) e.groups = nps_groups_new(comm, plan->schedule);
   nps_err_t err = nps_comm_agree(comm, set_up(&e, digest));
   if (err == NPS_OK) err = run_phases(&e);
   if (err == NPS_OK) gather_results(&e, results);
+  if (err == NPS_OK) merge->balance = find_balance(&e);
   if (err == NPS_OK && e.state && merge->spec.method->subspaces) {
     nps_merge_subspaces_clear(&merge->subspaces);
     merge->spec.method->subspaces(e.state, comm, &merge->subspaces);

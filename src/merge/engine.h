@@ -39,6 +39,10 @@ typedef struct nps_engine {
   int64_t norm_at;          /* block in work */
   nps_lanes_t *lanes;       /* [models] */
 
+  /* Of methods that merge tensors whole: */
+  nps_groups_t *groups; /* grids of the ranks that share them; else NULL */
+  double busy;          /* seconds of work, without waiting for others */
+
   /* Of methods that scale all updates together: */
   double **held;   /* [own pieces][2] θ0 and the update of merged tensors, each [count] */
   double *squares; /* [targets][models + 1] ‖τ_i‖² and ‖update‖² of whole tensors */
@@ -68,7 +72,12 @@ nps_err_t nps_engine_write_out(nps_engine_t *e, const nps_piece_t *piece, int64_
 /** Tell how far this rank is; hear whether another failed. */
 void nps_engine_beat(nps_engine_t *e, int64_t bytes);
 
-/** Merge a tensor that is this rank's alone by a method that sees whole tensors, and write it, or keep it to be scaled. */
+/** Agree among the ranks that share a tensor on a result, and on whether to stop as another rank has failed. Collective over
+ *  comm. */
+nps_err_t nps_engine_agree_sharers(nps_engine_t *e, const nps_comm_t *comm, nps_err_t err);
+
+/** Merge a tensor whole, and write this rank's part of it, or keep it to be scaled. Collective over the ranks that share it,
+ *  and the same result on all of them. */
 nps_err_t nps_engine_merge_whole(nps_engine_t *e, const nps_piece_t *piece);
 
 /** Find the factor of all updates. Collective. */

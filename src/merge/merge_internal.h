@@ -14,9 +14,9 @@ struct nps_merge {
   int first;                   /**< the first merged target, or -1 */
   int passes;
   bool whole_model;
-  double *target_seconds;          /**< [layout->count] of methods that merge tensors whole; else NULL */
   nps_merge_subspaces_t subspaces; /**< after a run; none before */
   nps_merge_history_t history;     /**< the spec's; after a run with this one added */
+  nps_merge_balance_t balance;     /**< after a run */
 };
 
 /* The families' methods; registry.c lists them. */
@@ -58,6 +58,14 @@ void nps_merge_find_lambda(const nps_merge_tensor_t *tensor, double *lambda);
 
 /** Check that every model has weight 1, for methods without weights. @param why  set to the reason when not */
 bool nps_merge_weights_are_one(const nps_merge_tensor_t *tensor, int param, char why[160]);
+
+/** Give the number of elements of a matrix that are this rank's. */
+static inline int64_t nps_merge_local_count(const nps_dmat_t *m) { return m->local_rows * m->local_columns; }
+
+/** Give the bytes of a matrix on each of so many ranks. */
+static inline int64_t nps_merge_matrix_bytes(int64_t rows, int64_t columns, int ranks) {
+  return 8 * nps_dmat_most_local(rows, columns, ranks);
+}
 
 /** Forget what is known of the subspaces. */
 void nps_merge_subspaces_clear(nps_merge_subspaces_t *subspaces);

@@ -73,15 +73,16 @@ static void merge_rest(const nps_merge_tensor_t *tensor, const nps_weighting_t *
   }
 }
 
-static nps_err_t singular_merge(const nps_merge_tensor_t *tensor, float *const *tau, double *update) {
+/* On one rank. */
+static nps_err_t singular_merge(const nps_merge_tensor_t *tensor, float *const *tau, nps_dmat_t *update) {
   nps_weighting_t *w = nps_weighting_copy(tensor->nps->weighting);
   nps_err_t err = NPS_OK;
   nps_merge_find_lambda(tensor, w->lambda);
   w->normalize = (nps_normalize_t)tensor->param[NORMALIZE][0];
   if (is_split(tensor))
-    err = merge_matrix(tensor, w, update);
+    err = merge_matrix(tensor, w, update->local);
   else
-    merge_rest(tensor, w, tau, update);
+    merge_rest(tensor, w, tau, update->local);
   nps_weighting_free(w);
   return err;
 }
@@ -89,15 +90,17 @@ static nps_err_t singular_merge(const nps_merge_tensor_t *tensor, float *const *
 static int lists_of(const nps_merge_tensor_t *tensor) { return tensor->nps->sum ? 1 : tensor->models; }
 
 /* Of factorising and assembling. */
-static double singular_seconds(const nps_merge_tensor_t *tensor) {
+static double singular_seconds(const nps_merge_tensor_t *tensor, int ranks) {
+  (void)ranks;
   if (!is_split(tensor)) return 1e-9 * (double)tensor->count * tensor->models;
   const double product = 2 * (double)tensor->count * (double)min64(tensor->rows, tensor->columns) / 8e10;
   return lists_of(tensor) * (nps_svd_seconds(tensor->rows, tensor->columns, 0, NPS_SVD_GRAM) + product);
 }
 
-/* Factorising is over when tensors are assembled: the larger of both counts. */
-static int64_t singular_bytes(const nps_merge_tensor_t *tensor) {
+/* Factorising is over when tensors are assembled: the larger of both counts. Both are one rank's. */
+static int64_t singular_bytes(const nps_merge_tensor_t *tensor, int ranks) {
   const int64_t n = min64(tensor->rows, tensor->columns), sides = tensor->rows + tensor->columns;
+  if (ranks > 1) return INT64_MAX;
   if (!is_split(tensor)) return 0;
   const int64_t held = (16 + 4 * (int64_t)tensor->models) * tensor->count;
   const int64_t svd =

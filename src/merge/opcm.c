@@ -3,7 +3,6 @@
  * whole update is scaled to the mean norm of the task vectors. */
 #include "merge_internal.h"
 
-#include "nps/blas.h"
 #include "nps/svd.h"
 
 #include <stdio.h>
@@ -29,75 +28,75 @@ static int64_t count_leading(const nps_svd_t *s, double alpha, int mode) {
   return mode == MODE_BLOCK ? r : min64(r + 1, s->present);
 }
 
-/* Working memory of a projection: [present][columns], [present][present], [r][columns], [rows][r]. */
-typedef struct {
-  double *left, *inner, *own;
-} room_t;
-
-static nps_err_t make_room(const nps_svd_t *s, room_t *room) {
-  const size_t k = (size_t)(s->present > 0 ? s->present : 1);
-  NPS_TRY(nps_buffer_alloc(k * (size_t)s->columns * sizeof(double), "a projection", &room->left));
-  NPS_TRY(nps_buffer_alloc(k * k * sizeof(double), "a projection", &room->inner));
-  return nps_buffer_alloc(k * (size_t)s->rows * sizeof(double), "a projection", &room->own);
-}
-
-static void free_room(room_t *room) {
-  free(room->left);
-  free(room->inner);
-  free(room->own);
-}
-
 /* x ← x − Uᵀ M V over the present directions, M being what is left of U x Vᵀ: its leading r × r block and its diagonal. */
-static void take_block(const nps_svd_t *s, int64_t r, room_t *room, double *x) {
-  const int64_t k = s->present, rows = s->rows, columns = s->columns;
-  nps_dgemm(false, false, k, columns, rows, 1, s->u, rows, x, columns, 0, room->left, columns);
-  nps_dgemm(false, true, k, k, columns, 1, room->left, columns, s->v, columns, 0, room->inner, k);
-  for (int64_t i = 0; i < k; i++)
-    for (int64_t j = 0; j < k; j++)
-      if (i != j && (i >= r || j >= r)) room->inner[i * k + j] = 0;
-  nps_dgemm(false, false, k, columns, k, 1, room->inner, k, s->v, columns, 0, room->left, columns);
-  nps_dgemm(true, false, rows, columns, k, -1, s->u, rows, room->left, columns, 1, x, columns);
-}
-
-/* x ← (I − U_rU_rᵀ) x (I − V_rV_rᵀ) */
-static void take_sides(const nps_svd_t *s, int64_t r, room_t *room, double *x) {
-  const int64_t rows = s->rows, columns = s->columns;
-  nps_dgemm(false, false, r, columns, rows, 1, s->u, rows, x, columns, 0, room->left, columns);
-  nps_dgemm(true, false, rows, columns, r, -1, s->u, rows, room->left, columns, 1, x, columns);
-  nps_dgemm(false, true, rows, r, columns, 1, x, columns, s->v, columns, 0, room->own, r);
-  nps_dgemm(false, false, rows, columns, r, -1, room->own, r, s->v, columns, 1, x, columns);
-}
-
-/* Takes from a new task vector what lies along the directions of the merged update. @param[in,out] x  [rows][columns] */
-static nps_err_t project(const nps_merge_tensor_t *tensor, const double *merged, double *x) {
-  const int mode = (int)tensor->param[MODE][0];
-  nps_svd_t s = {0};
-  room_t room = {0};
+static nps_err_t take_block(const nps_dsvd_t *s, int64_t r, nps_dmat_t *x) {
+  const int64_t k = s->svd.present;
+  const nps_dmat_t u = nps_dmat_leading_rows(&s->u, k), v = nps_dmat_leading_rows(&s->v, k);
+  nps_dmat_t left = {0}, inner = {0};
   nps_err_t err = NPS_OK;
-  NPS_GOTO(nps_svd_compute(merged, tensor->rows, tensor->columns, &(nps_svd_options_t){.name = tensor->name}, &s));
-  if (s.present == 0) goto done;
-  const int64_t r = count_leading(&s, tensor->param[ALPHA][0], mode);
-  NPS_GOTO(make_room(&s, &room));
-  if (mode == MODE_PAPER) take_sides(&s, r, &room, x);
-  take_block(&s, mode == MODE_PAPER ? 0 : r, &room, x); /* after take_sides, the diagonal up to r is 0 already */
+  NPS_GOTO(nps_dmat_new(x->grid, k, x->columns, &left));
+  NPS_GOTO(nps_dmat_new(x->grid, k, k, &inner));
+  nps_dmat_gemm(false, false, 1, &u, x, 0, &left);
+  nps_dmat_gemm(false, true, 1, &left, &v, 0, &inner);
+  for (int64_t i = 0; i < inner.local_rows; i++)
+    for (int64_t j = 0; j < inner.local_columns; j++) {
+      const int64_t row = nps_dmat_row(&inner, i), column = nps_dmat_column(&inner, j);
+      if (row != column && (row >= r || column >= r)) inner.local[i * inner.local_columns + j] = 0;
+    }
+  nps_dmat_gemm(false, false, 1, &inner, &v, 0, &left);
+  nps_dmat_gemm(true, false, -1, &u, &left, 1, x);
 done:
-  free_room(&room);
-  nps_svd_free(&s);
+  nps_dmat_free(&left);
+  nps_dmat_free(&inner);
   return err;
 }
 
-static nps_err_t opcm_merge(const nps_merge_tensor_t *tensor, float *const *tau, double *update) {
-  double *x = NULL;
-  NPS_TRY(nps_buffer_alloc((size_t)tensor->count * sizeof *x, "a task vector", &x));
+/* x ← (I − U_rU_rᵀ) x (I − V_rV_rᵀ) */
+static nps_err_t take_sides(const nps_dsvd_t *s, int64_t r, nps_dmat_t *x) {
+  const nps_dmat_t u = nps_dmat_leading_rows(&s->u, r), v = nps_dmat_leading_rows(&s->v, r);
+  nps_dmat_t left = {0}, right = {0};
   nps_err_t err = NPS_OK;
-  for (int m = 0; m < tensor->models; m++) {
-    for (int64_t i = 0; i < tensor->count; i++) x[i] = (double)tau[m][i];
+  NPS_GOTO(nps_dmat_new(x->grid, r, x->columns, &left));
+  NPS_GOTO(nps_dmat_new(x->grid, x->rows, r, &right));
+  nps_dmat_gemm(false, false, 1, &u, x, 0, &left);
+  nps_dmat_gemm(true, false, -1, &u, &left, 1, x);
+  nps_dmat_gemm(false, true, 1, x, &v, 0, &right);
+  nps_dmat_gemm(false, false, -1, &right, &v, 1, x);
+done:
+  nps_dmat_free(&left);
+  nps_dmat_free(&right);
+  return err;
+}
+
+/* Takes from a new task vector what lies along the directions of the merged update. @param[in,out] x  as merged */
+static nps_err_t project(const nps_merge_tensor_t *tensor, const nps_dmat_t *merged, nps_dmat_t *x) {
+  const int mode = (int)tensor->param[MODE][0];
+  nps_dsvd_t s = {0};
+  nps_err_t err = NPS_OK;
+  NPS_GOTO(nps_svd_on_grid(merged, &(nps_svd_options_t){.name = tensor->name}, &s));
+  if (s.svd.present == 0) goto done;
+  const int64_t r = count_leading(&s.svd, tensor->param[ALPHA][0], mode);
+  if (mode == MODE_PAPER) NPS_GOTO(take_sides(&s, r, x));
+  NPS_GOTO(take_block(&s, mode == MODE_PAPER ? 0 : r, x)); /* after take_sides, the diagonal up to r is 0 already */
+done:
+  nps_dsvd_free(&s);
+  return err;
+}
+
+static nps_err_t opcm_merge(const nps_merge_tensor_t *tensor, float *const *tau, nps_dmat_t *update) {
+  const int64_t n = nps_merge_local_count(update);
+  nps_dmat_t x = *update;
+  x.local = NULL;
+  nps_err_t err = nps_buffer_alloc((size_t)n * sizeof(double), "a task vector", &x.local);
+  if (nps_grid_ranks(update->grid) > 1) err = nps_comm_agree(nps_grid_comm(update->grid), err);
+  for (int m = 0; m < tensor->models && err == NPS_OK; m++) {
+    for (int64_t i = 0; i < n; i++) x.local[i] = (double)tau[m][i];
     const bool first = m == 0 && !tensor->has_history;
-    if (!first && tensor->rows > 0) NPS_GOTO(project(tensor, update, x));
-    for (int64_t i = 0; i < tensor->count; i++) update[i] = first ? x[i] : update[i] + x[i];
+    if (!first && tensor->rows > 0) NPS_GOTO(project(tensor, update, &x));
+    for (int64_t i = 0; i < n; i++) update->local[i] = first ? x.local[i] : update->local[i] + x.local[i];
   }
 done:
-  free(x);
+  nps_dmat_free(&x);
   return err;
 }
 
@@ -117,17 +116,20 @@ static bool opcm_check(const nps_merge_tensor_t *tensor, const nps_merge_tensor_
   return nps_merge_weights_are_one(tensor, WEIGHT, why);
 }
 
-static double opcm_seconds(const nps_merge_tensor_t *tensor) {
-  const double products = 8 * (double)tensor->count * (double)min64(tensor->rows, tensor->columns) / 4e10;
-  const double one = nps_svd_seconds(tensor->rows, tensor->columns, 0, NPS_SVD_GRAM) + products;
-  return 2e-9 * (double)tensor->count * tensor->models +
-         (tensor->rows ? (tensor->models - !tensor->has_history) * one : 0);
+static double opcm_seconds(const nps_merge_tensor_t *tensor, int ranks) {
+  const double products = 8 * (double)tensor->count * (double)min64(tensor->rows, tensor->columns) / 4e10 / ranks;
+  const double plain = 2e-9 * (double)tensor->count * tensor->models / ranks;
+  if (tensor->rows == 0) return plain;
+  return plain + (tensor->models - !tensor->has_history) *
+                     (nps_svd_grid_seconds(tensor->rows, tensor->columns, 0, NPS_SVD_GRAM, ranks) + products);
 }
 
-static int64_t opcm_bytes(const nps_merge_tensor_t *tensor) {
-  const int64_t n = min64(tensor->rows, tensor->columns), sides = tensor->rows + tensor->columns;
-  if (tensor->rows == 0) return 8 * tensor->count;
-  return 8 * tensor->count + 16 * n * sides + 8 * n * n + nps_svd_bytes(tensor->rows, tensor->columns, 0, NPS_SVD_GRAM);
+static int64_t opcm_bytes(const nps_merge_tensor_t *tensor, int ranks) {
+  const int64_t rows = tensor->rows, columns = tensor->columns, n = min64(rows, columns);
+  if (rows == 0) return 8 * tensor->count;
+  const int64_t sides = nps_merge_matrix_bytes(n, rows, ranks) + nps_merge_matrix_bytes(n, columns, ranks);
+  return nps_merge_matrix_bytes(rows, columns, ranks) + 2 * sides + nps_merge_matrix_bytes(n, n, ranks) +
+         nps_svd_grid_bytes(rows, columns, 0, NPS_SVD_GRAM, ranks);
 }
 
 const nps_merge_method_t nps_method_opcm = {

@@ -257,27 +257,34 @@ static nps_err_t prepare(nps_merge_t *merge) {
   return NPS_OK;
 }
 
-/* What the planner must know of tensors that stay whole. */
-static void predict_whole(nps_merge_t *merge) {
-  const nps_merge_method_t *method = merge->spec.method;
-  const int targets = merge->spec.layout->count;
-  if (!method->merge_whole) return;
-  merge->target_seconds = nps_xcalloc((size_t)targets, sizeof *merge->target_seconds);
-  for (int t = 0; t < targets; t++)
-    if (merge->tensors[t].name) merge->target_seconds[t] = method->whole_seconds(&merge->tensors[t]);
+/* ---- what the planner must know of tensors that stay whole ---- */
+
+static double whole_seconds(const void *ctx, int target, int ranks) {
+  const nps_merge_t *merge = ctx;
+  return merge->spec.method->whole_seconds(&merge->tensors[target], ranks);
 }
 
-/* The most bytes that a tensor takes while it is merged whole: θ0 and the update in float64, the task vectors, and what
- * the method needs. */
-static int64_t most_whole_bytes(const nps_merge_t *merge) {
-  int64_t most = 0;
-  for (int t = 0; t < merge->spec.layout->count; t++) {
-    const nps_merge_tensor_t *tensor = &merge->tensors[t];
-    if (!tensor->name) continue;
-    const int64_t bytes = (16 + 4 * (int64_t)tensor->models) * tensor->count + merge->spec.method->whole_bytes(tensor);
-    if (bytes > most) most = bytes;
-  }
-  return most;
+/* Of one rank: θ0 and the update in float64, the task vectors, and what the method needs. */
+static int64_t bytes_here(const nps_merge_t *merge, const nps_merge_tensor_t *tensor) {
+  return (16 + 4 * (int64_t)tensor->models) * tensor->count + merge->spec.method->whole_bytes(tensor, 1);
+}
+
+/* Of each rank of a group: θ0 of its rows, the task vectors as rows and as pieces, the update's piece and then its rows. */
+static int64_t bytes_on_grid(const nps_merge_t *merge, const nps_merge_tensor_t *tensor, int ranks) {
+  const int64_t rows = (tensor->rows + ranks - 1) / ranks * tensor->columns;
+  const int64_t piece = nps_dmat_most_local(tensor->rows, tensor->columns, ranks), more = rows > piece ? rows : piece;
+  const int64_t working = merge->spec.method->whole_bytes(tensor, ranks);
+  if (working == INT64_MAX) return working;
+  const int64_t besides = working > 8 * rows ? working : 8 * rows;
+  return 8 * rows + 4 * more * (tensor->models + 1) + 8 * piece + besides +
+         nps_dmat_exchange_bytes(tensor->rows, tensor->columns, ranks);
+}
+
+static int64_t whole_bytes(const void *ctx, int target, int ranks) {
+  const nps_merge_t *merge = ctx;
+  const nps_merge_tensor_t *tensor = &merge->tensors[target];
+  if (ranks == 1) return bytes_here(merge, tensor);
+  return tensor->rows > 0 ? bytes_on_grid(merge, tensor, ranks) : INT64_MAX;
 }
 
 nps_err_t nps_merge_new(const nps_merge_spec_t *spec, nps_merge_t **out) {
@@ -293,7 +300,6 @@ nps_err_t nps_merge_new(const nps_merge_spec_t *spec, nps_merge_t **out) {
     nps_merge_free(merge);
     return err;
   }
-  predict_whole(merge);
   *out = merge;
   return NPS_OK;
 }
@@ -302,7 +308,6 @@ void nps_merge_free(nps_merge_t *merge) {
   if (!merge) return;
   free(merge->tensors);
   free(merge->values);
-  free(merge->target_seconds);
   nps_merge_subspaces_clear(&merge->subspaces);
   free(merge);
 }
@@ -313,12 +318,12 @@ nps_demand_t nps_merge_demand(const nps_merge_t *merge) {
       .whole_pieces = merge->passes > 0 && !merge->whole_model,
       .whole_model = merge->whole_model,
       .passes = merge->passes,
-      .target_seconds = merge->target_seconds,
+      .seconds = method->merge_whole ? whole_seconds : NULL,
+      .bytes = whole_bytes,
+      .ctx = merge,
       .held_width = method->scale ? 16 : 0, /* θ0 and the update in float64 */
       .kept_width = method->keeps_updates ? 8 : 0,
-      .state_memory = merge->target_seconds ? most_whole_bytes(merge)
-                      : merge->passes > 0   ? (int64_t)method->state_bytes(&merge->spec)
-                                            : 0,
+      .state_memory = merge->passes > 0 ? (int64_t)method->state_bytes(&merge->spec) : 0,
   };
 }
 
@@ -348,6 +353,7 @@ const nps_merge_subspaces_t *nps_merge_subspaces(const nps_merge_t *merge) {
 }
 
 nps_merge_history_t nps_merge_history(const nps_merge_t *merge) { return merge->history; }
+nps_merge_balance_t nps_merge_balance(const nps_merge_t *merge) { return merge->balance; }
 
 void nps_merge_subspaces_clear(nps_merge_subspaces_t *subspaces) {
   free(subspaces->thresholds);

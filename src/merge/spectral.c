@@ -3,7 +3,6 @@
  * matrices get alpha times the mean of the task vectors. */
 #include "merge_internal.h"
 
-#include "nps/blas.h"
 #include "nps/svd.h"
 
 #include <math.h>
@@ -17,28 +16,26 @@ static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* ---- shared by the methods ---- */
 
-static void add_mean(const nps_merge_tensor_t *tensor, float *const *tau, double *update) {
+static void add_mean(const nps_merge_tensor_t *tensor, float *const *tau, nps_dmat_t *update) {
   const double alpha = tensor->param[ALPHA][0];
   for (int64_t i = 0; i < tensor->count; i++) {
     double sum = 0;
     for (int m = 0; m < tensor->models; m++) sum += tensor->param[WEIGHT][m] * (double)tau[m][i];
-    update[i] = alpha * (sum / tensor->models);
+    update->local[i] = alpha * (sum / tensor->models);
   }
 }
 
-static void add_all(const nps_merge_tensor_t *tensor, float *const *tau, double *sum) {
-  for (int64_t i = 0; i < tensor->count; i++) {
-    sum[i] = 0;
-    for (int m = 0; m < tensor->models; m++) sum[i] += tensor->param[WEIGHT][m] * (double)tau[m][i];
+static void add_all(const nps_merge_tensor_t *tensor, float *const *tau, nps_dmat_t *sum) {
+  for (int64_t i = 0; i < nps_merge_local_count(sum); i++) {
+    double all = 0;
+    for (int m = 0; m < tensor->models; m++) all += tensor->param[WEIGHT][m] * (double)tau[m][i];
+    sum->local[i] = all;
   }
 }
 
-static void weigh(const nps_merge_tensor_t *tensor, float *const *tau, int model, double *out) {
-  for (int64_t i = 0; i < tensor->count; i++) out[i] = tensor->param[WEIGHT][model] * (double)tau[model][i];
-}
-
-static void scale_all(double *x, int64_t n, double by) {
-  for (int64_t i = 0; i < n; i++) x[i] *= by;
+static void weigh(const nps_merge_tensor_t *tensor, float *const *tau, int model, nps_dmat_t *out) {
+  for (int64_t i = 0; i < nps_merge_local_count(out); i++)
+    out->local[i] = tensor->param[WEIGHT][model] * (double)tau[model][i];
 }
 
 bool nps_merge_weights_are_one(const nps_merge_tensor_t *tensor, int param, char why[160]) {
@@ -63,35 +60,37 @@ static double mean_of(const double *x, int64_t n) {
   return n > 0 ? sum / (double)n : 0;
 }
 
-static nps_err_t iso_c_merge(const nps_merge_tensor_t *tensor, float *const *tau, double *update) {
+static nps_err_t iso_c_merge(const nps_merge_tensor_t *tensor, float *const *tau, nps_dmat_t *update) {
   if (tensor->rows == 0) {
     add_mean(tensor, tau, update);
     return NPS_OK;
   }
   add_all(tensor, tau, update);
-  nps_svd_t s = {0};
-  nps_err_t err = nps_svd_compute(update, tensor->rows, tensor->columns,
-                                  &(nps_svd_options_t){.name = tensor->name, .orthogonality = 1e-9}, &s);
+  nps_dsvd_t s = {0};
+  nps_err_t err = nps_svd_on_grid(update, &(nps_svd_options_t){.name = tensor->name, .orthogonality = 1e-9}, &s);
   if (err == NPS_OK) {
-    const double value = tensor->param[ALPHA][0] * mean_of(s.sigma, s.count);
-    nps_dgemm(true, false, s.rows, s.columns, s.present, value, s.u, s.rows, s.v, s.columns, 0, update, s.columns);
-    if (s.present == 0) memset(update, 0, (size_t)tensor->count * sizeof *update);
+    const double value = tensor->param[ALPHA][0] * mean_of(s.svd.sigma, s.svd.count);
+    const nps_dmat_t u = nps_dmat_leading_rows(&s.u, s.svd.present), v = nps_dmat_leading_rows(&s.v, s.svd.present);
+    if (s.svd.present > 0) nps_dmat_gemm(true, false, value, &u, &v, 0, update);
+    if (s.svd.present == 0) nps_dmat_clear(update);
   }
-  nps_svd_free(&s);
+  nps_dsvd_free(&s);
   return err;
 }
 
-static double iso_c_seconds(const nps_merge_tensor_t *tensor) {
-  const double products = 2 * (double)tensor->count * (double)min64(tensor->rows, tensor->columns) / 4e10;
-  return tensor->rows ? products + nps_svd_seconds(tensor->rows, tensor->columns, 0, NPS_SVD_GRAM)
-                      : 1e-9 * (double)tensor->count * tensor->models;
+static double plain_seconds(const nps_merge_tensor_t *tensor) { return 1e-9 * (double)tensor->count * tensor->models; }
+
+static double iso_c_seconds(const nps_merge_tensor_t *tensor, int ranks) {
+  const double products = 2 * (double)tensor->count * (double)min64(tensor->rows, tensor->columns) / 4e10 / ranks;
+  if (tensor->rows == 0) return plain_seconds(tensor);
+  return products + nps_svd_grid_seconds(tensor->rows, tensor->columns, 0, NPS_SVD_GRAM, ranks);
 }
 
-static int64_t iso_c_bytes(const nps_merge_tensor_t *tensor) {
+static int64_t iso_c_bytes(const nps_merge_tensor_t *tensor, int ranks) {
   const int64_t n = min64(tensor->rows, tensor->columns);
-  return tensor->rows
-             ? nps_svd_bytes(tensor->rows, tensor->columns, 0, NPS_SVD_GRAM) + 8 * n * (tensor->rows + tensor->columns)
-             : 0;
+  if (tensor->rows == 0) return 0;
+  return nps_svd_grid_bytes(tensor->rows, tensor->columns, 0, NPS_SVD_GRAM, ranks) +
+         nps_merge_matrix_bytes(n, tensor->rows, ranks) + nps_merge_matrix_bytes(n, tensor->columns, ranks);
 }
 
 #define SPECTRAL_PARAMS                                                                                                \
@@ -118,7 +117,8 @@ const nps_merge_method_t nps_method_iso_c = {
 /* Triples of all models one after the other. */
 typedef struct {
   int64_t count;
-  double *sigma, *u, *v; /* [count], [count][rows], [count][columns] */
+  double *sigma;   /* [most] */
+  nps_dmat_t u, v; /* [most][rows], [most][columns] */
 } triples_t;
 
 static int64_t share_of(const nps_merge_tensor_t *tensor) {
@@ -126,51 +126,49 @@ static int64_t share_of(const nps_merge_tensor_t *tensor) {
   return k > 0 ? k : 1;
 }
 
-static nps_err_t make_triples(int64_t most, int64_t rows, int64_t columns, triples_t *t) {
+static nps_err_t make_triples(int64_t most, const nps_dmat_t *like, triples_t *t) {
   t->sigma = nps_xcalloc((size_t)most, sizeof *t->sigma);
-  NPS_TRY(nps_buffer_alloc((size_t)(most * rows) * sizeof *t->u, "singular vectors", &t->u));
-  return nps_buffer_alloc((size_t)(most * columns) * sizeof *t->v, "singular vectors", &t->v);
+  NPS_TRY(nps_dmat_new(like->grid, most, like->rows, &t->u));
+  return nps_dmat_new(like->grid, most, like->columns, &t->v);
 }
 
 static void free_triples(triples_t *t) {
   free(t->sigma);
-  free(t->u);
-  free(t->v);
+  nps_dmat_free(&t->u);
+  nps_dmat_free(&t->v);
 }
 
-static void append(const nps_svd_t *s, triples_t *t) {
-  const size_t vector = (size_t)s->present * sizeof(double);
-  memcpy(t->sigma + t->count, s->sigma, vector);
-  memcpy(t->u + t->count * s->rows, s->u, vector * (size_t)s->rows);
-  memcpy(t->v + t->count * s->columns, s->v, vector * (size_t)s->columns);
-  t->count += s->present;
+static void append(const nps_dsvd_t *s, triples_t *t) {
+  const int64_t present = s->svd.present;
+  memcpy(t->sigma + t->count, s->svd.sigma, (size_t)present * sizeof *t->sigma);
+  nps_dmat_copy(&s->u, 0, 0, present, s->u.columns, &t->u, t->count, 0);
+  nps_dmat_copy(&s->v, 0, 0, present, s->v.columns, &t->v, t->count, 0);
+  t->count += present;
 }
 
 /* Appends the present ones of the k leading triples of a matrix. */
-static nps_err_t take_leading(const nps_merge_tensor_t *tensor, const double *matrix, int64_t k, triples_t *t) {
-  nps_svd_t s = {0};
+static nps_err_t take_leading(const char *name, const nps_dmat_t *matrix, int64_t k, triples_t *t) {
+  nps_dsvd_t s = {0};
   if (k == 0) return NPS_OK;
-  nps_err_t err = nps_svd_compute(matrix, tensor->rows, tensor->columns,
-                                  &(nps_svd_options_t){.name = tensor->name, .leading = k}, &s);
-  if (err == NPS_OK) append(&s, t);
-  nps_svd_free(&s);
+  nps_err_t err = nps_svd_on_grid(matrix, &(nps_svd_options_t){.name = name, .leading = k}, &s);
+  if (err == NPS_OK && s.svd.present > 0) append(&s, t);
+  nps_dsvd_free(&s);
   return err;
 }
 
 /* update ← U⊥ᵀ S V⊥ with the polar factors of U and V. */
-static nps_err_t join(const nps_merge_tensor_t *tensor, triples_t *t, double *update) {
-  const int64_t rows = tensor->rows, columns = tensor->columns;
-  memset(update, 0, (size_t)tensor->count * sizeof *update);
+static nps_err_t join(const nps_merge_tensor_t *tensor, triples_t *t, nps_dmat_t *update) {
+  nps_dmat_t u = nps_dmat_leading_rows(&t->u, t->count), v = nps_dmat_leading_rows(&t->v, t->count);
+  nps_dmat_clear(update);
   if (t->count == 0) return NPS_OK;
-  NPS_TRY(nps_svd_polar(t->count, rows, t->u));
-  NPS_TRY(nps_svd_polar(t->count, columns, t->v));
-  for (int64_t k = 0; k < t->count; k++) scale_all(t->v + k * columns, columns, t->sigma[k]);
-  nps_dgemm(true, false, rows, columns, t->count, tensor->param[ALPHA][0], t->u, rows, t->v, columns, 0, update,
-            columns);
+  NPS_TRY(nps_svd_polar_on_grid(&u));
+  NPS_TRY(nps_svd_polar_on_grid(&v));
+  nps_dmat_scale_rows(&v, t->sigma);
+  nps_dmat_gemm(true, false, tensor->param[ALPHA][0], &u, &v, 0, update);
   return NPS_OK;
 }
 
-static nps_err_t tsv_m_merge(const nps_merge_tensor_t *tensor, float *const *tau, double *update) {
+static nps_err_t tsv_m_merge(const nps_merge_tensor_t *tensor, float *const *tau, nps_dmat_t *update) {
   const int64_t k = share_of(tensor);
   triples_t t = {0};
   nps_err_t err = NPS_OK;
@@ -178,10 +176,10 @@ static nps_err_t tsv_m_merge(const nps_merge_tensor_t *tensor, float *const *tau
     add_mean(tensor, tau, update);
     return NPS_OK;
   }
-  NPS_GOTO(make_triples(k * tensor->models, tensor->rows, tensor->columns, &t));
+  NPS_GOTO(make_triples(k * tensor->models, update, &t));
   for (int m = 0; m < tensor->models; m++) {
     weigh(tensor, tau, m, update);
-    NPS_GOTO(take_leading(tensor, update, k, &t));
+    NPS_GOTO(take_leading(tensor->name, update, k, &t));
   }
   NPS_GOTO(join(tensor, &t, update));
 done:
@@ -189,20 +187,24 @@ done:
   return err;
 }
 
-static double tsv_m_seconds(const nps_merge_tensor_t *tensor) {
+static double tsv_m_seconds(const nps_merge_tensor_t *tensor, int ranks) {
   const int64_t k = share_of(tensor), all = k * tensor->models;
-  if (tensor->rows == 0) return 1e-9 * (double)tensor->count * tensor->models;
-  return tensor->models * nps_svd_seconds(tensor->rows, tensor->columns, k, NPS_SVD_GRAM) +
-         nps_svd_seconds(all, tensor->rows, 0, NPS_SVD_GRAM) + nps_svd_seconds(all, tensor->columns, 0, NPS_SVD_GRAM);
+  if (tensor->rows == 0) return plain_seconds(tensor);
+  return tensor->models * nps_svd_grid_seconds(tensor->rows, tensor->columns, k, NPS_SVD_GRAM, ranks) +
+         nps_svd_grid_seconds(all, tensor->rows, 0, NPS_SVD_GRAM, ranks) +
+         nps_svd_grid_seconds(all, tensor->columns, 0, NPS_SVD_GRAM, ranks);
 }
 
-static int64_t tsv_m_bytes(const nps_merge_tensor_t *tensor) {
-  const int64_t most = tensor->rows > tensor->columns ? tensor->rows : tensor->columns;
-  const int64_t all = share_of(tensor) * tensor->models, sides = tensor->rows + tensor->columns;
-  if (tensor->rows == 0) return 0;
-  const int64_t one = nps_svd_bytes(tensor->rows, tensor->columns, share_of(tensor), NPS_SVD_GRAM);
-  const int64_t polar = nps_svd_bytes(all, most, 0, NPS_SVD_GRAM) + 8 * all * (all + most);
-  return 8 * all * sides + (one > polar ? one : polar);
+static int64_t tsv_m_bytes(const nps_merge_tensor_t *tensor, int ranks) {
+  const int64_t rows = tensor->rows, columns = tensor->columns, most = rows > columns ? rows : columns;
+  const int64_t k = share_of(tensor), all = k * tensor->models;
+  if (rows == 0) return 0;
+  const int64_t one = nps_svd_grid_bytes(rows, columns, k, NPS_SVD_GRAM, ranks) +
+                      nps_merge_matrix_bytes(k, rows, ranks) + nps_merge_matrix_bytes(k, columns, ranks);
+  const int64_t polar = nps_svd_grid_bytes(all, most, 0, NPS_SVD_GRAM, ranks) +
+                        nps_merge_matrix_bytes(all, all, ranks) + nps_merge_matrix_bytes(all, most, ranks);
+  return nps_merge_matrix_bytes(all, rows, ranks) + nps_merge_matrix_bytes(all, columns, ranks) +
+         (one > polar ? one : polar);
 }
 
 const nps_merge_method_t nps_method_tsv_m = {
@@ -233,19 +235,18 @@ static split_t split_of(const nps_merge_tensor_t *tensor) {
   return (split_t){.common = r - each * t, .each = each};
 }
 
-/* x ← x − UᵀU x with the orthonormal rows of u [k][rows]. */
-static nps_err_t take_away(const nps_merge_tensor_t *tensor, const double *u, int64_t k, double *x) {
-  double *c = NULL;
-  NPS_TRY(nps_buffer_alloc((size_t)(k * tensor->columns) * sizeof *c, "a projection", &c));
-  nps_dgemm(false, false, k, tensor->columns, tensor->rows, 1, u, tensor->rows, x, tensor->columns, 0, c,
-            tensor->columns);
-  nps_dgemm(true, false, tensor->rows, tensor->columns, k, -1, u, tensor->rows, c, tensor->columns, 1, x,
-            tensor->columns);
-  free(c);
+/* x ← x − UᵀU x with the orthonormal rows of u. */
+static nps_err_t take_away(const nps_dmat_t *u, nps_dmat_t *x) {
+  nps_dmat_t c = {0};
+  if (u->rows == 0) return NPS_OK;
+  NPS_TRY(nps_dmat_new(x->grid, u->rows, x->columns, &c));
+  nps_dmat_gemm(false, false, 1, u, x, 0, &c);
+  nps_dmat_gemm(true, false, -1, u, &c, 1, x);
+  nps_dmat_free(&c);
   return NPS_OK;
 }
 
-static nps_err_t iso_cts_merge(const nps_merge_tensor_t *tensor, float *const *tau, double *update) {
+static nps_err_t iso_cts_merge(const nps_merge_tensor_t *tensor, float *const *tau, nps_dmat_t *update) {
   const split_t split = split_of(tensor);
   const int64_t r = min64(tensor->rows, tensor->columns);
   triples_t t = {0};
@@ -254,14 +255,14 @@ static nps_err_t iso_cts_merge(const nps_merge_tensor_t *tensor, float *const *t
     add_mean(tensor, tau, update);
     return NPS_OK;
   }
-  NPS_GOTO(make_triples(r, tensor->rows, tensor->columns, &t));
+  NPS_GOTO(make_triples(r, update, &t));
   add_all(tensor, tau, update);
-  NPS_GOTO(take_leading(tensor, update, split.common, &t));
-  const int64_t common = t.count;
+  NPS_GOTO(take_leading(tensor->name, update, split.common, &t));
+  const nps_dmat_t common = nps_dmat_leading_rows(&t.u, t.count);
   for (int m = 0; m < tensor->models; m++) {
     weigh(tensor, tau, m, update);
-    NPS_GOTO(take_away(tensor, t.u, common, update));
-    NPS_GOTO(take_leading(tensor, update, split.each, &t));
+    NPS_GOTO(take_away(&common, update));
+    NPS_GOTO(take_leading(tensor->name, update, split.each, &t));
   }
   const double value = mean_of(t.sigma, t.count) * (double)t.count / (double)r;
   for (int64_t k = 0; k < t.count; k++) t.sigma[k] = value;
@@ -271,18 +272,21 @@ done:
   return err;
 }
 
-static double iso_cts_seconds(const nps_merge_tensor_t *tensor) {
-  if (tensor->rows == 0) return 1e-9 * (double)tensor->count * tensor->models;
+static double iso_cts_seconds(const nps_merge_tensor_t *tensor, int ranks) {
+  const int64_t rows = tensor->rows, columns = tensor->columns;
+  if (rows == 0) return plain_seconds(tensor);
   const split_t split = split_of(tensor);
-  return nps_svd_seconds(tensor->rows, tensor->columns, split.common, NPS_SVD_GRAM) +
-         tensor->models * (nps_svd_seconds(tensor->rows, tensor->columns, split.each, NPS_SVD_GRAM) +
-                           4 * (double)tensor->count * (double)split.common / 4e10) +
-         2 * nps_svd_seconds(tensor->rows, tensor->columns, 0, NPS_SVD_GRAM);
+  return nps_svd_grid_seconds(rows, columns, split.common, NPS_SVD_GRAM, ranks) +
+         tensor->models * (nps_svd_grid_seconds(rows, columns, split.each, NPS_SVD_GRAM, ranks) +
+                           4 * (double)tensor->count * (double)split.common / 4e10 / ranks) +
+         2 * nps_svd_grid_seconds(rows, columns, 0, NPS_SVD_GRAM, ranks);
 }
 
-static int64_t iso_cts_bytes(const nps_merge_tensor_t *tensor) {
-  const int64_t r = min64(tensor->rows, tensor->columns), sides = tensor->rows + tensor->columns;
-  return tensor->rows ? 16 * r * sides + nps_svd_bytes(tensor->rows, tensor->columns, 0, NPS_SVD_GRAM) : 0;
+static int64_t iso_cts_bytes(const nps_merge_tensor_t *tensor, int ranks) {
+  const int64_t r = min64(tensor->rows, tensor->columns);
+  if (tensor->rows == 0) return 0;
+  return 2 * (nps_merge_matrix_bytes(r, tensor->rows, ranks) + nps_merge_matrix_bytes(r, tensor->columns, ranks)) +
+         nps_svd_grid_bytes(tensor->rows, tensor->columns, 0, NPS_SVD_GRAM, ranks);
 }
 
 const nps_merge_method_t nps_method_iso_cts = {

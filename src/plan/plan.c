@@ -1,4 +1,4 @@
-#include "nps/plan.h"
+#include "plan_internal.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -10,14 +10,6 @@
 /* A cut this near to a tensor's border, as part of a rank's share, moves there: fewer tensors are shared. */
 #define SNAP 0.01
 
-typedef struct {
-  const nps_layout_t *layout;
-  const nps_model_t *const *inputs;
-  const nps_demand_t *demand;
-  const nps_costs_t *costs;
-  nps_plan_t *plan;
-} planner_t;
-
 int64_t nps_plan_input_width(const nps_target_t *target, const nps_model_t *const *inputs, int n) {
   int64_t width = 0;
   for (int i = 0; i < n; i++)
@@ -27,14 +19,13 @@ int64_t nps_plan_input_width(const nps_target_t *target, const nps_model_t *cons
 
 static int64_t output_width(const nps_target_t *target) { return (int64_t)nps_dtype_size(target->dtype); }
 
-static int source_count(const planner_t *p, const nps_target_t *target) {
+static int source_count(const nps_planner_t *p, const nps_target_t *target) {
   int count = 0;
   for (int i = 0; i < p->layout->inputs; i++) count += target->source[i] >= 0;
   return count;
 }
 
-/* Seconds that one element of a target takes when its bytes are read `sweeps` times. */
-static double element_time(const planner_t *p, const nps_target_t *target, int sweeps) {
+double nps_plan_element_time(const nps_planner_t *p, const nps_target_t *target, int sweeps) {
   const nps_costs_t *c = p->costs;
   double in = (double)nps_plan_input_width(target, p->inputs, p->layout->inputs);
   double compute = target->action == NPS_ACTION_MERGE ? c->compute_time * source_count(p, target) : 0;
@@ -54,79 +45,30 @@ static int64_t cut_inside(const nps_target_t *target, double cost, double elemen
   return min64(at, target->count);
 }
 
-static void add_piece(nps_plan_t *plan, int rank, int target, int64_t first, int64_t count) {
+void nps_plan_add_piece(nps_plan_t *plan, int target, int64_t first, int64_t count) {
   plan->pieces = nps_xrealloc(plan->pieces, (size_t)plan->piece_count + 1, sizeof *plan->pieces);
   plan->pieces[plan->piece_count++] = (nps_piece_t){target, first, count};
+}
+
+static void add_piece(nps_plan_t *plan, int rank, int target, int64_t first, int64_t count) {
+  nps_plan_add_piece(plan, target, first, count);
   plan->owner_last[target] = rank;
   if (first == 0) plan->owner_first[target] = rank;
 }
 
-/* Seconds of a target that stays whole. */
-static double whole_time(const planner_t *p, int target) {
-  const nps_target_t *t = &p->layout->targets[target];
-  const double streamed = element_time(p, t, 1) * (double)t->count;
-  const double plain =
-      t->action == NPS_ACTION_MERGE ? p->costs->compute_time * source_count(p, t) * (double)t->count : 0;
-  return streamed - plain + p->demand->target_seconds[target];
-}
-
-typedef struct {
-  double seconds;
-  int target;
-} whole_t;
-
-static int dearest_first(const void *a, const void *b) {
-  const whole_t *x = a, *y = b;
-  if (x->seconds != y->seconds) return x->seconds < y->seconds ? 1 : -1;
-  return x->target - y->target;
-}
-
-void nps_plan_assign(const double *seconds, int count, int ranks, int *owner) {
-  whole_t *whole = nps_xcalloc((size_t)count + 1, sizeof *whole);
-  double *load = nps_xcalloc((size_t)ranks, sizeof *load);
-  for (int i = 0; i < count; i++) whole[i] = (whole_t){seconds[i], i};
-  qsort(whole, (size_t)count, sizeof *whole, dearest_first);
-  for (int i = 0; i < count; i++) {
-    int least = 0;
-    for (int r = 1; r < ranks; r++)
-      if (load[r] < load[least]) least = r;
-    owner[whole[i].target] = least;
-    load[least] += whole[i].seconds;
-  }
-  free(whole);
-  free(load);
-}
-
-/* Gives every target to one rank; a rank's are in file order. */
-static void share_out_whole(planner_t *p) {
-  nps_plan_t *plan = p->plan;
-  const int targets = p->layout->count;
-  int *owner = nps_xcalloc((size_t)targets + 1, sizeof *owner);
-  double *seconds = nps_xcalloc((size_t)targets + 1, sizeof *seconds);
-  for (int i = 0; i < targets; i++) seconds[i] = whole_time(p, i);
-  nps_plan_assign(seconds, targets, plan->ranks, owner);
-  for (int rank = 0; rank < plan->ranks; rank++) {
-    for (int i = 0; i < targets; i++)
-      if (owner[i] == rank) add_piece(plan, rank, i, 0, p->layout->targets[i].count);
-    plan->first_piece[rank + 1] = plan->piece_count;
-  }
-  free(seconds);
-  free(owner);
-}
-
 /* Cuts the line of all targets into one stretch a rank. */
-static void share_out(planner_t *p) {
+static void share_out(nps_planner_t *p) {
   const nps_layout_t *layout = p->layout;
   nps_plan_t *plan = p->plan;
   int sweeps = p->demand->whole_model ? p->demand->passes + 1 : 1;
   double total = 0, before = 0;
   for (int i = 0; i < layout->count; i++)
-    total += (double)layout->targets[i].count * element_time(p, &layout->targets[i], sweeps);
+    total += (double)layout->targets[i].count * nps_plan_element_time(p, &layout->targets[i], sweeps);
   const double share = total / plan->ranks;
   int rank = 0;
   for (int i = 0; i < layout->count; i++) {
     const nps_target_t *target = &layout->targets[i];
-    double element = element_time(p, target, sweeps);
+    double element = nps_plan_element_time(p, target, sweeps);
     double after = before + element * (double)target->count;
     int64_t at = 0;
     while (rank + 1 < plan->ranks && share * (rank + 1) < after) {
@@ -151,19 +93,19 @@ int64_t nps_plan_buffer_bytes(const nps_target_t *target, const nps_model_t *con
   return nps_plan_input_width(target, inputs, n) * held + output_width(target) * min64(held, NPS_STEP);
 }
 
-static int64_t buffer_bytes(const planner_t *p, const nps_piece_t *piece, int64_t slab) {
+static int64_t buffer_bytes(const nps_planner_t *p, const nps_piece_t *piece, int64_t slab) {
   return nps_plan_buffer_bytes(&p->layout->targets[piece->target], p->inputs, p->layout->inputs, piece->count, slab);
 }
 
 /* The most bytes that any piece needs with slabs of that size. */
-static int64_t most_buffer_bytes(const planner_t *p, int64_t slab) {
+static int64_t most_buffer_bytes(const nps_planner_t *p, int64_t slab) {
   int64_t most = 0;
   for (int i = 0; i < p->plan->piece_count; i++) most = max64(most, buffer_bytes(p, &p->plan->pieces[i], slab));
   return most;
 }
 
 /* The largest slab that is of use: whole pieces where the method wants to hold them, within bounds. */
-static int64_t wanted_slab(const planner_t *p) {
+static int64_t wanted_slab(const nps_planner_t *p) {
   int64_t largest = NPS_BLOCK;
   for (int i = 0; i < p->plan->piece_count; i++) largest = max64(largest, p->plan->pieces[i].count);
   largest = (largest + NPS_BLOCK - 1) / NPS_BLOCK * NPS_BLOCK;
@@ -171,7 +113,7 @@ static int64_t wanted_slab(const planner_t *p) {
 }
 
 /* The largest number of blocks, at most those of `slab`, whose buffers fit into `bytes`. */
-static int64_t fit_slab(const planner_t *p, int64_t slab, int64_t bytes) {
+static int64_t fit_slab(const nps_planner_t *p, int64_t slab, int64_t bytes) {
   int64_t fits = 0, most = slab / NPS_BLOCK;
   while (fits < most) {
     int64_t middle = fits + (most - fits + 1) / 2;
@@ -184,18 +126,27 @@ static int64_t fit_slab(const planner_t *p, int64_t slab, int64_t bytes) {
 }
 
 /* Bytes that a rank keeps until all of its tensors are made. */
-static int64_t held_bytes(const planner_t *p, int rank) {
+static int64_t held_bytes(const nps_planner_t *p, int rank) {
   int64_t elements = 0;
   for (int i = p->plan->first_piece[rank]; i < p->plan->first_piece[rank + 1]; i++)
     if (p->layout->targets[p->plan->pieces[i].target].action == NPS_ACTION_MERGE) elements += p->plan->pieces[i].count;
   return elements * p->demand->held_width;
 }
 
-static nps_err_t choose_slab(planner_t *p) {
+/* Bytes of statistics, or of the largest of a rank's tensors that stay whole. */
+static int64_t state_bytes(const nps_planner_t *p, int rank) {
+  return p->plan->schedule ? p->plan->schedule->bytes[rank] : p->demand->state_memory;
+}
+
+/* What a rank needs besides slabs. */
+static int64_t steady_bytes(const nps_planner_t *p, int rank) {
+  return p->costs->fixed_memory + state_bytes(p, rank) + held_bytes(p, rank);
+}
+
+static nps_err_t choose_slab(nps_planner_t *p) {
   nps_plan_t *plan = p->plan;
-  int64_t held = 0;
-  for (int r = 0; r < plan->ranks; r++) held = max64(held, held_bytes(p, r));
-  const int64_t needed = p->costs->fixed_memory + p->demand->state_memory + held;
+  int64_t needed = 0;
+  for (int r = 0; r < plan->ranks; r++) needed = max64(needed, steady_bytes(p, r));
   const int64_t least = needed + most_buffer_bytes(p, NPS_BLOCK);
   if (plan->memory_limit < least) {
     char have[32];
@@ -213,13 +164,13 @@ static nps_err_t choose_slab(planner_t *p) {
 }
 
 /* How often the bytes of a piece are read. */
-static int piece_sweeps(const planner_t *p, const nps_piece_t *piece) {
+static int piece_sweeps(const nps_planner_t *p, const nps_piece_t *piece) {
   const nps_demand_t *demand = p->demand;
   if (demand->passes == 0 || p->layout->targets[piece->target].action != NPS_ACTION_MERGE) return 1;
   return demand->whole_model || piece->count > p->plan->slab ? demand->passes + 1 : 1;
 }
 
-static void predict_rank(planner_t *p, int rank) {
+static void predict_rank(nps_planner_t *p, int rank) {
   nps_plan_t *plan = p->plan;
   const nps_costs_t *c = p->costs;
   int64_t buffers = 0;
@@ -232,12 +183,12 @@ static void predict_rank(planner_t *p, int rank) {
     plan->read[rank] += piece->count * nps_plan_input_width(target, p->inputs, p->layout->inputs) * sweeps;
     const int64_t kept = target->action == NPS_ACTION_MERGE ? p->demand->kept_width : 0;
     plan->write[rank] += piece->count * (output_width(target) + kept);
-    seconds += p->demand->target_seconds ? whole_time(p, piece->target)
-                                         : (double)piece->count * element_time(p, target, sweeps);
+    seconds += (double)piece->count * nps_plan_element_time(p, target, sweeps);
   }
   const double crowd = (double)plan->ranks_per_node / plan->cores_per_node;
   const double crowding = crowd > 1 ? crowd : 1;
-  plan->memory[rank] = c->fixed_memory + p->demand->state_memory + held_bytes(p, rank) + buffers;
+  if (plan->schedule) seconds = plan->schedule->finish[rank];
+  plan->memory[rank] = steady_bytes(p, rank) + buffers;
   plan->time[rank] = c->start_time + seconds * crowding;
 }
 
@@ -256,15 +207,16 @@ static nps_plan_t *allocate(int ranks, int targets) {
 
 nps_err_t nps_plan_make(const nps_layout_t *layout, const nps_model_t *const *inputs, int ranks,
                         const nps_demand_t *demand, const nps_costs_t *costs, int64_t memory_limit, nps_plan_t **out) {
-  planner_t p = {layout, inputs, demand, costs, allocate(ranks, layout->count)};
+  nps_planner_t p = {layout, inputs, demand, costs, allocate(ranks, layout->count)};
   p.plan->memory_limit = memory_limit;
   p.plan->ranks_per_node = costs->ranks_per_node < ranks ? costs->ranks_per_node : ranks;
   p.plan->cores_per_node = costs->cores_per_node;
-  if (demand->target_seconds)
-    share_out_whole(&p);
+  nps_err_t err = NPS_OK;
+  if (demand->seconds)
+    err = nps_plan_share_out_whole(&p);
   else
     share_out(&p);
-  nps_err_t err = choose_slab(&p);
+  if (err == NPS_OK) err = choose_slab(&p);
   if (err != NPS_OK) {
     nps_plan_free(p.plan);
     return err;
@@ -284,5 +236,6 @@ void nps_plan_free(nps_plan_t *plan) {
   free(plan->read);
   free(plan->write);
   free(plan->time);
+  nps_schedule_free(plan->schedule);
   free(plan);
 }

@@ -5,6 +5,7 @@
 #include "open_model.h"
 
 #include "nps/plan.h"
+#include "nps/schedule.h"
 #include "nps/svd.h"
 
 #include <math.h>
@@ -138,7 +139,7 @@ static void hand_out(nps_lora_t *lora) {
     const int64_t *shape = info_of(lora, i)->shape;
     seconds[i] = nps_svd_seconds(shape[0], shape[1], lora->request->rank, NPS_SVD_GRAM);
   }
-  nps_plan_assign(seconds, lora->count, nps_comm_size(lora->comm), lora->owner);
+  nps_schedule_assign(seconds, lora->count, nps_comm_size(lora->comm), lora->owner);
   free(seconds);
 }
 

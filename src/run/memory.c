@@ -122,6 +122,12 @@ int nps_run_ranks_per_node(const nps_run_state_t *run) {
   return o->ranks_per_node ? o->ranks_per_node : o->ranks ? o->ranks : most_ranks_on_a_host(run->comm);
 }
 
+int64_t nps_run_free_memory(const nps_comm_t *comm) {
+  double most = -(double)memory_per_rank(most_ranks_on_a_host(comm));
+  nps_comm_max_f64(comm, &most, 1);
+  return (int64_t)-most;
+}
+
 int64_t nps_run_memory_limit(const nps_run_state_t *run, int ranks_per_node) {
   double most = -(double)memory_per_rank(ranks_per_node);
   nps_comm_max_f64(run->comm, &most, 1); /* the worst of all hosts, so that all ranks plan alike */

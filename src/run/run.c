@@ -108,6 +108,15 @@ static double tell_step(const nps_run_state_t *run, const char *step, double sin
   return nps_now();
 }
 
+/* A line of details about how evenly the ranks were busy. */
+static void tell_balance(const nps_run_state_t *run, const nps_merge_t *merge) {
+  const nps_merge_balance_t b = nps_merge_balance(merge);
+  nps_report_detail(
+      run->report,
+      "ranks busy: %.2f s at least, %.2f s in the mean, %.2f s at most; idle at the end: %.2f s in the mean", b.least,
+      b.mean, b.most, b.most - b.mean);
+}
+
 static void show_progress(void *ctx, int64_t done) { nps_report_progress(ctx, done); }
 
 /* Hashes are made of the files of all inputs and of the state of earlier runs. */
@@ -144,6 +153,7 @@ static nps_err_t merge_and_write(nps_run_state_t *run, nps_run_output_t *output,
   nps_report_phase_end(run->report);
   if (err != NPS_OK) goto done;
   since = tell_step(run, "read, merged and written", since);
+  tell_balance(run, output->merge);
   NPS_GOTO(nps_digest_finish(run->comm, digest));
   since = tell_step(run, "remaining hashes", since);
   NPS_GOTO(nps_writer_commit(writer, digest));

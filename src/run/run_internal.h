@@ -122,6 +122,9 @@ nps_err_t nps_run_plan(nps_run_state_t *run, nps_run_output_t *output, int ranks
  *  @param ranks_per_node  as the plan assumes */
 int64_t nps_run_memory_limit(const nps_run_state_t *run, int ranks_per_node);
 
+/** Find the memory that every rank may use, as the hosts say; the least of all ranks. Collective. */
+int64_t nps_run_free_memory(const nps_comm_t *comm);
+
 /** Give the ranks on a host that the plan assumes. Collective. */
 int nps_run_ranks_per_node(const nps_run_state_t *run);
 

@@ -65,6 +65,25 @@ static void show_rank_table(nps_report_t *report, const nps_plan_t *plan) {
   if (rows < plan->ranks) nps_report_line(report, "… and %d more ranks", plan->ranks - rows);
 }
 
+/* How many tensors groups of each size share, and how evenly the ranks end. */
+static void show_schedule(nps_report_t *report, const nps_schedule_t *schedule) {
+  for (int l = 0; l < nps_schedule_levels(schedule->ranks); l++) {
+    int shared = 0, least = schedule->ranks, most = 0;
+    for (int t = 0; t < schedule->jobs; t++) {
+      if (schedule->level[t] != l || schedule->group[t].size == 1) continue;
+      shared++;
+      if (schedule->group[t].size < least) least = schedule->group[t].size;
+      if (schedule->group[t].size > most) most = schedule->group[t].size;
+    }
+    if (shared == 0) continue;
+    char size[32];
+    snprintf(size, sizeof size, least < most ? "%d to %d" : "%d", least, most);
+    nps_report_line(report, "groups of %s ranks share %d %s, a part on each", size, shared,
+                    shared == 1 ? "tensor" : "tensors");
+  }
+  nps_report_line(report, "balance: ranks work %.1f s in the mean, %.1f s at most", schedule->mean, schedule->longest);
+}
+
 static void show_totals(nps_report_t *report, const nps_run_output_t *output) {
   const nps_plan_t *plan = output->plan;
   char read[32], written[32], memory[32], limit[32];
@@ -82,6 +101,7 @@ static void show_totals(nps_report_t *report, const nps_run_output_t *output) {
   nps_report_line(report, "memory: at most %s a rank, of %s; slabs of %lld elements, %d tensors shared among ranks",
                   nps_format_bytes((double)most, memory), nps_format_bytes((double)plan->memory_limit, limit),
                   (long long)plan->slab, shared);
+  if (plan->schedule) show_schedule(report, plan->schedule);
   nps_report_line(report, "time: about %.1f s with the inputs in the page cache", longest);
   nps_report_event(
       report, "plan",

@@ -1,7 +1,8 @@
-/* Singular values of a model's matrices, each on one rank. */
+/* Singular values of a model's matrices. */
 #include "nps/inspect.h"
 #include "nps/plan.h"
 #include "nps/svd.h"
+#include "run_internal.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -37,11 +38,6 @@ static int64_t bytes_of(const nps_inspect_t *inspect, int i) {
   return info->count * (int64_t)nps_dtype_size(info->dtype);
 }
 
-static double seconds_of(const nps_inspect_t *inspect, int i) {
-  const int64_t *shape = inspect->model->tensors[inspect->spectra[i].tensor].shape;
-  return nps_svd_seconds(shape[0], shape[1], 1, NPS_SVD_GRAM);
-}
-
 static void list_matrices(nps_inspect_t *inspect, int leading) {
   const nps_model_t *model = inspect->model;
   inspect->spectra = nps_xcalloc((size_t)model->tensor_count + 1, sizeof *inspect->spectra);
@@ -54,43 +50,44 @@ static void list_matrices(nps_inspect_t *inspect, int leading) {
   }
 }
 
-/* @param[out] owner  [spectra] */
-static void hand_out(const nps_inspect_t *inspect, int ranks, int *owner) {
-  const int count = inspect->spectrum_count;
-  double *seconds = nps_xcalloc((size_t)count + 1, sizeof *seconds);
-  for (int i = 0; i < count; i++) seconds[i] = seconds_of(inspect, i);
-  nps_plan_assign(seconds, count, ranks, owner);
-  free(seconds);
-}
-
 /* ---- one matrix ---- */
 
-static nps_err_t read_whole(const nps_model_t *model, int t, double *out) {
-  const nps_tensor_info_t *info = &model->tensors[t];
+typedef struct {
+  nps_inspect_t *inspect;
+  nps_report_t *report;
+} scan_t;
+
+/* Elements [first, first + count) as float64, step by step. @param[out] out  filled, or lessened by the elements */
+static nps_err_t read_elements(const nps_model_t *model, int t, int64_t first, int64_t count, bool subtract,
+                               double *out) {
+  const nps_dtype_t dtype = model->tensors[t].dtype;
+  const int64_t step = min64(count, NPS_STEP);
   nps_reader_t *reader = nps_reader_new(model, NULL);
   void *raw = NULL;
+  double *values = NULL;
   nps_err_t err = NPS_OK;
-  NPS_GOTO(nps_buffer_alloc((size_t)info->count * nps_dtype_size(info->dtype), "a matrix", &raw));
-  NPS_GOTO(nps_reader_read(reader, t, 0, info->count, raw));
-  nps_tensor_widen(info->dtype, raw, info->count, out);
+  NPS_GOTO(nps_buffer_alloc((size_t)step * nps_dtype_size(dtype), "a matrix", &raw));
+  NPS_GOTO(nps_buffer_alloc((size_t)step * sizeof *values, "a matrix", &values));
+  for (int64_t at = 0; at < count; at += step) {
+    const int64_t n = min64(count - at, step);
+    NPS_GOTO(nps_reader_read(reader, t, first + at, n, raw));
+    nps_tensor_widen(dtype, raw, n, subtract ? values : out + at);
+    for (int64_t i = 0; subtract && i < n; i++) out[at + i] -= values[i];
+  }
 done:
   free(raw);
+  free(values);
   nps_reader_free(reader);
   return err;
 }
 
-static nps_err_t read_matrix(const nps_inspect_t *inspect, int t, double *a) {
-  const int64_t count = inspect->model->tensors[t].count;
-  double *base = NULL;
-  nps_err_t err = NPS_OK;
-  NPS_TRY(read_whole(inspect->model, t, a));
+static nps_err_t load_rows(void *ctx, int i, int64_t first, int64_t count, double *rows) {
+  const nps_inspect_t *inspect = ((scan_t *)ctx)->inspect;
+  const int t = inspect->spectra[i].tensor;
+  const int64_t columns = inspect->model->tensors[t].shape[1];
+  NPS_TRY(read_elements(inspect->model, t, first * columns, count * columns, false, rows));
   if (!inspect->base) return NPS_OK;
-  NPS_GOTO(nps_buffer_alloc((size_t)count * sizeof *base, "a matrix", &base));
-  NPS_GOTO(read_whole(inspect->base, inspect->tensors[t].base, base));
-  for (int64_t i = 0; i < count; i++) a[i] -= base[i];
-done:
-  free(base);
-  return err;
+  return read_elements(inspect->base, inspect->tensors[t].base, first * columns, count * columns, true, rows);
 }
 
 static void describe(const double *sigma, int64_t n, nps_inspect_spectrum_t *s) {
@@ -108,20 +105,14 @@ static void describe(const double *sigma, int64_t n, nps_inspect_spectrum_t *s) 
   memcpy(s->sigma, sigma, (size_t)s->count * sizeof *sigma);
 }
 
-static nps_err_t look_at(const nps_inspect_t *inspect, nps_inspect_spectrum_t *s) {
-  const nps_tensor_info_t *info = &inspect->model->tensors[s->tensor];
-  const int64_t n = min64(info->shape[0], info->shape[1]);
-  double *a = NULL, *sigma = nps_xcalloc((size_t)n, sizeof *sigma);
-  nps_err_t err = NPS_OK;
-  NPS_GOTO(nps_buffer_alloc((size_t)info->count * sizeof *a, "a matrix", &a));
-  NPS_GOTO(read_matrix(inspect, s->tensor, a));
-  NPS_GOTO(nps_svd_values(a, info->shape[0], info->shape[1], info->name, sigma));
-  describe(sigma, n, s);
-done:
-  free(a);
-  free(sigma);
-  return err;
+static nps_err_t take_values(void *ctx, int i, int rank, nps_dsvd_t *svd) {
+  if (rank == 0) describe(svd->svd.sigma, svd->svd.count, &((scan_t *)ctx)->inspect->spectra[i]);
+  return NPS_OK;
 }
+
+static void show_progress(void *ctx, int64_t done) { nps_report_progress(((scan_t *)ctx)->report, done); }
+
+/* ---- all of them ---- */
 
 /* All ranks get what the owners have found: the others' parts are 0. Collective. */
 static void share(const nps_comm_t *comm, nps_inspect_t *inspect) {
@@ -137,25 +128,29 @@ static void share(const nps_comm_t *comm, nps_inspect_t *inspect) {
 }
 
 nps_err_t nps_inspect_scan_spectra(const nps_comm_t *comm, nps_inspect_t *inspect, int leading, nps_report_t *report) {
-  nps_err_t err = NPS_OK;
   list_matrices(inspect, leading);
-  int *owner = nps_xcalloc((size_t)inspect->spectrum_count + 1, sizeof *owner);
-  hand_out(inspect, nps_comm_size(comm), owner);
-  int64_t done = 0, total = 0, bytes = 0;
-  for (int i = 0; i < inspect->spectrum_count; i++) bytes += bytes_of(inspect, i);
-  nps_report_phase(report, "singular values", bytes);
-  nps_pulse_t *pulse = nps_pulse_start(comm);
-  bool go_on = true;
-  for (int i = 0; i < inspect->spectrum_count && err == NPS_OK && go_on; i++) {
-    if (owner[i] != nps_comm_rank(comm)) continue;
-    err = look_at(inspect, &inspect->spectra[i]);
-    go_on = nps_pulse_beat(pulse, done += bytes_of(inspect, i), &total);
-    nps_report_progress(report, total);
+  scan_t scan = {inspect, report};
+  nps_svd_job_t *jobs = nps_xcalloc((size_t)inspect->spectrum_count + 1, sizeof *jobs);
+  int64_t bytes = 0;
+  for (int i = 0; i < inspect->spectrum_count; i++) {
+    const nps_tensor_info_t *info = &inspect->model->tensors[inspect->spectra[i].tensor];
+    jobs[i] = (nps_svd_job_t){.rows = info->shape[0],
+                              .columns = info->shape[1],
+                              .options = {.name = info->name},
+                              .values_only = true,
+                              .work = bytes_of(inspect, i)};
+    bytes += jobs[i].work;
   }
-  err = nps_pulse_end(pulse, done, err, NULL, NULL);
-  if (err == NPS_OK) nps_report_progress(report, bytes);
+  nps_report_phase(report, "singular values", bytes);
+  nps_err_t err = nps_svd_list(comm, &(nps_svd_list_t){.jobs = jobs,
+                                                       .count = inspect->spectrum_count,
+                                                       .memory = nps_run_free_memory(comm),
+                                                       .load = load_rows,
+                                                       .done = take_values,
+                                                       .progress = show_progress,
+                                                       .ctx = &scan});
   nps_report_phase_end(report);
   if (err == NPS_OK) share(comm, inspect);
-  free(owner);
+  free(jobs);
   return err;
 }

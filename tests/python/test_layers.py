@@ -7,7 +7,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 LAYER = {
     "base": 0,
-    "comm": 1, "tensor": 1, "rng": 1, "json": 1, "blas": 1,
+    "comm": 1, "tensor": 1, "rng": 1, "json": 1, "blas": 1, "schedule": 1,
     "h5": 2, "config": 2, "cmaes": 2,
     "model": 3, "report": 3, "dmat": 3, "snapshot": 3,
     "plan": 4, "svd": 4,

@@ -392,6 +392,16 @@ END_TEST
 /* ---- tensors that stay whole ---- */
 
 /* Every target whole on one rank, in file order within the rank; no rank has more than the mean and the dearest target. */
+static double given_seconds(const void *ctx, int target, int ranks) {
+  return ((const double *)ctx)[target] * (ranks > 1 ? 2 : 1);
+}
+
+static int64_t no_groups(const void *ctx, int target, int ranks) {
+  (void)ctx;
+  (void)target;
+  return ranks == 1 ? 1 << 20 : INT64_MAX;
+}
+
 START_TEST(whole_tensors_are_shared_out_by_time) {
   double seconds[MOST_TARGETS], total = 0, dearest = 0, most = 0;
   uint64_t state = 77 + (uint64_t)_i;
@@ -399,10 +409,11 @@ START_TEST(whole_tensors_are_shared_out_by_time) {
   random_layout(&state);
   for (int t = 0; t < layout.count; t++) {
     seconds[t] = (double)below(&state, 1000);
+    if (targets[t].action != NPS_ACTION_MERGE) seconds[t] = 0;
     total += seconds[t];
     dearest = fmax(dearest, seconds[t]);
   }
-  const nps_demand_t demand = {.state_memory = 1 << 20, .target_seconds = seconds};
+  const nps_demand_t demand = {.seconds = given_seconds, .bytes = no_groups, .ctx = seconds};
   nps_plan_t *plan = NULL;
   ck_assert(nps_plan_make(&layout, inputs, ranks, &demand, &costs, INT64_C(1) << 40, &plan) == NPS_OK);
   ck_assert_int_eq(plan->piece_count, layout.count);
