@@ -44,9 +44,10 @@ int64_t nps_dataset_sample_bytes(const nps_dataset_t *dataset);
 
 /** A tensor that a network needs. */
 typedef struct nps_net_tensor {
-  char *name;   /**< Hugging Face name as in the model; owned by the network */
-  bool of_head; /**< taken from the head model, else from the body */
-  int source;   /**< index in the catalogue of the head model or the body */
+  char *name;      /**< Hugging Face name as in the model; owned by the network */
+  bool of_head;    /**< taken from the head model, else from the body */
+  bool of_experts; /**< a part of the body's experts */
+  int source;      /**< index in the catalogue of the head model, the body, or its experts' parts */
   int64_t count;
 } nps_net_tensor_t;
 
@@ -57,7 +58,7 @@ typedef struct nps_net nps_net_t;
  *  @param head  catalogue that tensors of the head (classifier.*) which the body lacks are taken from; NULL: none
  *  @param[out] out  freed with nps_net_free(); borrows the catalogues
  *  @return NPS_ERR_INPUT: no config, unknown model_type, an option that is not implemented (named), a missing tensor, a
- *    shape that does not fit the config */
+ *    shape that does not fit the config, experts for what is no linear layer of the network */
 nps_err_t nps_net_new(const nps_model_t *body, const nps_model_t *head, nps_net_t **out);
 
 /** The same, but with a head model the tensors of the head (classifier.*) are its own: the body's do not count. */
@@ -69,10 +70,18 @@ void nps_net_free(nps_net_t *net);
 int nps_net_tensor_count(const nps_net_t *net);
 const nps_net_tensor_t *nps_net_tensor(const nps_net_t *net, int i);
 
+/** Find the weights of linear layers in a model's body: by the family's definition where config.json's model_type has a native
+ *  evaluator, else the matrices NAME.weight, [out, in], within numbered layers, embeddings left out. Embeddings, norms, patch
+ *  convolutions and heads are none.
+ *  @param config_json  may be NULL; @param names, ndim  [count]; @param[out] linear  [count]
+ *  @return whether the family is known */
+bool nps_net_find_linear(const char *config_json, const char *const *names, const int *ndim, int count, bool *linear);
+
 /** Give the number of classes; of networks that go on with texts the size of the vocabulary. */
 int nps_net_classes(const nps_net_t *net);
 
-/** Give the floating-point operations of the matrix products in one forward pass over n samples of the data. */
+/** Give the floating-point operations of the matrix products in one forward pass over n samples of the data, without
+ *  experts. */
 double nps_net_flops(const nps_net_t *net, const nps_dataset_t *data, int64_t n);
 
 /** Check that data fit a network: image size, channels, labels within the classes. NPS_ERR_INPUT. */

@@ -45,7 +45,8 @@ typedef struct nps_inspect {
                        "models": {name: path}, "inputs"}, as far as known; owned */
   nps_inspect_spectrum_t *spectra; /**< [spectrum_count] of matrices; owned */
   int spectrum_count;
-  char **sidecars; /**< [sidecar_count] names of tokenizer and other files, rank 0 only; owned */
+  struct nps_inspect *experts; /**< of a mixture: its parts; NULL: none; owned */
+  char **sidecars;             /**< [sidecar_count] names of tokenizer and other files, rank 0 only; owned */
   int sidecar_count;
 } nps_inspect_t;
 
@@ -72,7 +73,8 @@ char *nps_inspect_kind(const char *name);
  *  "origin", "tensors": [{"name", "dtype", "shape", "bytes", "norm"}]}. With a base every tensor also has "difference":
  *  {"norm", "relative", "max", "changed"} or null, and the object "against": {"path", "difference", "only_in_model",
  *  "only_in_base", "not_comparable"}. With spectra: "spectrum": [{"name", "kind", "shape", "norm", "effective_rank", "energy",
- *  "sigma": [values]}]. Numbers that are not finite are null. Local.
+ *  "sigma": [values]}]. Of a mixture: "experts": {"names", "kg", "k", "top_k", "parameters", "bytes", "nonfinite", "tensors"}.
+ *  Numbers that are not finite are null. Local.
  *  @return new reference */
 json_t *nps_inspect_json(const nps_inspect_t *inspect);
 

@@ -41,12 +41,20 @@ typedef struct nps_param {
 
 typedef struct nps_merge_nps nps_merge_nps_t;
 
+/** What a tensor is in the network. */
+typedef enum nps_tensor_role {
+  NPS_ROLE_OTHER,
+  NPS_ROLE_LINEAR,     /**< the weight [out, in] of a linear layer of the body: nps_net_find_linear() */
+  NPS_ROLE_LINEAR_BIAS /**< the bias of one */
+} nps_tensor_role_t;
+
 /** One target under a method. */
 typedef struct nps_merge_tensor {
   const char *name;
   int64_t count;         /**< elements, over all ranks */
   int64_t rows, columns; /**< of a matrix: two dimensions, both at least 2; else 0 */
-  int models;            /**< T */
+  nps_tensor_role_t role;
+  int models; /**< T */
   uint64_t seed;
   bool has_history;                    /**< there is an update already, which the models are added to */
   const double *param[NPS_MAX_PARAMS]; /**< by the method's parameters: [models] values; shared ones [1] */
@@ -81,6 +89,9 @@ typedef struct nps_merge_history {
 
 typedef struct nps_merge_spec nps_merge_spec_t;
 typedef struct nps_merge_subspaces nps_merge_subspaces_t;
+
+/** Most parts that a tensor gives. */
+#define NPS_MAX_PARTS 3
 
 /** A merge method. */
 typedef struct nps_merge_method {
@@ -129,8 +140,8 @@ typedef struct nps_merge_method {
                 int64_t *kept);
 
   /** Merge a tensor whole instead of `merge` chunk by chunk (NULL: by chunks). For methods on task vectors that factorise
-   *  matrices. A matrix lies on a grid of ranks, nearly always of one (nps/dmat.h); a tensor that is no matrix is one row,
-   *  on one rank. Collective over the grid.
+   *  matrices. With `whole` only the tensors that it chooses; the others by chunks. A matrix lies on a grid of ranks, nearly
+   *  always of one (nps/dmat.h); a tensor that is no matrix is one row, on one rank. Collective over the grid.
    *  @param tau          [models][update's local_rows][local_columns] this rank's pieces; may be overwritten
    *  @param[in,out] update  the update to θ0; before, that of the history where there is one
    *  @return agreed on by the grid's ranks: NPS_ERR_MEMORY, NPS_ERR_RUNTIME */
@@ -145,6 +156,18 @@ typedef struct nps_merge_method {
    *  (of tensors that are no matrices: 1). INT64_MAX bytes: not on several ranks. */
   double (*whole_seconds)(const nps_merge_tensor_t *tensor, int ranks);
   int64_t (*whole_bytes)(const nps_merge_tensor_t *tensor, int ranks);
+
+  bool (*whole)(const nps_merge_tensor_t *tensor);
+
+  /** Plan what a tensor that is merged whole, and on one rank, gives besides its merged values: tensors in groups of their own. NULL: nothing.
+   *  @param[out] parts  [NPS_MAX_PARTS] group and shape to be set; the type, before that of the merged tensor, may be changed
+   *  @return how many */
+  int (*plan_parts)(const nps_merge_tensor_t *tensor, nps_part_t *parts);
+  /** Make them, before merge_whole; they are rounded once. Local. @param[out] out  [parts][count of the part] */
+  nps_err_t (*make_parts)(const nps_merge_tensor_t *tensor, float *const *tau, double *const *out);
+  /** Write what they are into attributes of their groups. Collective as the file is.
+   *  @param tensor  any that gives parts; @param models  [tensor->models] names */
+  nps_err_t (*describe_parts)(const nps_merge_tensor_t *tensor, const char *const *models, nps_h5_t *file);
 
   /** Put what is known of the subspaces together, after merging. Collective over all ranks. NULL: the method has none. */
   void (*subspaces)(void *state, const nps_comm_t *comm, nps_merge_subspaces_t *out);
@@ -246,6 +269,12 @@ typedef struct nps_merge_balance {
 
 /** Give the balance, after nps_merge_run(). The same on every rank. Local. */
 nps_merge_balance_t nps_merge_balance(const nps_merge_t *merge);
+
+/** Give the parts that the method writes beside the tensors, the same on every rank. Local. Owned by the merge. */
+const nps_part_t *nps_merge_parts(const nps_merge_t *merge, int *count);
+
+/** Write what the parts are into their groups; nothing where there are none. Collective as the file is. */
+nps_err_t nps_merge_describe_parts(const nps_merge_t *merge, nps_h5_t *file);
 
 /** Receives progress: bytes done over all ranks, of nps_merge_work(). */
 typedef void nps_merge_progress_fn(void *ctx, int64_t done);

@@ -30,6 +30,15 @@ typedef struct nps_model_file {
 
 typedef enum nps_model_form { NPS_FORM_FOLDER, NPS_FORM_SAFETENSORS, NPS_FORM_HDF5 } nps_model_form_t;
 
+/** The experts of a mixture: low-rank parts of linear layers, of which routers choose for every token. Owned by the model. */
+typedef struct nps_experts {
+  struct nps_model *parts; /**< catalogue of "u/NAME" [count][rank][out], "sigma/NAME" [count][rank], "v/NAME"
+                                [count][directions][in] of layers, "bias/NAME" [count][out] of their biases */
+  char **names;            /**< [count] */
+  int count;
+  int64_t kg, k, top_k; /**< directions of a router; most triples of an expert; experts chosen for a token */
+} nps_experts_t;
+
 /** The catalogue of one model. All pointers are owned by it. */
 typedef struct nps_model {
   char *name; /**< for messages and tables */
@@ -39,7 +48,8 @@ typedef struct nps_model {
   int file_count;
   nps_tensor_info_t *tensors; /**< [tensor_count] in byte order of their names */
   int tensor_count;
-  char *config_json; /**< Hugging Face config as text, or NULL */
+  char *config_json;      /**< Hugging Face config as text, or NULL */
+  nps_experts_t *experts; /**< of a mixture, whose tensors are the base's; else NULL */
 } nps_model_t;
 
 /** Find a model on disk. Local.
@@ -105,7 +115,7 @@ typedef struct nps_layout {
  *  @param dtype   type of the merged tensors, or NULL: each tensor's type in the base (else the first input)
  *  @param[out] out  freed with nps_layout_free()
  *  @return NPS_ERR_INPUT: a tensor of the base missing in an input, a shape that differs, a type that cannot be merged,
- *    no common tensor. All problems are recorded. Extra tensors that are not copied are noted, once a model. */
+ *    no common tensor, a mixture of experts. All problems are recorded. Extra tensors that are not copied are noted, once a model. */
 nps_err_t nps_layout_match(const nps_model_t *const *inputs, int n, int base, int head, const nps_dtype_t *dtype,
                            nps_layout_t **out);
 void nps_layout_free(nps_layout_t *layout);
@@ -196,6 +206,16 @@ typedef struct nps_sidecar {
 nps_err_t nps_sidecars_read(const nps_model_t *model, nps_sidecar_t **list, int *count);
 void nps_sidecars_free(nps_sidecar_t *list, int count);
 
+/** A tensor that a method writes beside the model's, in a group of its own of a merged HDF5. */
+typedef struct nps_part {
+  const char *group; /**< path, "/experts/u" */
+  const char *name;
+  nps_dtype_t dtype; /**< floating point, as it is written */
+  int ndim;
+  int64_t shape[NPS_MAX_DIMS];
+  int64_t count;
+} nps_part_t;
+
 /** What is written besides tensors. Every rank passes the same; pointers are borrowed until nps_writer_commit(). */
 typedef struct nps_output {
   const char *path;              /**< ends in .h5 or .hdf5: merged HDF5; otherwise a Hugging Face folder */
@@ -208,6 +228,8 @@ typedef struct nps_output {
   const char *model_card;        /**< README.md of a folder */
   const nps_sidecar_t *sidecars; /**< [sidecar_count]; only rank 0's are used */
   int sidecar_count;
+  const nps_part_t *parts; /**< [part_count] those of a group one after the other; merged HDF5 only */
+  int part_count;
   /** Writes more groups into the merged HDF5, or into findings.h5 of a folder, before the output is committed: collective as
    *  the file is (a folder's file belongs to rank 0 alone). NULL: nothing. */
   nps_err_t (*extra)(void *ctx, nps_h5_t *file);
@@ -240,6 +262,9 @@ nps_err_t nps_writer_write(nps_writer_t *writer, int i, int64_t first, int64_t c
 
 /** Write elements [first, first + count) of what is kept of merged target i. Local. NPS_ERR_IO. */
 nps_err_t nps_writer_write_state(nps_writer_t *writer, int i, int64_t first, int64_t count, const double *values);
+
+/** Write a whole part, in its type. Local. NPS_ERR_IO. */
+nps_err_t nps_writer_write_part(nps_writer_t *writer, int part, const void *data);
 
 /** Write provenance, flush to the device, agree, rename into place. Collective.
  *  @param digest  finished; may be NULL */

@@ -45,9 +45,10 @@ typedef struct nps_demand {
    *  rank or a group; INT64_MAX: not on a group. NULL: tensors may be cut, and costs tell the time. */
   double (*seconds)(const void *ctx, int target, int ranks);
   int64_t (*bytes)(const void *ctx, int target, int ranks);
-  const void *ctx;    /**< borrowed */
-  int64_t kept_width; /**< bytes an element of merged tensors that are written besides the tensor itself */
-  int64_t held_width; /**< bytes an element of a rank's merged tensors that are kept until all are made */
+  const void *ctx;             /**< borrowed */
+  const int64_t *target_parts; /**< [targets] bytes that are written besides; NULL: none. Borrowed */
+  int64_t kept_width;          /**< bytes an element of merged tensors that are written besides the tensor itself */
+  int64_t held_width;          /**< bytes an element of a rank's merged tensors that are kept until all are made */
 } nps_demand_t;
 
 /** The plan for all ranks. */

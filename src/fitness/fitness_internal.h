@@ -8,14 +8,19 @@
 #include "nps/fitness.h"
 #include "nps/json.h"
 
+typedef struct nps_mixture nps_mixture_t;
+
 /** What a forward pass runs on. */
 typedef struct nps_pass {
-  const float *const *weights; /**< [tensors of the network] */
+  const float *const *weights;  /**< [tensors of the network] */
+  const nps_mixture_t *mixture; /**< the network's; NULL: none */
+  float *mixing;                /**< its working memory */
 } nps_pass_t;
 
 /** A family of networks: one file, and one line in the table of net.c. */
 typedef struct nps_net_family {
-  const char *model_type; /**< of config.json */
+  const char *model_type;           /**< of config.json */
+  const char *const *linear_layers; /**< NULL-terminated: linear layers of the body are PREFIX.NUMBER.ONE_OF_THESE */
 
   /** Read the config, add the tensors, set the number of classes. Records all problems.
    *  @param[out] shape  the family's own description, freed with free_shape() also after an error */
@@ -43,12 +48,19 @@ struct nps_net {
   int count;
   int classes;
   void *shape;
+  nps_mixture_t *mixture; /**< NULL: the body has no experts */
 };
 
 /** Add a tensor: its source, type and shape are checked, and problems recorded.
  *  @param is_head  may come from the head model
  *  @param[out] index  of the tensor; set also after an error */
 nps_err_t nps_net_add(nps_net_t *net, const char *name, bool is_head, int ndim, const int64_t *shape, int *index);
+
+/** Append a tensor to the list, whose source is not known yet. @return valid until the next one is appended */
+nps_net_tensor_t *nps_net_append(nps_net_t *net, const char *name);
+
+/** Check the type and shape of a catalogue's tensor. */
+nps_err_t nps_net_check_tensor(const nps_model_t *model, const nps_tensor_info_t *info, int ndim, const int64_t *shape);
 
 /** Find a tensor's description in the head model or the body, wherever it would be taken from. @return NULL: nowhere */
 const nps_tensor_info_t *nps_net_look_up(const nps_net_t *net, const char *name, bool is_head, bool *of_head);

@@ -1,6 +1,7 @@
 #include "linear.h"
 
 #include "kernels.h"
+#include "mixture.h"
 
 #include "nps/blas.h"
 
@@ -13,6 +14,8 @@ nps_err_t nps_net_add_linear(nps_net_t *net, const char *prefix, const char *nam
   *layer = (nps_linear_t){.bias = -1, .out = out, .in = in};
   nps_err_t err = nps_net_add(net, weight_name, is_head, 2, shape, &layer->weight);
   if (bias) err = nps_err_worse(err, nps_net_add(net, bias_name, is_head, 1, shape, &layer->bias));
+  if (net->body->experts && !net->tensors[layer->weight].of_head)
+    err = nps_err_worse(err, nps_mixture_take(net, weight_name, bias ? bias_name : NULL, layer));
   free(weight_name);
   free(bias_name);
   return err;
@@ -26,6 +29,7 @@ const float *nps_linear_bias(const nps_pass_t *pass, const nps_linear_t *layer) 
 static void multiply(const nps_pass_t *pass, const nps_linear_t *layer, int64_t m, const float *x, int64_t ldx,
                      float beta, float *y, int64_t ldy) {
   nps_sgemm(true, m, layer->out, layer->in, 1, x, ldx, pass->weights[layer->weight], layer->in, beta, y, ldy);
+  if (layer->experts > 0) nps_mixture_add(pass, layer->experts - 1, m, x, ldx, y, ldy, 1);
 }
 
 void nps_linear_set(const nps_pass_t *pass, const nps_linear_t *layer, int64_t m, const float *x, int64_t ldx, float *y,
@@ -49,4 +53,5 @@ void nps_linear_product(const nps_pass_t *pass, const nps_linear_t *layer, int64
 void nps_linear_add_turned(const nps_pass_t *pass, const nps_linear_t *layer, int64_t m, const float *x, int64_t ldx,
                            float *y, int64_t ldy) {
   nps_sgemm(true, layer->out, m, layer->in, 1, pass->weights[layer->weight], layer->in, x, ldx, 1, y, ldy);
+  if (layer->experts > 0) nps_mixture_add(pass, layer->experts - 1, m, x, ldx, y, 1, ldy);
 }

@@ -6,10 +6,12 @@
 
 #include "fitness_internal.h"
 
-/** A linear layer: indices of its tensors in the network; bias −1: none. */
+/** A linear layer: indices of its tensors in the network; bias −1: none. Where the network is a mixture every product is that
+ *  of the base, and what the chosen experts add. */
 typedef struct nps_linear {
   int weight, bias;
   int64_t out, in;
+  int experts; /**< 1 + index into the mixture's layers; 0: none */
 } nps_linear_t;
 
 /** Add PREFIX NAME.weight [out][in] and, where `bias`, NAME.bias [out] to a network. Problems are recorded.

@@ -109,6 +109,11 @@ static nps_err_t read_config(const nps_net_t *net, const json_t *config, llama_t
   return err;
 }
 
+static const char *const linear_layers[] = {
+    "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+    "mlp.gate_proj",    "mlp.up_proj",      "mlp.down_proj",    NULL,
+};
+
 static nps_err_t add_norm(nps_net_t *net, const char *prefix, const char *name, int64_t hidden, int *index) {
   char *full = nps_xstrf("%s%s.weight", prefix, name);
   nps_err_t err = nps_net_add(net, full, false, 1, &hidden, index);
@@ -415,6 +420,7 @@ static nps_score_t run(const void *shape, const nps_pass_t *pass, const nps_data
 
 const nps_net_family_t nps_net_llama = {
     .model_type = "llama",
+    .linear_layers = linear_layers,
     .describe = describe,
     .free_shape = free_shape,
     .check_data = check_data,

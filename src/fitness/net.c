@@ -1,4 +1,5 @@
 #include "fitness_internal.h"
+#include "mixture.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -35,7 +36,8 @@ static nps_err_t fail_missing(const nps_net_t *net, const char *name, bool is_he
                   path, name, net->head->path);
 }
 
-static nps_err_t check_tensor(const nps_model_t *model, const nps_tensor_info_t *info, int ndim, const int64_t *shape) {
+nps_err_t nps_net_check_tensor(const nps_model_t *model, const nps_tensor_info_t *info, int ndim,
+                               const int64_t *shape) {
   char expected[192], found[192];
   if (nps_dtype_kind(info->dtype) != NPS_KIND_FLOAT)
     return nps_fail(NPS_ERR_INPUT, "%s: tensor %s: expected a floating-point type of 16 bits or more, found %s",
@@ -45,21 +47,68 @@ static nps_err_t check_tensor(const nps_model_t *model, const nps_tensor_info_t 
                   nps_shape_format(ndim, shape, expected), nps_shape_format(info->ndim, info->shape, found));
 }
 
+nps_net_tensor_t *nps_net_append(nps_net_t *net, const char *name) {
+  net->tensors = nps_xrealloc(net->tensors, (size_t)net->count + 1, sizeof *net->tensors);
+  nps_net_tensor_t *tensor = &net->tensors[net->count++];
+  *tensor = (nps_net_tensor_t){.name = nps_xstrdup(name), .source = -1};
+  return tensor;
+}
+
 nps_err_t nps_net_add(nps_net_t *net, const char *name, bool is_head, int ndim, const int64_t *shape, int *index) {
   bool of_head = false;
   const nps_tensor_info_t *info = nps_net_look_up(net, name, is_head, &of_head);
   *index = net->count;
-  net->tensors = nps_xrealloc(net->tensors, (size_t)net->count + 1, sizeof *net->tensors);
-  nps_net_tensor_t *tensor = &net->tensors[net->count++];
-  *tensor = (nps_net_tensor_t){.name = nps_xstrdup(name), .of_head = of_head, .source = -1};
+  nps_net_tensor_t *tensor = nps_net_append(net, name);
+  tensor->of_head = of_head;
   if (!info) return fail_missing(net, name, is_head);
   const nps_model_t *model = of_head ? net->head : net->body;
   tensor->source = (int)(info - model->tensors);
   tensor->count = info->count;
-  return check_tensor(model, info, ndim, shape);
+  return nps_net_check_tensor(model, info, ndim, shape);
 }
 
 /* ---- networks ---- */
+
+/* Whether a name is PREFIX.NUMBER.LAYER.weight. */
+static bool is_layer(const char *name, const char *layer) {
+  const size_t all = strlen(name), tail = strlen(layer) + strlen("..weight");
+  if (all <= tail || strncmp(name + all - tail + 1, layer, strlen(layer)) != 0) return false;
+  if (name[all - tail] != '.' || strcmp(name + all - strlen(".weight"), ".weight") != 0) return false;
+  size_t digits = 0;
+  while (digits < all - tail && name[all - tail - 1 - digits] >= '0' && name[all - tail - 1 - digits] <= '9') digits++;
+  return digits > 0 && digits < all - tail && name[all - tail - 1 - digits] == '.';
+}
+
+/* Whether a name has a component that is a number, and ends as weights do. */
+static bool is_within_layers(const char *name) {
+  const size_t all = strlen(name), suffix = strlen(".weight");
+  if (all < suffix || strcmp(name + all - suffix, ".weight") != 0 || strstr(name, "embed")) return false;
+  for (const char *at = strchr(name, '.'); at; at = strchr(at + 1, '.')) {
+    const size_t digits = strspn(at + 1, "0123456789");
+    if (digits > 0 && at[1 + digits] == '.') return true;
+  }
+  return false;
+}
+
+static const nps_net_family_t *family_of(const char *config_json) {
+  json_t *config = config_json ? json_loads(config_json, 0, NULL) : NULL;
+  const char *type = json_string_value(json_object_get(config, "model_type"));
+  const nps_net_family_t *found = NULL;
+  for (size_t i = 0; type && i < FAMILIES; i++)
+    if (strcmp(families[i]->model_type, type) == 0) found = families[i];
+  json_decref(config);
+  return found;
+}
+
+bool nps_net_find_linear(const char *config_json, const char *const *names, const int *ndim, int count, bool *linear) {
+  const nps_net_family_t *family = family_of(config_json);
+  for (int i = 0; i < count; i++) {
+    linear[i] = !family && ndim[i] == 2 && is_within_layers(names[i]);
+    for (const char *const *layer = family ? family->linear_layers : NULL; layer && *layer; layer++)
+      linear[i] |= ndim[i] == 2 && is_layer(names[i], *layer);
+  }
+  return family;
+}
 
 static nps_err_t find_family(nps_net_t *net, const json_t *config) {
   const char *type = json_string_value(json_object_get(config, "model_type"));
@@ -93,7 +142,9 @@ static nps_err_t make(const nps_model_t *body, const nps_model_t *head, bool own
   nps_net_t *net = nps_xcalloc(1, sizeof *net);
   *net = (nps_net_t){.body = body, .head = head, .own_head_first = own_head_first};
   *out = NULL;
+  if (body->experts) nps_mixture_start(net);
   nps_err_t err = describe(net);
+  if (err == NPS_OK && net->mixture) err = nps_mixture_check(net);
   if (err == NPS_OK)
     *out = net;
   else
@@ -114,6 +165,7 @@ void nps_net_free(nps_net_t *net) {
   if (net->family) net->family->free_shape(net->shape);
   for (int i = 0; i < net->count; i++) free(net->tensors[i].name);
   free(net->tensors);
+  nps_mixture_free(net->mixture);
   free(net);
 }
 
@@ -141,19 +193,22 @@ nps_err_t nps_net_check_data(const nps_net_t *net, const nps_dataset_t *data) {
   return data->inputs ? nps_err_worse(err, check_labels(net, data)) : err;
 }
 
-/* The logits of classes come first, then what the family needs, from a multiple of 64 bytes on. */
+/* The logits of classes come first, then what a mixture and what the family need, each from a multiple of 64 bytes on. */
 static size_t logits_room(const nps_net_t *net, int64_t n) {
   return net->family->logits ? ((size_t)n * (size_t)net->classes + 15) / 16 * 16 : 0;
 }
 
+static size_t mixing_room(const nps_net_t *net) { return net->mixture ? nps_mixture_room(net->mixture) : 0; }
+
 size_t nps_net_scratch_bytes(const nps_net_t *net, const nps_dataset_t *data, int batch) {
-  return (logits_room(net, batch) + (size_t)net->family->scratch(net->shape, data, batch)) * sizeof(float);
+  const size_t numbers = logits_room(net, batch) + mixing_room(net);
+  return (numbers + (size_t)net->family->scratch(net->shape, data, batch)) * sizeof(float);
 }
 
 void nps_net_logits(const nps_net_t *net, const float *const *weights, const nps_dataset_t *data,
                     const int64_t *samples, int n, void *scratch, float *logits) {
-  const nps_pass_t pass = {.weights = weights};
-  net->family->logits(net->shape, &pass, data, samples, n, (float *)scratch + logits_room(net, n), logits);
+  const nps_pass_t pass = {weights, net->mixture, (float *)scratch + logits_room(net, n)};
+  net->family->logits(net->shape, &pass, data, samples, n, pass.mixing + mixing_room(net), logits);
 }
 
 /* ---- scores ---- */
@@ -192,8 +247,8 @@ nps_score_t nps_net_score(const nps_net_t *net, const float *const *weights, con
                           const int64_t *samples, int n, void *scratch) {
   float *logits = scratch;
   if (net->family->score) {
-    const nps_pass_t pass = {.weights = weights};
-    return net->family->score(net->shape, &pass, data, samples, n, scratch);
+    const nps_pass_t pass = {weights, net->mixture, scratch};
+    return net->family->score(net->shape, &pass, data, samples, n, pass.mixing + mixing_room(net));
   }
   nps_net_logits(net, weights, data, samples, n, scratch, logits);
   return nps_logits_score(logits, net->classes, data, samples, n);
@@ -223,16 +278,18 @@ static nps_err_t read_tensor(const nps_model_t *model, nps_reader_t *reader, int
 
 nps_err_t nps_net_read_weights(const nps_net_t *net, bool only_head, float ***weights) {
   nps_err_t err = NPS_OK;
-  nps_reader_t *body = nps_reader_new(net->body, NULL), *head = net->head ? nps_reader_new(net->head, NULL) : NULL;
+  const nps_model_t *models[] = {net->body, net->head, net->body->experts ? net->body->experts->parts : NULL};
+  nps_reader_t *readers[3] = {NULL};
+  for (int k = 0; k < 3; k++)
+    if (models[k]) readers[k] = nps_reader_new(models[k], NULL);
   float **read = nps_xcalloc((size_t)net->count, sizeof *read);
   for (int i = 0; i < net->count && err == NPS_OK; i++) {
     const nps_net_tensor_t *tensor = &net->tensors[i];
     if (only_head && !tensor->of_head) continue;
-    err = tensor->of_head ? read_tensor(net->head, head, tensor->source, &read[i])
-                          : read_tensor(net->body, body, tensor->source, &read[i]);
+    const int k = tensor->of_experts ? 2 : tensor->of_head;
+    err = read_tensor(models[k], readers[k], tensor->source, &read[i]);
   }
-  nps_reader_free(body);
-  nps_reader_free(head);
+  for (int k = 0; k < 3; k++) nps_reader_free(readers[k]);
   if (err == NPS_OK)
     *weights = read;
   else

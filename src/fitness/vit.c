@@ -38,6 +38,16 @@ typedef struct {
 
 /* ---- description ---- */
 
+static const char *const linear_layers[] = {
+    "attention.attention.query",
+    "attention.attention.key",
+    "attention.attention.value",
+    "attention.output.dense",
+    "intermediate.dense",
+    "output.dense",
+    NULL,
+};
+
 static const char *const refused[] = {"quantization_config", "pruned_heads"};
 
 /* Scores are made for one label a sample. */
@@ -337,6 +347,7 @@ static void run(const void *shape, const nps_pass_t *pass, const nps_dataset_t *
 
 const nps_net_family_t nps_net_vit = {
     .model_type = "vit",
+    .linear_layers = linear_layers,
     .describe = describe,
     .free_shape = free_shape,
     .check_data = check_data,

@@ -203,7 +203,7 @@ static nps_err_t merge_piece(nps_engine_t *e, const nps_piece_t *piece, int pass
 /* Statistics and merging of a tensor that is this rank's alone, or merged whole. */
 static nps_err_t merge_own_piece(nps_engine_t *e, const nps_piece_t *piece, int pass) {
   if (is_shared(e, piece)) return NPS_OK;
-  if (spec_of(e)->method->merge_whole && is_merged(e, piece)) return nps_engine_merge_whole(e, piece);
+  if (is_merged(e, piece) && nps_merge_is_whole(e->merge, piece->target)) return nps_engine_merge_whole(e, piece);
   return e->merge->passes > 0 && is_merged(e, piece) ? merge_tensor(e, piece, e->self) : merge_piece(e, piece, pass);
 }
 

@@ -80,6 +80,9 @@ nps_err_t nps_engine_agree_sharers(nps_engine_t *e, const nps_comm_t *comm, nps_
  *  and the same result on all of them. */
 nps_err_t nps_engine_merge_whole(nps_engine_t *e, const nps_piece_t *piece);
 
+/** Make and write the parts of a tensor that is this rank's alone. @param tau  [models][count] */
+nps_err_t nps_engine_put_parts(nps_engine_t *e, int target, float *const *tau);
+
 /** Find the factor of all updates. Collective. */
 double nps_engine_find_scale(nps_engine_t *e);
 

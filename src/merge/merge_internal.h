@@ -14,6 +14,10 @@ struct nps_merge {
   int first;                   /**< the first merged target, or -1 */
   int passes;
   bool whole_model;
+  nps_part_t *parts; /**< [part_count] group by group */
+  int *part_target;  /**< [part_count] the target that gives it */
+  int part_count;
+  int64_t *part_bytes;             /**< [layout->count] of the parts that a target gives; NULL: there are none */
   nps_merge_subspaces_t subspaces; /**< after a run; none before */
   nps_merge_history_t history;     /**< the spec's; after a run with this one added */
   nps_merge_balance_t balance;     /**< after a run */
@@ -34,6 +38,7 @@ extern const nps_merge_method_t nps_method_iso_c;
 extern const nps_merge_method_t nps_method_iso_cts;
 extern const nps_merge_method_t nps_method_knots;
 extern const nps_merge_method_t nps_method_opcm;
+extern const nps_merge_method_t nps_method_smile;
 
 /** Choices of a yes/no parameter: value 0 is false, 1 true. */
 extern const char *const nps_choices_bool[];
@@ -66,6 +71,12 @@ static inline int64_t nps_merge_local_count(const nps_dmat_t *m) { return m->loc
 static inline int64_t nps_merge_matrix_bytes(int64_t rows, int64_t columns, int ranks) {
   return 8 * nps_dmat_most_local(rows, columns, ranks);
 }
+
+/** Whether a tensor is merged whole. */
+bool nps_merge_is_whole(const nps_merge_t *merge, int target);
+
+/** Plan the parts. @return NPS_ERR_INPUT: no tensor gives any */
+nps_err_t nps_merge_plan_parts(nps_merge_t *merge);
 
 /** Forget what is known of the subspaces. */
 void nps_merge_subspaces_clear(nps_merge_subspaces_t *subspaces);

@@ -1,6 +1,8 @@
 /* Checks a merge's models and parameters, and evaluates every parameter for every tensor and model. */
 #include "merge_internal.h"
 
+#include "nps/fitness.h"
+
 #include <assert.h>
 #include <math.h>
 #include <stdio.h>
@@ -197,6 +199,37 @@ static void describe_shape(const nps_target_t *target, nps_merge_tensor_t *tenso
   tensor->columns = target->shape[1];
 }
 
+static nps_merge_tensor_t *find_named(const nps_merge_t *merge, const named_t *named, int count, const char *name) {
+  const named_t key = {name, 0};
+  const named_t *found = bsearch(&key, named, (size_t)count, sizeof *named, by_name);
+  return found ? &merge->tensors[found->target] : NULL;
+}
+
+/* The weights of linear layers, and the biases beside them. */
+static void find_roles(const nps_merge_t *merge, const named_t *named, int count) {
+  const nps_merge_spec_t *spec = &merge->spec;
+  const char *config = spec->inputs[spec->base >= 0 ? spec->base : spec->models[0].input]->config_json;
+  const char **names = nps_xcalloc((size_t)count + 1, sizeof *names);
+  int *ndim = nps_xcalloc((size_t)count + 1, sizeof *ndim);
+  bool *linear = nps_xcalloc((size_t)count + 1, sizeof *linear);
+  for (int i = 0; i < count; i++) {
+    names[i] = named[i].name;
+    ndim[i] = spec->layout->targets[named[i].target].ndim;
+  }
+  nps_net_find_linear(config, names, ndim, count, linear);
+  for (int i = 0; i < count; i++) {
+    if (!linear[i] || merge->tensors[named[i].target].rows == 0) continue;
+    char *bias = nps_xstrf("%.*s.bias", (int)(strlen(names[i]) - strlen(".weight")), names[i]);
+    nps_merge_tensor_t *beside = find_named(merge, named, count, bias);
+    merge->tensors[named[i].target].role = NPS_ROLE_LINEAR;
+    if (beside) beside->role = NPS_ROLE_LINEAR_BIAS;
+    free(bias);
+  }
+  free(names);
+  free(ndim);
+  free(linear);
+}
+
 static void describe_tensors(nps_merge_t *merge) {
   const nps_layout_t *layout = merge->spec.layout;
   named_t *named = nps_xcalloc((size_t)layout->count, sizeof *named);
@@ -221,6 +254,7 @@ static void describe_tensors(nps_merge_t *merge) {
     tensor->model_elements = elements;
     tensor->nps = merge->spec.nps;
   }
+  find_roles(merge, named, merged);
   free(named);
 }
 
@@ -283,6 +317,7 @@ static int64_t bytes_on_grid(const nps_merge_t *merge, const nps_merge_tensor_t 
 static int64_t whole_bytes(const void *ctx, int target, int ranks) {
   const nps_merge_t *merge = ctx;
   const nps_merge_tensor_t *tensor = &merge->tensors[target];
+  if (!nps_merge_is_whole(merge, target)) return ranks == 1 ? 0 : INT64_MAX;
   if (ranks == 1) return bytes_here(merge, tensor);
   return tensor->rows > 0 ? bytes_on_grid(merge, tensor, ranks) : INT64_MAX;
 }
@@ -296,6 +331,7 @@ nps_err_t nps_merge_new(const nps_merge_spec_t *spec, nps_merge_t **out) {
   merge->tensors = nps_xcalloc(targets, sizeof *merge->tensors);
   merge->values = nps_xcalloc(params * targets, (size_t)spec->model_count * sizeof(double));
   nps_err_t err = prepare(merge);
+  if (err == NPS_OK && spec->method->plan_parts) err = nps_merge_plan_parts(merge);
   if (err != NPS_OK) {
     nps_merge_free(merge);
     return err;
@@ -308,6 +344,9 @@ void nps_merge_free(nps_merge_t *merge) {
   if (!merge) return;
   free(merge->tensors);
   free(merge->values);
+  free(merge->parts);
+  free(merge->part_target);
+  free(merge->part_bytes);
   nps_merge_subspaces_clear(&merge->subspaces);
   free(merge);
 }
@@ -321,6 +360,7 @@ nps_demand_t nps_merge_demand(const nps_merge_t *merge) {
       .seconds = method->merge_whole ? whole_seconds : NULL,
       .bytes = whole_bytes,
       .ctx = merge,
+      .target_parts = merge->part_bytes,
       .held_width = method->scale ? 16 : 0, /* θ0 and the update in float64 */
       .kept_width = method->keeps_updates ? 8 : 0,
       .state_memory = merge->passes > 0 ? (int64_t)method->state_bytes(&merge->spec) : 0,

@@ -7,15 +7,15 @@
 static const nps_merge_method_t *const methods[] = {
     &nps_method_linear,  &nps_method_task_arithmetic, &nps_method_ties, &nps_method_dare_linear, &nps_method_dare_ties,
     &nps_method_slerp,   &nps_method_passthrough,     &nps_method_nps,  &nps_method_tsv_m,       &nps_method_iso_c,
-    &nps_method_iso_cts, &nps_method_knots,           &nps_method_opcm,
+    &nps_method_iso_cts, &nps_method_knots,           &nps_method_opcm, &nps_method_smile,
 };
 
 enum { METHODS = sizeof methods / sizeof *methods };
 
 static const char *const planned[] = {
-    "breadcrumbs", "breadcrumbs_ties", "della", "della_linear", "nuslerp", "multislerp", "karcher", "model_stock",
-    "sce",         "nearswap",         "ram",   "ramplus_tl",   "fisher",  "regmean",    "pcb",     "consensus",
-    "emr",         "arcee_fusion",     "smile",
+    "breadcrumbs", "breadcrumbs_ties", "della", "della_linear", "nuslerp", "multislerp",
+    "karcher",     "model_stock",      "sce",   "nearswap",     "ram",     "ramplus_tl",
+    "fisher",      "regmean",          "pcb",   "consensus",    "emr",     "arcee_fusion",
 };
 
 enum { PLANNED = sizeof planned / sizeof *planned };

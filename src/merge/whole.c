@@ -206,6 +206,7 @@ static nps_err_t merge_rows(nps_engine_t *e, const nps_piece_t *piece, whole_t *
   NPS_TRY(read_rows(e, piece, w));
   if (e->stopped) return NPS_OK;
   for (int m = 0; squares && m < models; m++) squares[m] = squares_of_tau(w->tau[m], piece->count);
+  NPS_TRY(nps_engine_put_parts(e, piece->target, w->tau));
   NPS_TRY(apply(e, piece, w));
   for (int m = 0; m < models; m++) e->kept[m] += piece->count;
   if (!squares) return put(e, piece, 1, w->base, w->rows);

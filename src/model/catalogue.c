@@ -49,8 +49,17 @@ nps_model_t *nps_model_new(const char *name, const char *path, nps_model_form_t 
   return model;
 }
 
+static void free_experts(nps_experts_t *experts) {
+  if (!experts) return;
+  nps_model_free(experts->parts);
+  for (int i = 0; i < experts->count; i++) free(experts->names[i]);
+  free(experts->names);
+  free(experts);
+}
+
 void nps_model_free(nps_model_t *model) {
   if (!model) return;
+  free_experts(model->experts);
   for (int i = 0; i < model->file_count; i++) free(model->files[i].path);
   for (int i = 0; i < model->tensor_count; i++) free(model->tensors[i].name);
   free(model->files);

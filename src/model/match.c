@@ -43,6 +43,13 @@ static nps_err_t refuse_quantised(const nps_model_t *model) {
   return NPS_OK;
 }
 
+static nps_err_t refuse_mixture(const nps_model_t *model) {
+  if (!model->experts) return NPS_OK;
+  return nps_fail(NPS_ERR_INPUT,
+                  "%s: %s: is a mixture of experts, which cannot be merged; merge the models that it was made of",
+                  model->name, model->path);
+}
+
 static int compare_places(const void *a, const void *b) {
   const nps_tensor_info_t *x = *(const nps_tensor_info_t *const *)a, *y = *(const nps_tensor_info_t *const *)b;
   if (x->file != y->file) return x->file < y->file ? -1 : 1;
@@ -190,7 +197,10 @@ static nps_err_t end_checks(match_t *m) {
 
 static nps_err_t match_all(match_t *m) {
   nps_err_t err = NPS_OK;
-  for (int k = 0; k < m->n; k++) err = nps_err_worse(err, refuse_quantised(m->inputs[k]));
+  for (int k = 0; k < m->n; k++) {
+    err = nps_err_worse(err, refuse_quantised(m->inputs[k]));
+    err = nps_err_worse(err, refuse_mixture(m->inputs[k]));
+  }
   if (err != NPS_OK) return err;
   match_common(m);
   if (m->head >= 0) add_head(m);

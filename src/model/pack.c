@@ -12,6 +12,18 @@ static void put_text(nps_text_t *out, const char *text) {
   if (text) nps_text_add_bytes(out, text, strlen(text));
 }
 
+static void put_experts(nps_text_t *out, const nps_experts_t *experts) {
+  put_number(out, experts ? experts->count : 0);
+  if (!experts) return;
+  for (int i = 0; i < experts->count; i++) put_text(out, experts->names[i]);
+  put_number(out, experts->kg);
+  put_number(out, experts->k);
+  put_number(out, experts->top_k);
+  char *parts = nps_model_pack(experts->parts);
+  put_text(out, parts);
+  free(parts);
+}
+
 char *nps_model_pack(const nps_model_t *model) {
   nps_text_t out = {NULL, 0, 0};
   put_text(&out, model->name);
@@ -33,6 +45,7 @@ char *nps_model_pack(const nps_model_t *model) {
     put_number(&out, t->file);
     put_number(&out, t->offset);
   }
+  put_experts(&out, model->experts);
   return out.text;
 }
 
@@ -73,6 +86,22 @@ static void get_tensor(cursor_t *c, nps_model_t *model) {
   nps_model_add_tensor(model, &t);
 }
 
+static void get_experts(cursor_t *c, nps_model_t *model) {
+  const int count = (int)get_number(c, 0, INT32_MAX);
+  if (count == 0) return;
+  nps_experts_t *experts = model->experts = nps_xcalloc(1, sizeof *experts);
+  for (int i = 0; c->at && i < count; i++) {
+    experts->names = nps_xrealloc(experts->names, (size_t)i + 1, sizeof *experts->names);
+    experts->names[experts->count++] = get_text(c);
+  }
+  experts->kg = get_number(c, 1, INT64_MAX);
+  experts->k = get_number(c, 1, INT64_MAX);
+  experts->top_k = get_number(c, 1, INT64_MAX);
+  char *parts = get_text(c);
+  if (!parts || nps_model_unpack(parts, &experts->parts) != NPS_OK) c->at = NULL;
+  free(parts);
+}
+
 nps_err_t nps_model_unpack(const char *text, nps_model_t **out) {
   cursor_t c = {text, text + strlen(text)};
   nps_model_t *model = nps_xcalloc(1, sizeof *model);
@@ -87,6 +116,7 @@ nps_err_t nps_model_unpack(const char *text, nps_model_t **out) {
     model->files[model->file_count++].size = get_number(&c, 0, INT64_MAX);
   }
   for (int i = 0; c.at && i < tensors; i++) get_tensor(&c, model);
+  get_experts(&c, model);
   *out = NULL;
   if (!c.at) {
     nps_model_free(model);

@@ -30,6 +30,7 @@ nps_err_t nps_writer_open(const nps_comm_t *comm, const nps_output_t *output, co
   }
   NPS_GOTO(nps_comm_agree(comm, err));
   w->form = w->place.hdf5 ? &nps_writer_hdf5 : &nps_writer_folder;
+  assert(output->part_count == 0 || w->form->write_part);
   NPS_GOTO(w->form->open(w));
   *out = w;
   w = NULL;
@@ -42,6 +43,11 @@ nps_err_t nps_writer_write(nps_writer_t *w, int i, int64_t first, int64_t count,
   assert(i >= 0 && i < w->layout->count);
   assert(first >= 0 && count >= 0 && first <= w->layout->targets[i].count - count);
   return count == 0 ? NPS_OK : w->form->write(w, i, first, count, data);
+}
+
+nps_err_t nps_writer_write_part(nps_writer_t *w, int part, const void *data) {
+  assert(part >= 0 && part < w->output.part_count);
+  return w->form->write_part(w, part, data);
 }
 
 nps_err_t nps_writer_commit(nps_writer_t *w, const nps_digest_t *digest) {

@@ -303,4 +303,5 @@ static void folder_close(nps_writer_t *w) {
   free(s);
 }
 
-const nps_writer_form_t nps_writer_folder = {folder_open, folder_write, folder_finish, folder_close};
+const nps_writer_form_t nps_writer_folder = {
+    .open = folder_open, .write = folder_write, .finish = folder_finish, .close = folder_close};

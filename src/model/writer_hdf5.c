@@ -9,7 +9,19 @@
 typedef struct state {
   nps_h5_t *file;
   nps_h5_dataset_t **datasets; /* [layout->count] */
+  nps_h5_dataset_t **parts;    /* [part_count] */
 } state_t;
+
+static nps_err_t create_parts(const nps_writer_t *w, state_t *s) {
+  const nps_part_t *last = NULL;
+  for (int i = 0; i < w->output.part_count; i++) {
+    const nps_part_t *p = &w->output.parts[i];
+    if (!last || strcmp(last->group, p->group) != 0) NPS_TRY(nps_h5_make_group(s->file, p->group));
+    NPS_TRY(nps_h5_dataset_create(s->file, p->group, p->name, p->dtype, p->ndim, p->shape, &s->parts[i]));
+    last = p;
+  }
+  return NPS_OK;
+}
 
 static nps_err_t create_datasets(nps_writer_t *w, state_t *s) {
   NPS_TRY(nps_h5_create(w->comm, w->place.partial, &s->file));
@@ -19,12 +31,14 @@ static nps_err_t create_datasets(nps_writer_t *w, state_t *s) {
     NPS_TRY(nps_h5_dataset_create(s->file, "/tensors", t->name, t->dtype, t->ndim, t->shape, &s->datasets[i]));
   }
   NPS_TRY(nps_state_create(w, s->file));
+  NPS_TRY(create_parts(w, s));
   return nps_h5_reserve(s->file);
 }
 
 static nps_err_t hdf5_open(nps_writer_t *w) {
   state_t *s = nps_xcalloc(1, sizeof *s);
   s->datasets = nps_xcalloc((size_t)w->layout->count, sizeof(nps_h5_dataset_t *));
+  s->parts = nps_xcalloc((size_t)w->output.part_count + 1, sizeof(nps_h5_dataset_t *));
   w->state = s;
   return nps_comm_agree(w->comm, create_datasets(w, s));
 }
@@ -32,6 +46,11 @@ static nps_err_t hdf5_open(nps_writer_t *w) {
 static nps_err_t hdf5_write(nps_writer_t *w, int i, int64_t first, int64_t count, const void *data) {
   state_t *s = w->state;
   return nps_h5_dataset_write(s->datasets[i], first, count, data);
+}
+
+static nps_err_t hdf5_write_part(nps_writer_t *w, int part, const void *data) {
+  state_t *s = w->state;
+  return nps_h5_dataset_write(s->parts[part], 0, w->output.parts[part].count, data);
 }
 
 static nps_err_t put_attributes(const nps_writer_t *w, nps_h5_t *file) {
@@ -103,6 +122,10 @@ static void close_datasets(const nps_writer_t *w, state_t *s) {
     nps_h5_dataset_close(s->datasets[i]);
     s->datasets[i] = NULL;
   }
+  for (int i = 0; i < w->output.part_count; i++) {
+    nps_h5_dataset_close(s->parts[i]);
+    s->parts[i] = NULL;
+  }
 }
 
 static nps_err_t hdf5_finish(nps_writer_t *w, const nps_digest_t *digest) {
@@ -123,7 +146,8 @@ static void hdf5_close(nps_writer_t *w) {
   close_datasets(w, s);
   nps_h5_abandon(s->file);
   free(s->datasets);
+  free(s->parts);
   free(s);
 }
 
-const nps_writer_form_t nps_writer_hdf5 = {hdf5_open, hdf5_write, hdf5_finish, hdf5_close};
+const nps_writer_form_t nps_writer_hdf5 = {hdf5_open, hdf5_write, hdf5_write_part, hdf5_finish, hdf5_close};

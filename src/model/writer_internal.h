@@ -73,6 +73,8 @@ typedef struct nps_writer_form {
   /* Create the partial output with all tensors. Collective; the result is agreed on. */
   nps_err_t (*open)(nps_writer_t *writer);
   nps_err_t (*write)(nps_writer_t *writer, int i, int64_t first, int64_t count, const void *data);
+  /* Write a part. NULL: the form has none. */
+  nps_err_t (*write_part)(nps_writer_t *writer, int part, const void *data);
   /* Write all else, flush to the device, close. Collective; the result is agreed on. */
   nps_err_t (*finish)(nps_writer_t *writer, const nps_digest_t *digest);
   /* Close and free the state, whatever happened before. Collective. */

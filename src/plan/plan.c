@@ -183,6 +183,7 @@ static void predict_rank(nps_planner_t *p, int rank) {
     plan->read[rank] += piece->count * nps_plan_input_width(target, p->inputs, p->layout->inputs) * sweeps;
     const int64_t kept = target->action == NPS_ACTION_MERGE ? p->demand->kept_width : 0;
     plan->write[rank] += piece->count * (output_width(target) + kept);
+    if (p->demand->target_parts && piece->first == 0) plan->write[rank] += p->demand->target_parts[piece->target];
     seconds += (double)piece->count * nps_plan_element_time(p, target, sweeps);
   }
   const double crowd = (double)plan->ranks_per_node / plan->cores_per_node;

@@ -257,8 +257,8 @@ static void free_scan(scan_t *s) {
   free(s->base_part);
 }
 
-nps_err_t nps_inspect_scan(const nps_comm_t *comm, const nps_model_t *model, const nps_model_t *base,
-                           nps_report_t *report, nps_inspect_t **out) {
+static nps_err_t scan_model(const nps_comm_t *comm, const nps_model_t *model, const nps_model_t *base,
+                            nps_report_t *report, nps_inspect_t **out) {
   nps_err_t err = NPS_OK;
   nps_inspect_t *inspect = nps_xcalloc(1, sizeof *inspect);
   *inspect = (nps_inspect_t){.model = model, .base = base};
@@ -281,12 +281,24 @@ done:
   return err;
 }
 
+nps_err_t nps_inspect_scan(const nps_comm_t *comm, const nps_model_t *model, const nps_model_t *base,
+                           nps_report_t *report, nps_inspect_t **out) {
+  NPS_TRY(scan_model(comm, model, base, report, out));
+  if (!model->experts) return NPS_OK;
+  nps_err_t err = scan_model(comm, model->experts->parts, NULL, report, &(*out)->experts);
+  if (err == NPS_OK) return NPS_OK;
+  nps_inspect_free(*out);
+  *out = NULL;
+  return err;
+}
+
 void nps_inspect_free(nps_inspect_t *inspect) {
   if (!inspect) return;
   for (int i = 0; i < inspect->sidecar_count; i++) free(inspect->sidecars[i]);
   free(inspect->sidecars);
   for (int i = 0; i < inspect->spectrum_count; i++) free(inspect->spectra[i].sigma);
   free(inspect->spectra);
+  nps_inspect_free(inspect->experts);
   json_decref(inspect->origin);
   free(inspect->tensors);
   free(inspect);

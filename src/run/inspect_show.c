@@ -110,6 +110,22 @@ static json_t *json_spectrum(const nps_inspect_t *inspect, const nps_inspect_spe
   return spectrum;
 }
 
+/* What is known of the parts, and whose they are. */
+static json_t *json_experts(const nps_inspect_t *inspect) {
+  static const char *const kept[] = {"parameters", "bytes", "nonfinite", "tensors"};
+  const nps_experts_t *experts = inspect->model->experts;
+  json_t *parts = nps_inspect_json(inspect->experts), *root = json_object(), *names = json_array();
+  for (int i = 0; i < experts->count; i++) append_name(names, experts->names[i]);
+  json_object_set_new(root, "names", names);
+  json_object_set_new(root, "kg", json_integer(experts->kg));
+  json_object_set_new(root, "k", json_integer(experts->k));
+  json_object_set_new(root, "top_k", json_integer(experts->top_k));
+  for (size_t i = 0; i < sizeof kept / sizeof *kept; i++)
+    json_object_set(root, kept[i], json_object_get(parts, kept[i]));
+  json_decref(parts);
+  return root;
+}
+
 json_t *nps_inspect_json(const nps_inspect_t *inspect) {
   const nps_model_t *model = inspect->model;
   int64_t parameters = 0, bytes = 0;
@@ -131,6 +147,7 @@ json_t *nps_inspect_json(const nps_inspect_t *inspect) {
   if (inspect->origin) json_object_set(root, "origin", inspect->origin);
   if (inspect->base) json_object_set_new(root, "against", json_against(inspect));
   json_object_set_new(root, "tensors", tensors);
+  if (inspect->experts) json_object_set_new(root, "experts", json_experts(inspect));
   if (inspect->spectra) {
     json_t *spectra = json_array();
     for (int i = 0; i < inspect->spectrum_count; i++)
@@ -349,10 +366,25 @@ static void show_summary(const nps_inspect_t *inspect, nps_report_t *report) {
   free(t.text);
 }
 
+static void show_experts(const nps_inspect_t *inspect, nps_report_t *report) {
+  const nps_experts_t *experts = inspect->model->experts;
+  nps_text_t names = {0};
+  for (int i = 0; i < experts->count; i++) nps_text_add(&names, "%s%s", i ? ", " : "", experts->names[i]);
+  nps_report_line(report, "%s", "");
+  nps_report_line(report, "experts     %s", names.text);
+  nps_report_line(report, "            rank %" PRId64 ", routers of %" PRId64 " directions, top %" PRId64, experts->k,
+                  experts->kg, experts->top_k);
+  free(names.text);
+  show_table(inspect->experts, report);
+  show_remarks(inspect->experts, report);
+  show_summary(inspect->experts, report);
+}
+
 void nps_inspect_show(const nps_inspect_t *inspect, nps_report_t *report) {
   show_head(inspect, report);
   show_table(inspect, report);
   if (inspect->spectra) show_spectra(inspect, report);
   show_remarks(inspect, report);
   show_summary(inspect, report);
+  if (inspect->experts) show_experts(inspect, report);
 }

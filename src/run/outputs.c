@@ -86,6 +86,17 @@ static void leave_base_unread(const nps_run_state_t *run, nps_run_output_t *outp
       layout->source[(size_t)t * (size_t)layout->inputs + (size_t)output->base] = -1;
 }
 
+/* What a method writes beside the tensors has no place in a folder. */
+static nps_err_t check_parts(const nps_run_state_t *run, const nps_run_output_t *output) {
+  int parts = 0;
+  nps_merge_parts(output->merge, &parts);
+  if (parts == 0 || !output->path || nps_output_is_hdf5(output->path)) return NPS_OK;
+  return nps_fail(NPS_ERR_CONFIG,
+                  "%s: %s writes experts and routers beside the tensors, for which a Hugging Face folder has no place: "
+                  "expected an output whose name ends in .h5",
+                  output->path, run->method->name);
+}
+
 static nps_err_t make_output(const nps_run_state_t *run, nps_run_output_t *output, int first, int count) {
   const nps_recipe_t *recipe = run->recipe;
   choose_inputs(run, output, first, count);
@@ -110,7 +121,7 @@ static nps_err_t make_output(const nps_run_state_t *run, nps_run_output_t *outpu
       .history = {run->history.updates, run->history.models, run->history.norm_mean},
   };
   NPS_TRY(nps_merge_new(&spec, &output->merge));
-  return nps_run_check_history(run, output->merge);
+  return nps_err_worse(nps_run_check_history(run, output->merge), check_parts(run, output));
 }
 
 /* Matches all models with each other where every output has one only; its notes are about heads, which outputs copy. */

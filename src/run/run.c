@@ -17,10 +17,13 @@ static void free_run(nps_run_state_t *run) {
   nps_recipe_free(run->recipe);
 }
 
-static int64_t output_bytes(const nps_run_state_t *run, const nps_layout_t *layout) {
+static int64_t output_bytes(const nps_run_state_t *run, const nps_run_output_t *output) {
+  int parts = 0;
   int64_t bytes = 0;
-  for (int t = 0; t < layout->count; t++) {
-    const nps_target_t *target = &layout->targets[t];
+  const nps_part_t *part = nps_merge_parts(output->merge, &parts);
+  for (int i = 0; i < parts; i++) bytes += part[i].count * (int64_t)nps_dtype_size(part[i].dtype);
+  for (int t = 0; t < output->layout->count; t++) {
+    const nps_target_t *target = &output->layout->targets[t];
     const bool kept = run->method->keeps_updates && target->action == NPS_ACTION_MERGE;
     bytes += target->count * (int64_t)(nps_dtype_size(target->dtype) + (kept ? sizeof(double) : 0));
   }
@@ -76,6 +79,7 @@ static nps_err_t put_bands(nps_h5_t *file, const nps_run_output_t *output) {
 static nps_err_t put_findings(void *ctx, nps_h5_t *file) {
   const findings_t *findings = ctx;
   const bool singular = findings->output->nps.taking;
+  NPS_TRY(nps_merge_describe_parts(findings->output->merge, file));
   NPS_TRY(singular ? put_bands(file, findings->output) : put_subspaces(file, findings->output));
   return findings->run->search ? nps_search_write(findings->run->search, file) : NPS_OK;
 }
@@ -86,11 +90,17 @@ static nps_err_t put_state(void *ctx, nps_h5_t *file) {
 }
 
 static bool has_findings(const nps_run_state_t *run, const nps_run_output_t *output) {
-  return run->search || output->nps.weighting;
+  int parts = 0;
+  nps_merge_parts(output->merge, &parts);
+  return run->search || output->nps.weighting || parts > 0;
 }
 
 static nps_output_t describe_output(const nps_run_state_t *run, const nps_run_output_t *output) {
+  int parts = 0;
+  const nps_part_t *part = nps_merge_parts(output->merge, &parts);
   return (nps_output_t){
+      .parts = part,
+      .part_count = parts,
       .path = output->path,
       .force = run->options->force,
       .shard_size = run->recipe->shard_size,
@@ -174,7 +184,7 @@ static nps_err_t check_targets(const nps_run_state_t *run) {
     if (nps_run_is_input(run, output->path))
       err = nps_fail(NPS_ERR_CONFIG, "%s: the output would replace one of the inputs", output->path);
     else
-      err = nps_err_worse(err, nps_output_check(&described, output_bytes(run, output->layout)));
+      err = nps_err_worse(err, nps_output_check(&described, output_bytes(run, output)));
   }
   return err;
 }
