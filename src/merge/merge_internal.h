@@ -12,6 +12,7 @@ struct nps_merge {
   nps_merge_tensor_t *tensors; /**< [layout->count]; merged targets only are filled */
   double *values;              /**< [param][target][model], what the tensors point into */
   int first;                   /**< the first merged target, or -1 */
+  bool family_known; /**< which tensors are linear layers is known by the model's family, not by a rule for all */
   int passes;
   bool whole_model;
   nps_part_t *parts; /**< [part_count] group by group */

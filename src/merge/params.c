@@ -206,7 +206,7 @@ static nps_merge_tensor_t *find_named(const nps_merge_t *merge, const named_t *n
 }
 
 /* The weights of linear layers, and the biases beside them. */
-static void find_roles(const nps_merge_t *merge, const named_t *named, int count) {
+static void find_roles(nps_merge_t *merge, const named_t *named, int count) {
   const nps_merge_spec_t *spec = &merge->spec;
   const char *config = spec->inputs[spec->base >= 0 ? spec->base : spec->models[0].input]->config_json;
   const char **names = nps_xcalloc((size_t)count + 1, sizeof *names);
@@ -216,7 +216,7 @@ static void find_roles(const nps_merge_t *merge, const named_t *named, int count
     names[i] = named[i].name;
     ndim[i] = spec->layout->targets[named[i].target].ndim;
   }
-  nps_net_find_linear(config, names, ndim, count, linear);
+  merge->family_known = nps_net_find_linear(config, names, ndim, count, linear);
   for (int i = 0; i < count; i++) {
     if (!linear[i] || merge->tensors[named[i].target].rows == 0) continue;
     char *bias = nps_xstrf("%.*s.bias", (int)(strlen(names[i]) - strlen(".weight")), names[i]);

@@ -56,6 +56,9 @@ nps_err_t nps_merge_plan_parts(nps_merge_t *merge) {
     merge->part_bytes[list[i].target] += part->count * (int64_t)nps_dtype_size(part->dtype);
   }
   free(list);
+  if (err == NPS_OK && count > 0 && !merge->family_known)
+    nps_note("the model is of no family with a native evaluator: its linear layers are taken to be the matrices "
+             "NAME.weight, [out, in], within numbered layers");
   if (err == NPS_OK && count == 0)
     err = nps_fail(NPS_ERR_INPUT, "%s: %s finds no linear layer in the base model", merge->spec.config_file,
                    merge->spec.method->name);

@@ -329,6 +329,48 @@ START_TEST(heads_come_from_where_they_should) {
 }
 END_TEST
 
+/* By the family where it is known, else by names; never what is no layer of the body. */
+START_TEST(linear_layers_are_found) {
+  static const struct {
+    const char *name;
+    int ndim;
+    bool of_vit, of_others;
+  } cases[] = {
+      {"vit.encoder.layer.0.attention.attention.query.weight", 2, true, true},
+      {"encoder.layer.11.attention.output.dense.weight", 2, true, true},
+      {"vit.encoder.layer.3.output.dense.weight", 2, true, true},
+      {"vit.encoder.layer.3.output.dense.weight", 1, false, false},
+      {"vit.encoder.layer.3.output.dense.bias", 1, false, false},
+      {"vit.encoder.layer.x3.output.dense.weight", 2, false, false},
+      {"vit.encoder.layer.output.dense.weight", 2, false, false},
+      {"3.output.dense.weight", 2, false, false},
+      {"vit.encoder.layer.3.layernorm_after.weight", 1, false, false},
+      {"vit.embeddings.patch_embeddings.projection.weight", 4, false, false},
+      {"classifier.weight", 2, false, false},
+      {"model.layers.0.self_attn.q_proj.weight", 2, false, true},
+      {"model.layers.0.mlp.down_proj.weight", 2, false, true},
+      {"model.layers.0.embed_positions.weight", 2, false, false},
+      {"model.embed_tokens.weight", 2, false, false},
+      {"lm_head.weight", 2, false, false},
+  };
+  enum { CASES = sizeof cases / sizeof *cases };
+  const char *names[CASES];
+  int ndim[CASES];
+  bool vit[CASES], others[CASES], none[CASES];
+  for (int i = 0; i < CASES; i++) {
+    names[i] = cases[i].name;
+    ndim[i] = cases[i].ndim;
+  }
+  ck_assert(nps_net_find_linear("{\"model_type\": \"vit\"}", names, ndim, CASES, vit));
+  ck_assert(!nps_net_find_linear("{\"model_type\": \"of another world\"}", names, ndim, CASES, others));
+  ck_assert(!nps_net_find_linear(NULL, names, ndim, CASES, none));
+  for (int i = 0; i < CASES; i++) {
+    ck_assert_msg(vit[i] == cases[i].of_vit, "vit: %s", names[i]);
+    ck_assert_msg(others[i] == cases[i].of_others && none[i] == others[i], "others: %s", names[i]);
+  }
+}
+END_TEST
+
 /* ---- scores ---- */
 
 START_TEST(scores_count_the_first_largest) {
@@ -367,6 +409,7 @@ int main(void) {
   tcase_add_test(cases, a_network_is_what_its_definition_says);
   tcase_add_test(cases, operations_are_counted);
   tcase_add_test(cases, heads_come_from_where_they_should);
+  tcase_add_test(cases, linear_layers_are_found);
   tcase_add_test(cases, scores_count_the_first_largest);
   tcase_add_test(cases, logits_that_are_not_finite_have_no_nll);
   return run_tests("fitness", cases);
