@@ -74,6 +74,8 @@ static nps_err_t dress(convert_t *c, const char *source) {
 /* ---- checks ---- */
 
 static nps_err_t check_types(const convert_t *c, const char *target) {
+  if (c->model->experts)
+    return nps_fail(NPS_ERR_INPUT, "%s: is a mixture of experts, which cannot be converted", c->model->path);
   for (int t = 0; t < c->layout->count; t++)
     if (nps_output_is_hdf5(target) && nps_dtype_kind(c->layout->targets[t].dtype) == NPS_KIND_OPAQUE)
       return nps_fail(NPS_ERR_INPUT, "%s: tensor %s has type %s, which a merged HDF5 file cannot hold", c->model->path,

@@ -251,7 +251,7 @@ def test_score_and_size_by_default(tmp_path):
     tasks = tools.TASKS["digits-vit"]
     tools.merge(tools.recipe("digits-vit", "smile"), tmp_path / "smile.h5")
     average = json.loads(score(tmp_path / "smile.h5", FAMILY / "calibration.h5", *HEADS))["average"]["accuracy"]
-    assert average >= 0.8563 - 5e-5
+    assert average >= 0.8562
     shown = json.loads(tools.run(tools.INSPECT, tmp_path / "smile.h5", "--json").out)
     experts = shown["experts"]
     parts = read_parts(tmp_path / "smile.h5")
