@@ -9,7 +9,7 @@ Part 2 ranks configurations: each is searched on three quarters of the calibrati
 over (fold k holds out the samples i with i mod 4 = k). The winner is the configuration and choice of the result with the best held-out accuracy. Only then test.h5 is
 read: for a table of all, searched once more on all calibration samples, and for the winner with seeds 1 to 5.
 
-    NPS_BUILDDIR=build/tests python tests/bench/spectral_study.py [--part 1|2] [--only 'NAME;…'] [--no-test]
+    NPS_BUILDDIR=build/tests python tests/bench/spectral_study.py [--part 1|2] [--only 'NAME;…'] [--no-test] [--cache DIR]
 """
 import argparse
 import json
@@ -112,17 +112,26 @@ def applied(nps, found):
     return config_of({**nps, **given}, lambdas=lambdas)
 
 
-def results(name, data, scored, seed, folder):
+def searched(name, data, seed, cache):
+    """The merged file of a search on `data`."""
+    nps, search, fitness = SEARCHES[name]
+    out = cache / f"{name.replace(' ', '-')}-{data.stem}-{seed}.h5"
+    if not out.exists():
+        part = cache / f"part-{out.name}"
+        merge(config_of(nps, search, fitness, data, seed), part)
+        part.rename(out)
+    return out
+
+
+def results(name, data, scored, seed, cache, folder):
     """Scores on `scored` of the start of a search on `data` and of every choice of its result."""
     if name in FIXED:
         models = [{"model": str(FAMILY / t)} for t in TASKS]
         merge({"base_model": str(FAMILY / "base"), "models": models, "dtype": "float32", **FIXED[name]}, folder / "again.h5")
         return {"": score(folder / "again.h5", scored)}
-    nps, search, fitness = SEARCHES[name]
-    merge(config_of(nps, search, fitness, data, seed), folder / "searched.h5")
-    found = {}
+    nps, found = SEARCHES[name][0], {}
     for final in ("start", *FINALS):
-        with h5py.File(folder / "searched.h5") as file:
+        with h5py.File(searched(name, data, seed, cache)) as file:
             config = applied(nps, found_in(file, final))
         merge(config, folder / "again.h5")
         found[final] = score(folder / "again.h5", scored)
@@ -192,12 +201,12 @@ def part_1(density, folder):
 # ---- part 2 ----
 
 
-def at_once(tasks, jobs):
+def at_once(tasks, jobs, cache):
     """The results of many calls of results(), several at a time, each in a folder of its own."""
 
     def call(task):
         with tempfile.TemporaryDirectory() as folder:
-            found = results(*task, Path(folder))
+            found = results(*task, cache, Path(folder))
         print(*task[:1], *task[3:], *(f"{k}: {v.mean(0)}" for k, v in found.items()), file=sys.stderr, flush=True)
         return found
 
@@ -221,7 +230,7 @@ def make_fold(k, folder):
 def cross_validate(names, jobs, folder):
     """{(search, result): [folds × tasks][accuracy, nll] on held-out samples}"""
     folds = [make_fold(k, folder) for k in range(FOLDS)]
-    found = at_once([(name, seen, held, 1) for name in names for seen, held in folds], jobs)
+    found = at_once([(name, seen, held, 1) for name in names for seen, held in folds], jobs, folder)
     table = {}
     for i, name in enumerate(names):
         each = found[i * FOLDS : (i + 1) * FOLDS]
@@ -237,7 +246,7 @@ def part_2(names, with_test, jobs, folder):
     print(f"chosen by held-out scores: {winner[0]}, result: {winner[1]}\n", flush=True)
     tests = [(winner[0], CALIBRATION, TEST, seed) for seed in range(1, 6)] if with_test else []
     others = [(name, CALIBRATION, TEST, 1) for name in names if name != winner[0]] if with_test else []
-    found = at_once(tests + others, jobs)
+    found = at_once(tests + others, jobs, folder)
     tested = {task[0]: f for task, f in zip(others, found[len(tests) :])}
     if with_test:
         tested[winner[0]] = found[0]
@@ -258,10 +267,12 @@ def main():
     parser.add_argument("--density", type=float, default=0.1, help="of part 1")
     parser.add_argument("--only", help="names of searches of part 2, separated by ';'")
     parser.add_argument("--no-test", action="store_true", help="only the ranking")
+    parser.add_argument("--cache", metavar="DIR", help="keep what part 2 has searched in a folder, and do not search it again")
     parser.add_argument("--jobs", type=int, default=1, help="searches of part 2 at a time")
     options = parser.parse_args()
     names = options.only.split(";") if options.only else [*FIXED, *SEARCHES]
     with tempfile.TemporaryDirectory() as name:
+        name = options.cache or name
         if options.part != 2:
             part_1(options.density, Path(name))
         if options.part != 1:
