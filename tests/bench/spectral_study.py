@@ -54,7 +54,7 @@ def config_of(nps, search=None, fitness=None, data=None, seed=1, lambdas=None):
               "nps": {"partition": "singular", **nps}}  # fmt: skip
     if search:
         config["search"] = {"variables": ["weight"], "sigma": 0.3, "final": "best", **search}
-        config["fitness"] = {"holdout": 0, **fitness, "tasks": [{"name": t, "data": str(data)} for t in TASKS]}
+        config["fitness"] = {"metric": "accuracy", "holdout": 0, **fitness, "tasks": [{"name": t, "data": str(data)} for t in TASKS]}
     return config
 
 
