@@ -24,13 +24,14 @@ void nps_sections_default(nps_recipe_t *recipe) {
       .bounds =
           {[NPS_VARIABLE_WEIGHT] = {-5, 5}, [NPS_VARIABLE_LOG_PRIORITY] = {-5, 5}, [NPS_VARIABLE_LAMBDA] = {-2, 2}},
       .start_weight = 1,
-      .generations = 12,
+      .generations = 30,
       .sigma = 0.3,
   };
   recipe->fitness = (nps_recipe_fitness_t){
       .evaluator = NPS_EVALUATOR_NATIVE,
-      .metric = NPS_METRIC_NLL,
+      .metric = NPS_METRIC_ACCURACY,
       .objective = NPS_OBJECTIVE_MEAN,
+      .holdout = 0.25,
       .batch = 64,
   };
 }
@@ -56,17 +57,17 @@ static bool is_given(const nps_node_t *section, const char *key) {
   return entry && !nps_node_is_null(entry->value);
 }
 
+/* With held-out samples what generalises is wanted, without them the best score. */
+static void default_final(nps_recipe_t *recipe, const nps_node_t *root) {
+  const nps_entry_t *search = nps_node_find(root, "search");
+  if (search && search->value->kind == NPS_NODE_MAPPING && is_given(search->value, "final")) return;
+  recipe->search.final = recipe->fitness.holdout > 0 ? NPS_FINAL_AVERAGE : NPS_FINAL_BEST;
+}
+
 static bool has_stage(const nps_recipe_t *recipe, nps_stage_t stage) {
   for (int i = 0; i < recipe->search.stage_count; i++)
     if (recipe->search.stages[i] == stage) return true;
   return false;
-}
-
-/* A search that prunes is the published one, which takes the best candidate. */
-static void default_final(nps_recipe_t *recipe, const nps_node_t *root) {
-  const nps_entry_t *search = nps_node_find(root, "search");
-  if (search && search->value->kind == NPS_NODE_MAPPING && is_given(search->value, "final")) return;
-  recipe->search.final = has_stage(recipe, NPS_STAGE_PRUNE) ? NPS_FINAL_BEST : NPS_FINAL_MEAN;
 }
 
 static const char *find_model(const nps_recipe_t *recipe, const char *name, const char **near) {

@@ -52,7 +52,7 @@ START_TEST(defaults_are_those_of_the_manual) {
   ck_assert_int_eq(r->search.algorithm, NPS_ALGORITHM_CMA_ES);
   ck_assert_int_eq(r->search.stage_count, 1);
   ck_assert_int_eq(r->search.stages[0], NPS_STAGE_JOINT);
-  ck_assert_int_eq(r->search.final, NPS_FINAL_MEAN);
+  ck_assert_int_eq(r->search.final, NPS_FINAL_AVERAGE);
   ck_assert(r->search.vary_weight && !r->search.vary_density && !r->search.per_model);
   ck_assert(r->search.bounds[NPS_VARIABLE_WEIGHT][0] == -5 && r->search.bounds[NPS_VARIABLE_WEIGHT][1] == 5);
   ck_assert(r->search.bounds[NPS_VARIABLE_LOG_PRIORITY][0] == -5 &&
@@ -61,15 +61,15 @@ START_TEST(defaults_are_those_of_the_manual) {
   ck_assert(r->search.start_weight == 1 && r->search.start_log_priority == 0);
   ck_assert_ptr_null(r->search.start_from);
   ck_assert_int_eq(r->search.restarts, 0);
-  ck_assert_int_eq(r->search.generations, 12);
+  ck_assert_int_eq(r->search.generations, 30);
   ck_assert_int_eq(r->search.population, 0);
   ck_assert(r->search.sigma == 0.3);
   ck_assert_int_eq(r->search.max_evaluations, 0);
   ck_assert_int_eq(r->search.patience, 0);
   ck_assert_int_eq(r->fitness.evaluator, NPS_EVALUATOR_NATIVE);
-  ck_assert_int_eq(r->fitness.metric, NPS_METRIC_NLL);
+  ck_assert_int_eq(r->fitness.metric, NPS_METRIC_ACCURACY);
   ck_assert_int_eq(r->fitness.objective, NPS_OBJECTIVE_MEAN);
-  ck_assert(r->fitness.holdout == 0);
+  ck_assert(r->fitness.holdout == 0.25);
   ck_assert_int_eq(r->fitness.batch, 64);
   ck_assert_int_eq(r->fitness.task_count, 0);
   nps_recipe_free(r);
