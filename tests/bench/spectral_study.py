@@ -6,7 +6,8 @@ same rank for every matrix, each with the best of the common factors 0.1 … 1.0
 samples.
 
 Part 2 ranks configurations: each is searched on three quarters of the calibration samples and scored on the fourth, four times
-over (fold k holds out the samples i with i mod 4 = k). The winner is the configuration and choice of the result with the best held-out accuracy. Only then test.h5 is
+over (fold k holds out the samples i with i mod 4 = k). The winner is the configuration and choice of the result with the best held-out accuracy, of equals
+the better nll. Only then test.h5 is
 read: for a table of all, searched once more on all calibration samples, and for the winner with seeds 1 to 5.
 
     NPS_BUILDDIR=build/tests python tests/bench/spectral_study.py [--part 1|2] [--only 'NAME;…'] [--no-test] [--cache DIR]
@@ -241,8 +242,8 @@ def cross_validate(names, jobs, folder):
 
 def part_2(names, with_test, jobs, folder):
     table = cross_validate(names, jobs, folder)
-    searched = {key: value[:, 0].mean() for key, value in table.items() if key[0] in SEARCHES and key[1] != "start"}
-    winner = max(searched, key=searched.get)
+    searched = [key for key in table if key[0] in SEARCHES and key[1] != "start"]
+    winner = max(searched, key=lambda key: (table[key][:, 0].mean(), -table[key][:, 1].mean()))
     print(f"chosen by held-out scores: {winner[0]}, result: {winner[1]}\n", flush=True)
     tests = [(winner[0], CALIBRATION, TEST, seed) for seed in range(1, 6)] if with_test else []
     others = [(name, CALIBRATION, TEST, 1) for name in names if name != winner[0]] if with_test else []
