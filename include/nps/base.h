@@ -135,6 +135,9 @@ void nps_text_add_bytes(nps_text_t *t, const char *bytes, size_t n);
  *  @return text */
 char *nps_text_printable(char *text);
 
+/** Go on with a 64-bit hash (FNV-1a) over bytes; begin with 0. Not for security. Local. */
+uint64_t nps_hash64(uint64_t hash, const void *bytes, size_t n);
+
 /** Find the candidate nearest to a misspelt word: edit distance (transpositions count 1) at most a third of its
  *  length, at least 1. Local.
  *  @return the candidate, or NULL when none is near */

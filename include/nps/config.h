@@ -124,6 +124,8 @@ typedef struct nps_recipe_search {
   nps_final_t final;
   int64_t max_evaluations; /**< 0: no limit */
   int patience;            /**< generations; 0: by the formula */
+  double max_time;         /**< seconds of a run, then it stops and can be resumed; 0: no limit */
+  char *snapshot;          /**< path, or NULL: beside the output; owned */
 } nps_recipe_search_t;
 
 typedef enum nps_evaluator { NPS_EVALUATOR_NATIVE, NPS_EVALUATOR_NONE } nps_evaluator_t;
@@ -198,9 +200,15 @@ nps_err_t nps_recipe_load(const char *file, const nps_override_t *overrides, int
 void nps_recipe_free(nps_recipe_t *recipe);
 
 /** Write the resolved recipe as YAML that parses to the same recipe: defaults filled in, names explicit, overrides
- *  applied, output.path left out (the same merge has the same recipe wherever it is written).
+ *  applied; output.path, search.snapshot and search.max_time left out (the same merge has the same recipe wherever it is
+ *  written, and however often it was interrupted).
  *  @return freed with free() */
 char *nps_recipe_emit(const nps_recipe_t *recipe);
+
+/** Write what scores and steps of a search depend on as lines "key: value": the recipe without paths and without limits
+ *  that may change when a search goes on.
+ *  @return freed with free() */
+char *nps_recipe_emit_search(const nps_recipe_t *recipe);
 
 /** Parse a size: "512MiB", "5GB", "1073741824". KB, MB, GB, TB are decimal, KiB, MiB, GiB, TiB binary.
  *  @return false when it is not a size above 0 that fits */

@@ -145,6 +145,9 @@ nps_weighting_t *nps_weighting_new(int models, int subspaces);
 nps_weighting_t *nps_weighting_copy(const nps_weighting_t *weighting);
 void nps_weighting_free(nps_weighting_t *weighting);
 
+/** Go on with a hash over all that a weighting holds. Local. @param hash  as nps_hash64() */
+uint64_t nps_weighting_hash(const nps_weighting_t *weighting, uint64_t hash);
+
 /** The thresholds that split magnitudes into M subspaces: threshold m (1 … M − 1) is the ⌊m·d/M⌋-th smallest |τ| from 0, and
  *  the subspace of x is the number of thresholds ≤ |x|. Found exactly by two radix histograms, entries spread over ranks.
  *  Use: start; every rank counts all its entries with pass 0; reduce; again with pass 1; reduce. Opaque. */

@@ -266,6 +266,9 @@ nps_err_t nps_writer_write_state(nps_writer_t *writer, int i, int64_t first, int
 /** Write a whole part, in its type. Local. NPS_ERR_IO. */
 nps_err_t nps_writer_write_part(nps_writer_t *writer, int part, const void *data);
 
+/** Give the recipe of a complete output, file or folder. Local. @return NULL: there is none; freed with free() */
+char *nps_output_recipe(const char *path);
+
 /** Write provenance, flush to the device, agree, rename into place. Collective.
  *  @param digest  finished; may be NULL */
 nps_err_t nps_writer_commit(nps_writer_t *writer, const nps_digest_t *digest);

@@ -28,6 +28,15 @@ typedef struct nps_search_task {
   float *const *own; /**< [tensors of the net] weights that are not the candidate's (heads); NULL: the candidate's */
 } nps_search_task_t;
 
+/** How a search is interrupted and goes on. All pointers are borrowed. */
+typedef struct nps_search_keep {
+  const char *snapshot; /**< file that holds what has been scored, replaced after every generation; NULL: none */
+  const char *identity; /**< lines "what: value" that scores and steps depend on; a snapshot with others is refused */
+  bool resume;          /**< begin with what the snapshot holds, where there is one */
+  bool (*stop)(void *ctx); /**< whether this rank is asked to stop; NULL: never */
+  void *ctx;
+} nps_search_keep_t;
+
 /** What is to be searched. Borrowed. */
 typedef struct nps_search_spec {
   const nps_store_t *store;
@@ -43,6 +52,7 @@ typedef struct nps_search_spec {
   const nps_recipe_search_t *search; /**< NULL, or algorithm none: no search, only the scores of `start` */
   const nps_recipe_fitness_t *fitness;
   uint64_t seed;
+  nps_search_keep_t keep;
 } nps_search_spec_t;
 
 /** One search: all it has evaluated, in order. Arrays are owned. */
@@ -97,7 +107,8 @@ typedef struct nps_search {
  *  @param report  rank 0's, else NULL
  *  @param[out] out  freed with nps_search_free()
  *  @return the same on every rank. NPS_ERR_CONFIG: a model without a task under prune, …; NPS_ERR_RUNTIME: every candidate
- *    failed; NPS_ERR_MEMORY */
+ *    failed; NPS_ERR_INPUT: the snapshot is damaged or of another search; NPS_ERR_IO: it cannot be written; NPS_ERR_STOPPED:
+ *    asked to stop, the snapshot holds all that was scored; NPS_ERR_MEMORY */
 nps_err_t nps_search_run(const nps_comm_t *comm, const nps_search_spec_t *spec, nps_report_t *report,
                          nps_search_t **out);
 void nps_search_free(nps_search_t *search);

@@ -71,3 +71,10 @@ const char *nps_nearest(const char *word, const char *const *candidates, int cou
   }
   return best;
 }
+
+uint64_t nps_hash64(uint64_t hash, const void *bytes, size_t n) {
+  const unsigned char *b = bytes;
+  hash ^= UINT64_C(0xcbf29ce484222325);
+  for (size_t i = 0; i < n; i++) hash = (hash ^ b[i]) * UINT64_C(0x100000001b3);
+  return hash;
+}

@@ -3,6 +3,24 @@
 
 #include "nps/run.h"
 
+#include <signal.h>
+
+static volatile sig_atomic_t asked_to_stop;
+
+static void ask_to_stop(int signal) {
+  (void)signal;
+  asked_to_stop = 1;
+}
+
+static bool stop(void) { return asked_to_stop != 0; }
+
+/* Batch systems warn with SIGUSR1 before the time is up, and mpirun passes it on to all ranks. */
+static void take_warnings(void) {
+  struct sigaction action = {.sa_handler = ask_to_stop, .sa_flags = SA_RESTART};
+  sigemptyset(&action.sa_mask);
+  sigaction(SIGUSR1, &action, NULL);
+}
+
 static nps_err_t run(const nps_comm_t *comm, const cli_merge_options_t *o) {
   const nps_run_options_t options = {
       .config = o->config,
@@ -14,6 +32,8 @@ static nps_err_t run(const nps_comm_t *comm, const cli_merge_options_t *o) {
       .ranks = o->ranks,
       .ranks_per_node = o->ranks_per_node,
       .force = o->force,
+      .resume = o->resume,
+      .stop = stop,
       .log = o->log,
       .quiet = o->quiet,
       .verbose = o->verbose,
@@ -26,6 +46,7 @@ int main(int argc, char **argv) {
   cli_request_t request = CLI_RUN;
   int exit_code = 0;
   nps_comm_t *comm = cli_start(&argc, &argv);
+  take_warnings();
   nps_err_t err = cli_merge_options(argc, argv, &options, &request);
   if (cli_go_on(&cli_merge_program, err, request, nps_comm_rank(comm) == 0, &exit_code))
     exit_code = nps_err_exit_code(run(comm, &options));

@@ -26,10 +26,12 @@ static const cli_option_t options[] = {
      "Only show which rank does what, with predicted memory, disk and time, and exit."},
     {"ranks", 0, CLI_COUNT, "N", FIELD(ranks), "With --plan: plan for N ranks instead of those that run."},
     {"ranks-per-node", 0, CLI_COUNT, "K", FIELD(ranks_per_node), "With --plan: how many of them share a node."},
+    {"resume", 0, CLI_FLAG, NULL, FIELD(resume),
+     "Go on from the snapshot of an interrupted search; start where there is none; do nothing where the output is "
+     "complete."},
     {"log", 0, CLI_TEXT, "FILE", FIELD(log), "Append every event of the run to FILE, one JSON object a line."},
     {"quiet", 'q', CLI_FLAG, NULL, FIELD(quiet), "Print nothing but errors."},
     {"verbose", 'v', CLI_FLAG, NULL, FIELD(verbose), "Print also the inputs, the plan, and what each step took."},
-    {"resume", 0, CLI_LATER, NULL, 0, NULL},
     {"version", 0, CLI_VERSION, NULL, 0, "Print the versions of the program and its libraries, and exit."},
     {"help", 'h', CLI_HELP, NULL, 0, "Print this text and exit."},
 };

@@ -16,6 +16,7 @@ typedef struct cli_merge_options {
   int ranks_per_node; /**< --ranks-per-node, 0 when not given */
   bool check;         /**< --check: only validate */
   bool force;
+  bool resume; /**< --resume: go on from the snapshot */
   const char *log; /**< NULL: none */
   bool quiet;
   bool verbose;

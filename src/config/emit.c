@@ -160,3 +160,35 @@ char *nps_recipe_emit(const nps_recipe_t *recipe) {
   nps_text_add(&out, "shard_size: %" PRId64 "}\n", recipe->shard_size);
   return out.text;
 }
+
+/* A shallow copy of a task without its paths; a head that is no listed model is one. */
+static nps_recipe_task_t without_paths(const nps_recipe_t *recipe, const nps_recipe_task_t *task) {
+  nps_recipe_task_t copy = *task;
+  bool listed = !task->head;
+  for (int i = 0; i < recipe->model_count; i++) listed = listed || strcmp(recipe->models[i].name, task->head) == 0;
+  if (!listed) copy.head = "";
+  copy.data = "";
+  return copy;
+}
+
+char *nps_recipe_emit_search(const nps_recipe_t *recipe) {
+  nps_recipe_t copy = *recipe;
+  const int models = recipe->model_count, tasks = recipe->fitness.task_count;
+  copy.models = nps_xcalloc((size_t)models + 1, sizeof *copy.models);
+  copy.fitness.tasks = nps_xcalloc((size_t)tasks + 1, sizeof *copy.fitness.tasks);
+  for (int i = 0; i < models; i++) {
+    copy.models[i] = recipe->models[i];
+    copy.models[i].model = "";
+  }
+  for (int i = 0; i < tasks; i++) copy.fitness.tasks[i] = without_paths(recipe, &recipe->fitness.tasks[i]);
+  if (copy.base_model) copy.base_model = "";
+  if (copy.search.start_from) copy.search.start_from = "";
+  copy.output_head = NULL;
+  copy.shard_size = copy.memory_per_rank = 0;
+  copy.search.generations = copy.search.patience = 0;
+  copy.search.max_evaluations = 0;
+  char *text = nps_recipe_emit(&copy);
+  free(copy.models);
+  free(copy.fitness.tasks);
+  return text;
+}

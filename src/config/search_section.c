@@ -168,10 +168,7 @@ static void read_race(void *target, const nps_node_t *value, const char *what) {
 }
 
 static void read_max_time(void *target, const nps_node_t *value, const char *what) {
-  double seconds = 0;
-  (void)target;
-  if (nps_number_read(value, what, 0, false, HUGE_VAL, &seconds) && seconds > 0)
-    nps_place_fail(value->place, "%s: a limit is not built yet", what);
+  nps_number_read(value, what, 0, false, HUGE_VAL, &section(target)->max_time);
 }
 
 static void read_ranks_per_model(void *target, const nps_node_t *value, const char *what) {
@@ -182,8 +179,8 @@ static void read_ranks_per_model(void *target, const nps_node_t *value, const ch
 }
 
 static void read_snapshot(void *target, const nps_node_t *value, const char *what) {
-  (void)target;
-  nps_place_fail(value->place, "%s: not built yet", what);
+  nps_recipe_search_t *s = section(target);
+  nps_text_read(value, what, &s->snapshot);
 }
 
 void nps_search_read(nps_recipe_t *recipe, const nps_node_t *value, const char *what) {

@@ -377,6 +377,7 @@ void nps_sections_free(nps_recipe_t *recipe) {
   free_rows(recipe->nps.weights, recipe->nps.weight_rows);
   free_rows(recipe->nps.priorities, recipe->nps.priority_rows);
   free(recipe->search.start_from);
+  free(recipe->search.snapshot);
   for (int i = 0; i < recipe->fitness.task_count; i++) {
     nps_recipe_task_t *task = &recipe->fitness.tasks[i];
     free(task->name);

@@ -50,6 +50,17 @@ void nps_weighting_free(nps_weighting_t *weighting) {
   free(weighting);
 }
 
+uint64_t nps_weighting_hash(const nps_weighting_t *w, uint64_t hash) {
+  const size_t T = (size_t)w->models, M = (size_t)w->subspaces;
+  const int kinds[] = {w->models, w->subspaces, (int)w->scope, (int)w->normalize};
+  hash = nps_hash64(hash, kinds, sizeof kinds);
+  hash = nps_hash64(hash, w->weight, T * M * sizeof *w->weight);
+  hash = nps_hash64(hash, w->priority, T * M * sizeof *w->priority);
+  hash = nps_hash64(hash, w->lambda, T * sizeof *w->lambda);
+  hash = nps_hash64(hash, w->rest, T * sizeof *w->rest);
+  return nps_hash64(hash, w->density, T * sizeof *w->density);
+}
+
 /* ---- subspaces of entries ---- */
 
 /* Thresholds looked at in one go: with 8 subspaces all. */

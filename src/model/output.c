@@ -70,6 +70,36 @@ void nps_place_clear(nps_place_t *place) {
   *place = (nps_place_t){.lock_fd = -1};
 }
 
+/* ---- the recipe of an output ---- */
+
+static char *read_text(const char *path) {
+  FILE *file = fopen(path, "r");
+  nps_text_t text = {0};
+  char part[4096];
+  if (!file) return NULL;
+  for (size_t n = 0; (n = fread(part, 1, sizeof part, file)) > 0;) nps_text_add_bytes(&text, part, n);
+  fclose(file);
+  return text.text;
+}
+
+static char *read_hdf5_recipe(const char *path) {
+  nps_h5_t *file = NULL;
+  char *recipe = NULL;
+  const int problems = nps_problem_count();
+  if (access(path, F_OK) != 0 || !nps_has_hdf5_signature(path)) return NULL;
+  if (nps_h5_open(path, &file) == NPS_OK) (void)nps_h5_get_attr_text(file, "/", "recipe", &recipe);
+  nps_h5_abandon(file);
+  if (problems == 0) nps_problem_clear(); /* a file that cannot be read has no recipe */
+  return recipe;
+}
+
+char *nps_output_recipe(const char *path) {
+  if (nps_output_is_hdf5(path)) return read_hdf5_recipe(path);
+  char *file = nps_xstrf("%s/nps-merge.yaml", path), *recipe = read_text(file);
+  free(file);
+  return recipe;
+}
+
 /* ---- what is there already ---- */
 
 static nps_err_t check_hdf5(const char *path, const struct stat *st) {

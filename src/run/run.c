@@ -206,6 +206,7 @@ static nps_err_t write_output(nps_run_state_t *run, nps_run_output_t *output) {
 
 /* The whole of a run that writes. Collective. */
 static nps_err_t write_merged(nps_run_state_t *run) {
+  if (nps_run_is_complete(run)) return NPS_OK;
   NPS_TRY(nps_comm_agree(run->comm, check_targets(run)));
   NPS_TRY(nps_run_hash_history(run));
   NPS_TRY(nps_comm_agree(run->comm, nps_run_read_sidecars(run)));

@@ -56,7 +56,7 @@ typedef struct nps_run_state {
   const nps_comm_t *comm;
   const nps_run_options_t *options;
   nps_report_t *report; /**< NULL but on rank 0 */
-  double started;
+  double started, deadline; /**< by nps_now() */
 
   nps_recipe_t *recipe;
   char *recipe_text;
@@ -104,6 +104,23 @@ nps_err_t nps_run_find_tasks(nps_run_state_t *run);
 /** Make every rank know what rank 0 has found. Collective. */
 nps_err_t nps_run_share_tasks(nps_run_state_t *run);
 void nps_run_free_tasks(nps_run_state_t *run);
+
+/* ---- keep.c ---- */
+
+/** Give the file of the search's snapshot; only rank 0 knows and uses it. Local. @return freed with free() */
+char *nps_run_keep_path(const nps_run_state_t *run);
+
+/** Write down what scores and steps of the search depend on; the models' files are read. Collective.
+ *  @param[out] out  freed with free(), after errors too */
+nps_err_t nps_run_keep_identity(const nps_run_state_t *run, char **out);
+
+/** Whether the user, the batch system or search.max_time asks this rank to stop. @param ctx  the run */
+bool nps_run_should_stop(void *ctx);
+
+/** Whether --resume finds all outputs complete, and say so. Collective. */
+bool nps_run_is_complete(const nps_run_state_t *run);
+
+/* ---- search.c ---- */
 
 /** Whether there is something to score: merge_method nps with tasks. */
 bool nps_run_has_tasks(const nps_run_state_t *run);

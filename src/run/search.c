@@ -1,6 +1,7 @@
 /* The search phase: models in memory, the search over their subspaces, and what it found handed to the outputs. */
 #include "run_internal.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -112,7 +113,7 @@ static void take_result(nps_run_state_t *run) {
   }
 }
 
-static nps_err_t search(nps_run_state_t *run, const work_t *work) {
+static nps_err_t search(nps_run_state_t *run, const work_t *work, const char *identity, const char *snapshot) {
   const nps_recipe_t *recipe = run->recipe;
   nps_recipe_search_t settings = recipe->search;
   settings.start_from = run->start_from;
@@ -130,11 +131,29 @@ static nps_err_t search(nps_run_state_t *run, const work_t *work) {
       .search = searches(run) ? &settings : NULL,
       .fitness = &recipe->fitness,
       .seed = recipe->seed,
+      .keep = {.snapshot = snapshot,
+               .identity = identity,
+               .resume = run->options->resume,
+               .stop = nps_run_should_stop,
+               .ctx = run},
   };
   NPS_TRY(nps_search_run(run->comm, &spec, run->report, &run->search));
   take_result(run);
   if (run->report) nps_search_show(run->search, &spec, run->report);
   return NPS_OK;
+}
+
+/* With a snapshot where there is a search to go on with. */
+static nps_err_t search_kept(nps_run_state_t *run, const work_t *work) {
+  char *identity = NULL, *snapshot = searches(run) ? nps_run_keep_path(run) : NULL;
+  double most = run->recipe->search.max_time; /* no part of the recipe that all ranks have */
+  nps_comm_bcast(run->comm, &most, sizeof most);
+  run->deadline = most > 0 ? run->started + most : HUGE_VAL;
+  nps_err_t err = snapshot ? nps_run_keep_identity(run, &identity) : NPS_OK;
+  if (err == NPS_OK) err = search(run, work, identity, snapshot);
+  free(identity);
+  free(snapshot);
+  return err;
 }
 
 /* Bytes of data and working memory besides the models. */
@@ -212,7 +231,7 @@ nps_err_t nps_run_search(nps_run_state_t *run) {
   if (err == NPS_OK && nps_run_is_singular(run))
     err = nps_run_factorise_all(run, work.start, work.input_of, work.spill);
   if (err == NPS_OK) err = nps_comm_agree(run->comm, load(run, &work));
-  if (err == NPS_OK) err = search(run, &work);
+  if (err == NPS_OK) err = search_kept(run, &work);
   unload(&work);
   return err;
 }

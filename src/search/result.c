@@ -23,7 +23,7 @@ static int *all_tasks(const nps_search_spec_t *spec) {
   return tasks;
 }
 
-static void score_stored(const nps_searching_t *s, stored_t *out) {
+static nps_err_t score_stored(const nps_searching_t *s, stored_t *out) {
   const nps_search_spec_t *spec = s->spec;
   const int tasks = spec->task_count;
   int *all = all_tasks(spec), count = 0;
@@ -35,7 +35,7 @@ static void score_stored(const nps_searching_t *s, stored_t *out) {
   for (int t = 0; t < tasks; t++)
     for (int p = 0; spec->tasks[t].model >= 0 && p < NPS_PARTS; p++)
       jobs[count++] = (nps_job_t){NULL, spec->tasks[t].model, &all[t], 1, p};
-  nps_scorer_run(s->scorer, jobs, count, scores);
+  nps_err_t err = nps_scorer_run(s->scorer, jobs, count, scores);
   for (int p = 0; p < NPS_PARTS; p++)
     for (int t = 0; t < tasks; t++) out->base[t][p] = *next++;
   for (int t = 0; t < tasks; t++)
@@ -43,6 +43,7 @@ static void score_stored(const nps_searching_t *s, stored_t *out) {
   free(scores);
   free(jobs);
   free(all);
+  return err;
 }
 
 /* ---- rows ---- */
@@ -99,7 +100,7 @@ static nps_weighting_t *output_weighting(const nps_weighting_t *weighting, int o
 }
 
 /* Scores the models that a weighting makes, all rows. */
-static void score_rows(const nps_searching_t *s, const nps_weighting_t *weighting, size_t which) {
+static nps_err_t score_rows(const nps_searching_t *s, const nps_weighting_t *weighting, size_t which) {
   nps_search_t *out = s->search;
   const int rows = out->row_count;
   nps_job_t *jobs = nps_xcalloc((size_t)(NPS_PARTS * rows) + 1, sizeof *jobs);
@@ -112,7 +113,7 @@ static void score_rows(const nps_searching_t *s, const nps_weighting_t *weightin
     for (int p = 0; p < NPS_PARTS; p++)
       jobs[NPS_PARTS * r + p] = (nps_job_t){same ? jobs[NPS_PARTS * r - 1].weighting : made[r], -1, &row->task, 1, p};
   }
-  nps_scorer_run(s->scorer, jobs, NPS_PARTS * rows, scores);
+  nps_err_t err = nps_scorer_run(s->scorer, jobs, NPS_PARTS * rows, scores);
   for (int r = 0; r < rows; r++) {
     memcpy((char *)&out->rows[r] + which, scores + NPS_PARTS * r, NPS_PARTS * sizeof *scores);
     nps_weighting_free(made[r]);
@@ -120,6 +121,7 @@ static void score_rows(const nps_searching_t *s, const nps_weighting_t *weightin
   free(made);
   free(scores);
   free(jobs);
+  return err;
 }
 
 /* ---- the run ---- */
@@ -132,25 +134,30 @@ static nps_err_t search_stages(nps_searching_t *s) {
   nps_report_steps_end(s->report);
   out->seconds = nps_now() - started;
   out->flops = nps_scorer_flops(s->scorer) - before;
-  if (err == NPS_OK)
-    nps_report_detail(s->report, "search: %lld evaluations in %.1f s, %.1f evaluations/s, %.1f GFLOP/s a rank",
-                      (long long)out->evaluations, out->seconds, (double)out->evaluations / out->seconds,
-                      1e-9 * out->flops / out->seconds / nps_comm_size(s->comm));
-  return err;
+  if (err != NPS_OK) return err;
+  nps_comm_sum_f64(s->comm, &out->flops, 1);
+  nps_report_detail(s->report, "search: %lld evaluations in %.1f s, %.1f evaluations/s, %.1f GFLOP/s a rank",
+                    (long long)out->evaluations, out->seconds, (double)out->evaluations / out->seconds,
+                    1e-9 * out->flops / out->seconds / nps_comm_size(s->comm));
+  return NPS_OK;
 }
 
 static nps_err_t run(nps_searching_t *s) {
   stored_t stored = {0};
   nps_err_t err = NPS_OK;
+  int64_t known = 0;
   NPS_TRY(nps_scorer_new(s->comm, s->spec, &s->scorer));
-  score_stored(s, &stored);
+  NPS_TRY(nps_scorer_resume(s->scorer, &known));
+  if (known > 0)
+    nps_report_line(s->report, "going on from %s, which holds the scores of %lld batches", s->spec->keep.snapshot,
+                    (long long)known);
+  NPS_GOTO(score_stored(s, &stored));
   s->goal = nps_goal_new(s->spec, (const nps_score_t(*)[NPS_PARTS])stored.base,
                          (const nps_score_t(*)[NPS_PARTS])stored.tuned);
   NPS_GOTO(search_stages(s));
   add_rows(s, &stored);
-  score_rows(s, s->began, offsetof(nps_search_row_t, start));
-  score_rows(s, s->current, offsetof(nps_search_row_t, merged));
-  NPS_GOTO(nps_scorer_check(s->scorer));
+  NPS_GOTO(score_rows(s, s->began, offsetof(nps_search_row_t, start)));
+  NPS_GOTO(score_rows(s, s->current, offsetof(nps_search_row_t, merged)));
   s->search->weighting = nps_weighting_copy(s->current);
   s->search->ranks = nps_comm_size(s->comm);
 done:

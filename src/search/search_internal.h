@@ -12,6 +12,43 @@ enum { NPS_PART_SEEN, NPS_PART_HELD, NPS_PARTS };
 /** Whether sample i, from 0, is held out of the search: ⌊(i+1)h⌋ > ⌊i·h⌋. */
 bool nps_sample_is_held(int64_t i, double holdout);
 
+/* ---- what has been scored (memo.c, snapshot.c) ---- */
+
+/** A hash of what a score depends on; collisions are as good as impossible. */
+typedef struct nps_memo_key {
+  uint64_t half[2];
+} nps_memo_key_t;
+
+/** Go on with a key over bytes; begin with zeros. */
+nps_memo_key_t nps_memo_key(nps_memo_key_t before, const void *bytes, size_t n);
+
+typedef struct nps_memo_entry {
+  nps_memo_key_t key;
+  nps_score_t score;
+} nps_memo_entry_t;
+
+typedef struct nps_memo nps_memo_t;
+
+nps_memo_t *nps_memo_new(void);
+void nps_memo_free(nps_memo_t *memo);
+
+/** Find a score. @return NULL: not known; else valid until the next nps_memo_add() */
+const nps_score_t *nps_memo_find(const nps_memo_t *memo, nps_memo_key_t key);
+
+/** Add a score; a key that is there already keeps its first. */
+void nps_memo_add(nps_memo_t *memo, nps_memo_key_t key, nps_score_t score);
+
+/** Give the entries in the order in which they were added. */
+int64_t nps_memo_count(const nps_memo_t *memo);
+const nps_memo_entry_t *nps_memo_entry(const nps_memo_t *memo, int64_t i);
+
+/** Replace a snapshot by what a memo holds, all at once. Local. NPS_ERR_IO. */
+nps_err_t nps_snapshot_write(const char *path, const char *identity, const nps_memo_t *memo);
+
+/** Add what a snapshot holds to a memo; nothing where there is none. Local.
+ *  @return NPS_ERR_INPUT with the reason: damaged, no snapshot, another version, another identity */
+nps_err_t nps_snapshot_read(const char *path, const char *identity, nps_memo_t *memo);
+
 /* ---- scoring (evaluate.c) ---- */
 
 /** One model on some tasks. Borrowed. */
@@ -32,13 +69,17 @@ nps_err_t nps_scorer_new(const nps_comm_t *comm, const nps_search_spec_t *spec, 
 void nps_scorer_free(nps_scorer_t *scorer);
 
 /** Score jobs, spread over the ranks. Collective. A candidate that cannot be built has no correct sample and NaN as nll.
- *  @param[out] scores  job by job, task by task; the same bits on any number of ranks */
-void nps_scorer_run(nps_scorer_t *scorer, const nps_job_t *jobs, int count, nps_score_t *scores);
+ *  What has been scored before is not scored again. The snapshot is replaced when all is scored, once a minute, and before
+ *  stopping.
+ *  @param[out] scores  job by job, task by task; the same bits on any number of ranks
+ *  @return NPS_ERR_STOPPED: some rank was asked to stop; NPS_ERR_IO: the snapshot cannot be written; NPS_ERR_RUNTIME: factors
+ *    could not be read back */
+nps_err_t nps_scorer_run(nps_scorer_t *scorer, const nps_job_t *jobs, int count, nps_score_t *scores);
 
-/** Agree on whether scores could be made at all: NPS_ERR_RUNTIME where factors could not be read back. Collective. */
-nps_err_t nps_scorer_check(const nps_scorer_t *scorer);
+/** Take what the snapshot holds, where that is asked for. Collective. @param[out] known  scores taken */
+nps_err_t nps_scorer_resume(nps_scorer_t *scorer, int64_t *known);
 
-/** Give the floating-point operations of all scores so far, all ranks. */
+/** Give the floating-point operations of what this rank has scored so far. */
 double nps_scorer_flops(const nps_scorer_t *scorer);
 
 /* ---- fitness of scores (objective.c) ---- */
@@ -141,13 +182,13 @@ void nps_track_end(nps_track_t *track);
 
 /** Score the points of several searches together and add them to the histories. Collective.
  *  @param means  the points are CMA-ES's last mean and the average of its means */
-void nps_tracks_score(nps_searching_t *s, nps_track_t *tracks, int count, bool means);
+nps_err_t nps_tracks_score(nps_searching_t *s, nps_track_t *tracks, int count, bool means);
 
 /** Give the best of the rows [first, end) of a history by its fitness; the earliest of equals. */
 int64_t nps_track_best(const nps_track_t *track, int64_t first, int64_t end);
 
 /** Choose the final genomes. Collective. */
-void nps_tracks_choose(nps_searching_t *s, nps_track_t *tracks, int count);
+nps_err_t nps_tracks_choose(nps_searching_t *s, nps_track_t *tracks, int count);
 
 /** Run all stages: histories, s->current, s->began. Collective. */
 nps_err_t nps_stages_run(nps_searching_t *s);

@@ -77,12 +77,12 @@ static void start_cmaes(const nps_searching_t *s, nps_track_t *track) {
 }
 
 /* Scores generation 0 and begins CMA-ES at the best of it. */
-static void start_tracks(nps_searching_t *s, nps_track_t *tracks, int count) {
+static nps_err_t start_tracks(nps_searching_t *s, nps_track_t *tracks, int count) {
   for (int i = 0; i < count; i++) {
     set_frame(s, &tracks[i]);
     set_first_points(s, &tracks[i]);
   }
-  nps_tracks_score(s, tracks, count, false);
+  NPS_TRY(nps_tracks_score(s, tracks, count, false));
   for (int i = 0; i < count; i++) {
     nps_search_history_t *h = tracks[i].history;
     const int64_t limit = s->spec->search->max_evaluations;
@@ -92,6 +92,7 @@ static void start_tracks(nps_searching_t *s, nps_track_t *tracks, int count) {
     else if (leads(s))
       start_cmaes(s, &tracks[i]);
   }
+  return NPS_OK;
 }
 
 /* ---- generations ---- */
@@ -155,7 +156,7 @@ static nps_err_t run_generations(nps_searching_t *s, nps_track_t *tracks, int co
     NPS_GOTO(ask_all(s, tracks, count, &any));
     if (!any) break;
     for (int i = 0; i < count; i++) first[i] = tracks[i].history->evaluations;
-    nps_tracks_score(s, tracks, count, false);
+    NPS_GOTO(nps_tracks_score(s, tracks, count, false));
     if (leads(s)) tell_all(tracks, count, first);
     if (leads(s)) nps_tracks_show(s, tracks, count, first, started);
   }
@@ -166,7 +167,7 @@ done:
 
 /* Scores the last mean of every search, and the average of its means over the generations: both generalise better than the
  * best of many candidates. */
-static void score_means(nps_searching_t *s, nps_track_t *tracks, int count) {
+static nps_err_t score_means(nps_searching_t *s, nps_track_t *tracks, int count) {
   for (int i = 0; i < count; i++) {
     const bool learnt = s->spec->search->algorithm != NPS_ALGORITHM_RANDOM && tracks[i].generation > 0;
     const int n = tracks[i].genome->count;
@@ -178,7 +179,7 @@ static void score_means(nps_searching_t *s, nps_track_t *tracks, int count) {
     }
     nps_comm_bcast(s->comm, tracks[i].points, (size_t)(2 * n) * sizeof(double));
   }
-  nps_tracks_score(s, tracks, count, true);
+  return nps_tracks_score(s, tracks, count, true);
 }
 
 static nps_err_t check_result(const nps_track_t *track) {
@@ -204,11 +205,10 @@ static void take_results(nps_searching_t *s, const nps_track_t *tracks, int coun
 static nps_err_t run_stage(nps_searching_t *s, nps_track_t *tracks, int count) {
   const double started = nps_now();
   nps_err_t err = NPS_OK;
-  start_tracks(s, tracks, count);
+  NPS_TRY(start_tracks(s, tracks, count));
   NPS_TRY(run_generations(s, tracks, count, started));
-  score_means(s, tracks, count);
-  nps_tracks_choose(s, tracks, count);
-  NPS_TRY(nps_scorer_check(s->scorer));
+  NPS_TRY(score_means(s, tracks, count));
+  NPS_TRY(nps_tracks_choose(s, tracks, count));
   for (int i = 0; i < count; i++) {
     tracks[i].history->stop = nps_cmaes_stop_text(tracks[i].why);
     err = nps_err_worse(err, check_result(&tracks[i]));

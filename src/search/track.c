@@ -94,33 +94,35 @@ static void add_job(const nps_track_t *track, const double *x, int part, nps_job
   jobs[(*count)++] = (nps_job_t){.weighting = w, .tasks = track->tasks, .task_count = track->task_count, .part = part};
 }
 
-/* Scores jobs and forgets their weightings. @return freed with free() */
-static nps_score_t *run_jobs(nps_scorer_t *scorer, nps_job_t *jobs, int count) {
+/* Scores jobs and forgets their weightings. @param[out] scores  freed with free(), after errors too */
+static nps_err_t run_jobs(nps_scorer_t *scorer, nps_job_t *jobs, int count, nps_score_t **scores) {
   size_t items = 1;
   for (int j = 0; j < count; j++) items += (size_t)jobs[j].task_count;
-  nps_score_t *scores = nps_xcalloc(items, sizeof *scores);
-  nps_scorer_run(scorer, jobs, count, scores);
+  *scores = nps_xcalloc(items, sizeof **scores);
+  nps_err_t err = nps_scorer_run(scorer, jobs, count, *scores);
   for (int j = 0; j < count; j++) nps_weighting_free((nps_weighting_t *)jobs[j].weighting);
   free(jobs);
-  return scores;
+  return err;
 }
 
-void nps_tracks_score(nps_searching_t *s, nps_track_t *tracks, int count, bool means) {
+nps_err_t nps_tracks_score(nps_searching_t *s, nps_track_t *tracks, int count, bool means) {
   int points = 0, job_count = 0;
   for (int i = 0; i < count; i++) points += tracks[i].point_count;
   nps_job_t *jobs = nps_xcalloc((size_t)points + 1, sizeof *jobs);
   for (int i = 0; i < count; i++)
     for (int p = 0; p < tracks[i].point_count; p++)
       add_job(&tracks[i], tracks[i].points + (int64_t)p * tracks[i].genome->count, NPS_PART_SEEN, jobs, &job_count);
-  nps_score_t *scores = run_jobs(s->scorer, jobs, job_count);
+  nps_score_t *scores = NULL;
+  nps_err_t err = run_jobs(s->scorer, jobs, job_count, &scores);
   const nps_score_t *next = scores;
-  for (int i = 0; i < count; i++) {
+  for (int i = 0; err == NPS_OK && i < count; i++) {
     make_room(&tracks[i], tracks[i].point_count);
     for (int p = 0; p < tracks[i].point_count; p++, next += tracks[i].task_count)
       add_row(s, &tracks[i], p, means, next);
     s->search->evaluations += tracks[i].point_count;
   }
   free(scores);
+  return err;
 }
 
 /* ---- the choice ---- */
@@ -196,7 +198,7 @@ static void doubt(const nps_searching_t *s, const nps_track_t *track, const int6
     h->best = h->start;
 }
 
-void nps_tracks_choose(nps_searching_t *s, nps_track_t *tracks, int count) {
+nps_err_t nps_tracks_choose(nps_searching_t *s, nps_track_t *tracks, int count) {
   int job_count = 0, *finalists = nps_xcalloc((size_t)count, sizeof *finalists);
   int64_t **rows = nps_xcalloc((size_t)count, sizeof *rows);
   nps_job_t *jobs = nps_xcalloc(1, sizeof *jobs);
@@ -209,16 +211,18 @@ void nps_tracks_choose(nps_searching_t *s, nps_track_t *tracks, int count) {
     for (int r = 0; r < finalists[i]; r++)
       add_job(track, track->history->genome + rows[i][r] * track->history->variables, NPS_PART_HELD, jobs, &job_count);
   }
-  nps_score_t *scores = run_jobs(s->scorer, jobs, job_count);
+  nps_score_t *scores = NULL;
+  nps_err_t err = run_jobs(s->scorer, jobs, job_count, &scores);
   const nps_score_t *next = scores;
-  for (int i = 0; i < count; i++) {
+  for (int i = 0; err == NPS_OK && i < count; i++) {
     choose_held(s, &tracks[i], rows[i], finalists[i], next);
     if (s->spec->search->final != NPS_FINAL_BEST) choose_mean(s, &tracks[i]);
     doubt(s, &tracks[i], rows[i], finalists[i], next);
     next += (int64_t)finalists[i] * tracks[i].task_count;
-    free(rows[i]);
   }
+  for (int i = 0; i < count; i++) free(rows[i]);
   free(scores);
   free(rows);
   free(finalists);
+  return err;
 }
