@@ -58,7 +58,7 @@ nps_err_t nps_run_keep_identity(const nps_run_state_t *run, char **out) {
 char *nps_run_keep_path(const nps_run_state_t *run) {
   const char *given = run->recipe->search.snapshot;
   if (nps_comm_rank(run->comm) != 0) return nps_xstrdup("");
-  return given ? nps_xstrdup(given) : default_path(run->recipe->output_path);
+  return given ? nps_xstrdup(given) : default_path(run->options->out ? run->options->out : run->recipe->output_path);
 }
 
 bool nps_run_should_stop(void *ctx) {

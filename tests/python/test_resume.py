@@ -1,0 +1,214 @@
+"""Searches that are interrupted go on where they were, on any number of ranks, to the same bytes."""
+
+import json
+import random
+import signal
+import time
+
+import h5py
+import numpy as np
+import pytest
+import tools
+
+FAMILY = tools.MODELS / "digits-vit"
+TASKS = ["plain", "blur"]
+GENERATIONS = 6
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "calibration.h5"
+    with h5py.File(FAMILY / "calibration.h5") as source, h5py.File(path, "w") as target:
+        for task in TASKS:
+            for name in ("inputs", "labels"):
+                target[f"{task}/{name}"] = source[task][name][:60]
+    return path
+
+
+def recipe(data, **search):
+    return {
+        "merge_method": "nps", "base_model": str(FAMILY / "base"), "seed": 5,
+        "models": [{"model": str(FAMILY / t), "name": t} for t in TASKS],
+        "nps": {"subspaces": 4, "density": 0.2},
+        "search": {"stages": ["prune", "fuse"], "generations": GENERATIONS, "population": 6, "final": "best", **search},
+        "fitness": {"metric": "nll", "holdout": 0, "batch": 16, "tasks": [{"name": t, "data": str(data)} for t in TASKS]},
+        "dtype": "float32",
+    }  # fmt: skip
+
+
+def content(path):
+    """All that must not depend on how a search was interrupted: tensors and histories, as bytes."""
+    found = {}
+
+    def take(name, item):
+        if isinstance(item, h5py.Dataset):
+            found[name] = item[:].tobytes()
+        for key, value in item.attrs.items():
+            found[f"{name}@{key}"] = np.asarray(value).tolist()
+
+    with h5py.File(path) as file:
+        for group in ("tensors", "search"):
+            file[group].visititems(take)
+    return found
+
+
+def merge(config, out, *options, ranks=2, code=0):
+    result = tools.merge(config, out, *options, ranks=ranks, code=code)
+    return result.out + result.err
+
+
+def snapshot_of(out):
+    return out.with_name(out.name + ".snapshot.h5")
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """What the search gives that is never interrupted."""
+    out = tmp_path_factory.mktemp("whole") / "out.h5"
+    merge(recipe(data), out)
+    return content(out)
+
+
+def start(config, out, ranks):
+    """Start a search, and wait for its first snapshot."""
+    process = tools.start(tools.MERGE, tools.write_config(out.with_suffix(".yaml"), config), out, ranks=ranks)
+    assert tools.wait_for(snapshot_of(out).exists, 60), tools.finish(process, 1)
+    return process
+
+
+@pytest.mark.parametrize("ranks, again", [(1, 3), (2, 1), (3, 2)])
+def test_a_killed_search_goes_on(ranks, again, data, whole, tmp_path):
+    """kill -9 of everything at a random moment after the first snapshot."""
+    out = tmp_path / "out.h5"
+    process = start(recipe(data), out, ranks)
+    time.sleep(random.uniform(0, 1.5))
+    tools.kill_session(process.pid)
+    tools.finish(process)
+    out.unlink(missing_ok=True)  # it was done already
+    text = merge(recipe(data), out, "--resume", ranks=again)
+    assert "going on from" in text
+    assert content(out) == whole
+
+
+def test_a_warning_stops_and_saves(data, whole, tmp_path):
+    """SIGUSR1, which mpirun passes on: exit code 4 within a batch, and nothing is scored twice."""
+    out = tmp_path / "out.h5"
+    process = start(recipe(data), out, 2)
+    process.send_signal(signal.SIGUSR1)
+    result = tools.finish(process)
+    assert result.code == 4, result
+    assert result.err.count("run again with --resume to go on from") == 1
+    assert not out.exists()
+    merge(recipe(data), out, "--resume", ranks=3)
+    assert content(out) == whole
+
+
+def test_a_time_limit(data, whole, tmp_path):
+    out = tmp_path / "out.h5"
+    text = merge(recipe(data, max_time=0.2), out, code=4)
+    assert "run again with --resume" in text
+    for _ in range(30):
+        result = tools.run(tools.MERGE, out.with_name("out.h5.yaml"), out, "--resume", ranks=2)
+        assert result.code in (0, 4), result
+        if result.code == 0:
+            break
+    else:
+        merge(recipe(data), out, "--resume")
+    assert content(out) == whole
+
+
+def test_without_a_snapshot_it_starts_and_complete_it_rests(data, whole, tmp_path):
+    out = tmp_path / "out.h5"
+    assert "going on from" not in merge(recipe(data), out, "--resume")
+    assert content(out) == whole
+    before = out.stat().st_mtime_ns
+    assert "nothing is left to do" in merge(recipe(data), out, "--resume", ranks=1)
+    assert out.stat().st_mtime_ns == before
+
+
+def test_a_finished_search_is_extended(data, whole, tmp_path):
+    short, out = tmp_path / "short.h5", tmp_path / "out.h5"
+    kept = {"snapshot": str(tmp_path / "kept.h5")}
+    merge(recipe(data, generations=2, **kept), short)
+    log = tmp_path / "log"
+    merge(recipe(data, **kept), out, "--resume", "--log", log)
+    assert content(out) == whole
+    assert any(json.loads(line)["event"] == "generation" for line in log.read_text().splitlines())
+
+
+def test_without_resume_the_snapshot_is_replaced(data, tmp_path):
+    out = tmp_path / "out.h5"
+    merge(recipe(data, generations=1), out)
+    assert "will be replaced; --resume would go on from it" in merge(recipe(data, generations=1), out, "--force")
+
+
+# ---- snapshots that are refused -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def kept(data, tmp_path_factory):
+    """The bytes of a snapshot."""
+    out = tmp_path_factory.mktemp("kept") / "out.h5"
+    merge(recipe(data, generations=1), out)
+    return snapshot_of(out).read_bytes()
+
+
+def refused(config, kept, tmp_path, message):
+    (tmp_path / "kept.h5").write_bytes(kept)
+    config["search"]["snapshot"] = str(tmp_path / "kept.h5")
+    text = merge(config, tmp_path / "out.h5", "--resume", code=3)
+    assert message in text and text.count("error:") == 1, text
+    assert (tmp_path / "kept.h5").read_bytes() == kept
+    assert not (tmp_path / "out.h5").exists()
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda c: c.update(seed=6), 'it has "seed: 5", this one "seed: 6"'),
+    (lambda c: c["search"].update(sigma=0.2), 'it has "  sigma: 0.3", this one "  sigma: 0.2"'),
+    (lambda c: c["fitness"].update(batch=20), 'it has "  batch: 16", this one "  batch: 20"'),
+])  # fmt: skip
+def test_another_recipe(change, message, data, kept, tmp_path):
+    config = recipe(data, generations=1)
+    change(config)
+    refused(config, kept, tmp_path, message)
+
+
+def test_other_data(data, kept, tmp_path):
+    with h5py.File(data) as source, h5py.File(tmp_path / "data.h5", "w") as target:
+        for task in TASKS:
+            source.copy(task, target)
+        target["blur/inputs"][7, 0, 0, 0] += 1
+    refused(recipe(tmp_path / "data.h5", generations=1), kept, tmp_path, 'it has "data of task blur: ')
+
+
+def test_another_model(data, kept, tmp_path):
+    tensors = dict(tools.read_model(FAMILY / "blur"))
+    dtype, array = tensors["vit.layernorm.bias"]
+    tensors["vit.layernorm.bias"] = (dtype, array + np.float32(1e-3))
+    model = tools.write_folder(tmp_path / "blur", tensors, json.loads((FAMILY / "blur/config.json").read_text()))
+    config = recipe(data, generations=1)
+    config["models"][1]["model"] = str(model)
+    refused(config, kept, tmp_path, 'it has "model file model.safetensors: ')
+
+
+def edit(kept, tmp_path, change):
+    path = tmp_path / "edited.h5"
+    path.write_bytes(kept)
+    with h5py.File(path, "r+") as file:
+        change(file)
+    return path.read_bytes()
+
+
+DAMAGES = {
+    "truncated": (lambda kept, _: kept[: len(kept) // 2], "kept.h5"),
+    "no HDF5": (lambda kept, _: b"x" * 1000, "is not an HDF5 file"),
+    "a model": (lambda kept, t: edit(kept, t, lambda f: f.attrs.modify("format", "nps-merged")), "is no snapshot of a search"),
+    "version": (lambda kept, t: edit(kept, t, lambda f: f.attrs.modify("format_version", 2)), "another version of the program"),
+    "a changed score": (lambda kept, t: edit(kept, t, lambda f: f["scores/correct"].write_direct(f["scores/correct"][:] + 1)), "checksum of its scores"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", DAMAGES)
+def test_damaged_snapshots(case, data, kept, tmp_path):
+    damage, message = DAMAGES[case]
+    refused(recipe(data, generations=1), damage(kept, tmp_path), tmp_path, message)
