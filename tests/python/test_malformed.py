@@ -483,7 +483,6 @@ COMMANDS = {
     "set below a number": (["c.yaml", "out.h5", "--set", "dtype.a=1"], "expected a mapping or list before 'a'"),
     "set with an empty key": (["c.yaml", "out.h5", "--set", "a..b=1"], "found an empty key"),
     "set to no YAML": (["c.yaml", "out.h5", "--set", "dtype=["], "--set dtype: not YAML"),
-    "resume": (["c.yaml", "out.h5", "--resume"], "option --resume: not built yet"),
     "no output": (["c.yaml"], "no output: give OUT on the command line, or output.path"),
     "no config": (["nowhere.yaml", "out.h5"], "nowhere.yaml: the config cannot be read: No such file or directory"),
     "config a folder": (["base", "out.h5"], "base: the config cannot be read: Is a directory"),

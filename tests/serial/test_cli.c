@@ -106,7 +106,6 @@ START_TEST(test_refused) {
   REFUSED("option -o needs OUT", "c.yaml", "-o");
   REFUSED("option --log: FILE is empty", "c.yaml", "--log=");
   REFUSED("option --force takes no value", "c.yaml", "--force=yes");
-  REFUSED("option --resume: not built yet", "c.yaml", "--resume");
   REFUSED("option --ranks: expected a whole number from 1 on, found '0'", "c.yaml", "--plan", "--ranks", "0");
   REFUSED("option --ranks: expected a whole number from 1 on, found '4x'", "c.yaml", "--plan", "--ranks", "4x");
   REFUSED("option --ranks: expected a whole number from 1 on, found '99999999999'", "c.yaml", "--plan",
