@@ -159,7 +159,8 @@ typedef struct nps_merge_method {
 
   bool (*whole)(const nps_merge_tensor_t *tensor);
 
-  /** Plan what a tensor that is merged whole, and on one rank, gives besides its merged values: tensors in groups of their own. NULL: nothing.
+  /** Plan what a tensor that is merged whole, and on one rank, gives besides its merged values: tensors in groups of their
+   *  own. NULL: nothing.
    *  @param[out] parts  [NPS_MAX_PARTS] group and shape to be set; the type, before that of the merged tensor, may be changed
    *  @return how many */
   int (*plan_parts)(const nps_merge_tensor_t *tensor, nps_part_t *parts);

@@ -115,7 +115,8 @@ typedef struct nps_layout {
  *  @param dtype   type of the merged tensors, or NULL: each tensor's type in the base (else the first input)
  *  @param[out] out  freed with nps_layout_free()
  *  @return NPS_ERR_INPUT: a tensor of the base missing in an input, a shape that differs, a type that cannot be merged,
- *    no common tensor, a mixture of experts. All problems are recorded. Extra tensors that are not copied are noted, once a model. */
+ *    no common tensor, a mixture of experts. All problems are recorded. Extra tensors that are not copied are noted, once
+ *    a model. */
 nps_err_t nps_layout_match(const nps_model_t *const *inputs, int n, int base, int head, const nps_dtype_t *dtype,
                            nps_layout_t **out);
 void nps_layout_free(nps_layout_t *layout);

@@ -1,5 +1,5 @@
 /** @file run.h
- *  A run as phases: validate, plan, merge, write, report. Layer 7; besides cli the only reader of the recipe. */
+ *  A run as phases: validate, plan, search, merge, write, report. Layer 7; besides cli the only reader of the recipe. */
 #ifndef NPS_RUN_H
 #define NPS_RUN_H
 

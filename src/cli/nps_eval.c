@@ -21,7 +21,8 @@ static const cli_operand_t operands[] = {
 
 static const cli_option_t option_table[] = {
     {"data", 0, CLI_TEXT, "FILE", FIELD(data),
-     "HDF5 file with one group a task: inputs [samples, channels, height, width] and labels [samples]. Required."},
+     "HDF5 file with one group a task: inputs [samples, channels, height, width] and labels [samples] for images, "
+     "input_ids [samples, tokens] for texts. Required."},
     {"group", 0, CLI_LIST, "G", FIELD(groups), "Score on group G of the data; may be repeated. Default: all groups."},
     {"head", 0, CLI_LIST, "[G=]MODEL", FIELD(heads),
      "Take the classifier from MODEL, for group G, or for all groups that no other is given for; may be repeated. "

@@ -13,7 +13,8 @@ typedef struct nps_selection {
   int64_t *ties; /**< whole model: [tensors by name][models] entries at the threshold; later those before; owned */
 } nps_selection_t;
 
-/** Statistics passes that a selection takes, nearly always: two for the threshold; over the whole model one more, to count ties by tensor. */
+/** Statistics passes that a selection takes, nearly always: two for the threshold; over the whole model one more, to count
+ *  ties by tensor. */
 #define NPS_SELECTION_PASSES(whole_model) ((whole_model) ? 3 : 2)
 
 nps_selection_t *nps_selection_new(int models);
