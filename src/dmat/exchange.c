@@ -174,7 +174,7 @@ static nps_err_t exchange_rows(rows_t *x, int64_t first, int64_t count) {
   x->slabs = nps_xcalloc(2 * (size_t)grid->ranks, sizeof *x->slabs);
   MPI_Allgather(mine, 2, MPI_INT64_T, x->slabs, 2, MPI_INT64_T, grid->mpi);
   for (int r = 0; r < grid->ranks; r++) longest = max64(longest, x->slabs[2 * r + 1]);
-  x->height = max64(1, STEP_BYTES / (max64(1, m->columns) * (int64_t)x->element));
+  x->height = max64(1, STEP_BYTES / grid->row_ranks / (max64(1, m->columns) * (int64_t)x->element));
   x->steps = (longest + x->height - 1) / x->height;
   const int64_t slab = most_of(x, slab_count), piece = most_of(x, piece_count);
   const nps_err_t err = mail_new(grid, x->element, x->put ? slab : piece, x->put ? piece : slab, &mail);

@@ -239,11 +239,13 @@ static split_t split_of(const nps_merge_tensor_t *tensor) {
 static nps_err_t take_away(const nps_dmat_t *u, nps_dmat_t *x) {
   nps_dmat_t c = {0};
   if (u->rows == 0) return NPS_OK;
-  NPS_TRY(nps_dmat_new(x->grid, u->rows, x->columns, &c));
-  nps_dmat_gemm(false, false, 1, u, x, 0, &c);
-  nps_dmat_gemm(true, false, -1, u, &c, 1, x);
+  const nps_err_t err = nps_dmat_new(x->grid, u->rows, x->columns, &c);
+  if (err == NPS_OK) {
+    nps_dmat_gemm(false, false, 1, u, x, 0, &c);
+    nps_dmat_gemm(true, false, -1, u, &c, 1, x);
+  }
   nps_dmat_free(&c);
-  return NPS_OK;
+  return err;
 }
 
 static nps_err_t iso_cts_merge(const nps_merge_tensor_t *tensor, float *const *tau, nps_dmat_t *update) {

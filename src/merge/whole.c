@@ -156,6 +156,8 @@ static nps_err_t apply(nps_engine_t *e, const nps_piece_t *piece, whole_t *w) {
 static nps_err_t put(nps_engine_t *e, const nps_piece_t *piece, double scale, double *base, const double *update) {
   const nps_target_t *target = &e->merge->spec.layout->targets[piece->target];
   const int64_t step = min64(e->plan->slab, NPS_STEP);
+  e->slab_target = -1; /* inputs are no longer needed: the whole slab is room for the output */
+  e->out = e->slab;
   for (int64_t i = 0; i < piece->count; i++) base[i] += scale * update[i];
   for (int64_t first = 0; first < piece->count; first += step) {
     const int64_t count = min64(piece->count - first, step);

@@ -46,7 +46,7 @@ static nps_err_t add_models(const nps_run_state_t *run, nps_text_t *text) {
 nps_err_t nps_run_keep_identity(const nps_run_state_t *run, char **out) {
   nps_text_t text = {0};
   char *recipe = nps_recipe_emit_search(run->recipe);
-  nps_text_add(&text, "%s", recipe);
+  nps_text_add(&text, "program: %s\n%s", PACKAGE_STRING, recipe);
   free(recipe);
   for (int i = 0; i < run->recipe->fitness.task_count; i++)
     add_dataset(&text, run->recipe->fitness.tasks[i].name, run->tasks[i].dataset);
@@ -75,12 +75,16 @@ static bool is_complete(const nps_run_state_t *run, const nps_run_output_t *outp
   return same;
 }
 
-bool nps_run_is_complete(const nps_run_state_t *run) {
-  int complete = nps_comm_rank(run->comm) == 0 && run->options->resume;
-  for (int i = 0; complete && i < run->output_count; i++) complete = is_complete(run, &run->outputs[i]);
-  nps_comm_bcast(run->comm, &complete, sizeof complete);
-  for (int i = 0; complete && i < run->output_count; i++)
-    nps_report_line(run->report, "%s is there already, made by this recipe: nothing is left to do",
-                    run->outputs[i].path);
-  return complete;
+bool nps_run_find_complete(nps_run_state_t *run) {
+  const bool look = nps_comm_rank(run->comm) == 0 && run->options->resume;
+  bool all = true;
+  for (int i = 0; i < run->output_count; i++) {
+    nps_run_output_t *output = &run->outputs[i];
+    output->complete = look && is_complete(run, output);
+    nps_comm_bcast(run->comm, &output->complete, sizeof output->complete);
+    all = all && output->complete;
+    if (output->complete)
+      nps_report_line(run->report, "%s is there already, made by this recipe: nothing is left to do", output->path);
+  }
+  return all;
 }

@@ -23,7 +23,8 @@ static const nps_tensor_info_t *info_of(const nps_lora_t *lora, int i) {
 static nps_err_t check_tensor(const nps_lora_t *lora, int t) {
   const nps_tensor_info_t *a = &lora->model->tensors[t], *b = &lora->base->tensors[lora->found->tensors[t].base];
   char found[192], expected[192];
-  if (!lora->found->tensors[t].compared)
+  const bool no_floats = lora->kind_of[t] == NPS_LORA_LINEAR && nps_dtype_kind(b->dtype) != NPS_KIND_FLOAT;
+  if (!lora->found->tensors[t].compared || no_floats)
     return nps_fail(NPS_ERR_INPUT, "%s: tensor %s is %s %s, in %s %s %s", lora->model->path, a->name,
                     nps_dtype_name(a->dtype), nps_shape_format(a->ndim, a->shape, found), lora->base->path,
                     nps_dtype_name(b->dtype), nps_shape_format(b->ndim, b->shape, expected));

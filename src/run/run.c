@@ -181,6 +181,7 @@ static nps_err_t check_targets(const nps_run_state_t *run) {
   for (int i = 0; i < run->output_count; i++) {
     const nps_run_output_t *output = &run->outputs[i];
     const nps_output_t described = describe_output(run, output);
+    if (output->complete) continue;
     if (nps_run_is_input(run, output->path))
       err = nps_fail(NPS_ERR_CONFIG, "%s: the output would replace one of the inputs", output->path);
     else
@@ -206,12 +207,13 @@ static nps_err_t write_output(nps_run_state_t *run, nps_run_output_t *output) {
 
 /* The whole of a run that writes. Collective. */
 static nps_err_t write_merged(nps_run_state_t *run) {
-  if (nps_run_is_complete(run)) return NPS_OK;
+  if (nps_run_find_complete(run)) return NPS_OK;
   NPS_TRY(nps_comm_agree(run->comm, check_targets(run)));
   NPS_TRY(nps_run_hash_history(run));
   NPS_TRY(nps_comm_agree(run->comm, nps_run_read_sidecars(run)));
   NPS_TRY(nps_run_search(run));
-  for (int i = 0; i < run->output_count; i++) NPS_TRY(write_output(run, &run->outputs[i]));
+  for (int i = 0; i < run->output_count; i++)
+    if (!run->outputs[i].complete) NPS_TRY(write_output(run, &run->outputs[i]));
   return NPS_OK;
 }
 

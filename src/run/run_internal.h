@@ -25,6 +25,7 @@ typedef struct nps_run_output {
   nps_merge_nps_t nps; /**< weights of its models' subspaces; merge_method nps only */
   nps_merge_t *merge;
   nps_plan_t *plan;
+  bool complete;          /**< it was there already, made by this recipe */
   bool spill;             /**< its singular factors go to a file */
   nps_factors_t *factors; /**< its own singular factors, or NULL: those of the run, or none */
   char *config_json;      /**< or NULL */
@@ -117,8 +118,8 @@ nps_err_t nps_run_keep_identity(const nps_run_state_t *run, char **out);
 /** Whether the user, the batch system or search.max_time asks this rank to stop. @param ctx  the run */
 bool nps_run_should_stop(void *ctx);
 
-/** Whether --resume finds all outputs complete, and say so. Collective. */
-bool nps_run_is_complete(const nps_run_state_t *run);
+/** Find the outputs that --resume finds complete, and say so. Collective. @return whether all are */
+bool nps_run_find_complete(nps_run_state_t *run);
 
 /* ---- search.c ---- */
 

@@ -30,7 +30,10 @@ static bool has_spectrum(const nps_inspect_t *inspect, int t) {
   const nps_inspect_tensor_t *found = &inspect->tensors[t];
   const bool matrix = info->ndim == 2 && info->shape[0] >= 2 && info->shape[1] >= 2;
   const bool finite = found->has_norm && found->nonfinite == 0 && isfinite(found->norm);
-  return matrix && finite && (!inspect->base || (found->compared && isfinite(found->difference)));
+  if (!matrix || !finite || nps_dtype_kind(info->dtype) != NPS_KIND_FLOAT) return false;
+  if (!inspect->base) return true;
+  return found->compared && isfinite(found->difference) &&
+         nps_dtype_kind(inspect->base->tensors[found->base].dtype) == NPS_KIND_FLOAT;
 }
 
 static int64_t bytes_of(const nps_inspect_t *inspect, int i) {

@@ -3,8 +3,8 @@
 #include "search_internal.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
-#include <unistd.h>
 
 /* What is known of a task in advance. */
 typedef struct {
@@ -260,7 +260,7 @@ static void add_up(void *ctx, const batch_t *b) {
 
 static nps_err_t save(const nps_scorer_t *s) {
   const nps_search_keep_t *keep = &s->spec->keep;
-  if (!keep->snapshot) return NPS_OK;
+  if (!keep->snapshot || nps_memo_count(s->memo) == 0) return NPS_OK;
   const bool leads = nps_comm_rank(s->comm) == 0;
   return nps_comm_agree(s->comm, leads ? nps_snapshot_write(keep->snapshot, keep->identity, s->memo) : NPS_OK);
 }
@@ -312,6 +312,15 @@ nps_err_t nps_scorer_run(nps_scorer_t *s, const nps_job_t *jobs, int count, nps_
   return NPS_OK;
 }
 
+/* Who forgets --resume loses nothing. */
+static void put_aside(const char *snapshot) {
+  char *old = nps_xstrf("%s.old", snapshot);
+  if (rename(snapshot, old) == 0)
+    nps_note("%s: a snapshot of an earlier search, which --resume would have gone on from, is kept as %s", snapshot,
+             old);
+  free(old);
+}
+
 nps_err_t nps_scorer_resume(nps_scorer_t *s, int64_t *known) {
   const nps_search_keep_t *keep = &s->spec->keep;
   const bool leads = nps_comm_rank(s->comm) == 0;
@@ -319,8 +328,7 @@ nps_err_t nps_scorer_resume(nps_scorer_t *s, int64_t *known) {
   *known = 0;
   if (!keep->snapshot) return NPS_OK;
   if (!keep->resume) {
-    if (leads && access(keep->snapshot, F_OK) == 0)
-      nps_note("%s: this snapshot of an earlier search will be replaced; --resume would go on from it", keep->snapshot);
+    if (leads) put_aside(keep->snapshot);
     return NPS_OK;
   }
   if (leads) err = nps_snapshot_read(keep->snapshot, keep->identity, s->memo);

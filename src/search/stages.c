@@ -233,6 +233,14 @@ static nps_err_t check_tasks(const nps_search_spec_t *spec, const nps_track_t *t
                   spec->models[track->model]);
 }
 
+/* The names of more variables do not fit into an attribute of the output. */
+static nps_err_t check_variables(const nps_track_t *track) {
+  enum { MOST = 4000 };
+  if (track->genome->count <= MOST) return NPS_OK;
+  return nps_fail(NPS_ERR_CONFIG, "search %s: expected at most %d variables, found %d: use fewer subspaces",
+                  track->history->path, MOST, track->genome->count);
+}
+
 static nps_err_t begin_tracks(nps_searching_t *s, nps_track_t *tracks) {
   nps_err_t err = NPS_OK;
   for (int g = 0; g < s->spec->search->stage_count; g++) {
@@ -242,6 +250,7 @@ static nps_err_t begin_tracks(nps_searching_t *s, nps_track_t *tracks) {
       nps_track_begin(s->spec, stage, stage == NPS_STAGE_PRUNE ? i : -1,
                       &s->search->histories[s->search->history_count++], track);
       err = nps_err_worse(err, check_tasks(s->spec, track));
+      err = nps_err_worse(err, check_variables(track));
     }
     s->search->has_lambda = s->search->has_lambda || (stage != NPS_STAGE_PRUNE && !s->spec->of_sum);
   }

@@ -11,12 +11,20 @@ static void measure(nps_dtriples_t *t, int64_t first, const nps_dmat_t *right) {
   for (int64_t k = first; k < first + right->rows; k++) t->sigma[k] = sqrt(t->sigma[k]);
 }
 
+static double sum_of(const double *x, int64_t n, bool squared) {
+  double sum = 0;
+  for (int64_t k = 0; k < n; k++) sum += squared ? x[k] * x[k] : x[k];
+  return sum;
+}
+
 static nps_err_t first_block(nps_dtriples_t *t) {
   NPS_TRY(nps_dmat_new(t->a->grid, t->count, t->n, &t->left));
   NPS_TRY(nps_dmat_gram_vectors(t->a, t->turned, t->sigma, &t->left));
   NPS_TRY(nps_dmat_new(t->a->grid, t->count, t->m, &t->right));
   nps_dmat_gemm(false, t->turned, 1, &t->left, t->a, 0, &t->right);
+  const double expected = sum_of(t->sigma, t->count, false); /* of the eigenvalues */
   measure(t, 0, &t->right);
+  if (t->count < t->n && expected > 0) t->energy = sum_of(t->sigma, t->count, true) / expected;
   return NPS_OK;
 }
 

@@ -131,7 +131,8 @@ static void beat(worker_t *w, int i) {
 
 static nps_err_t work_off(worker_t *w) {
   nps_err_t err = NPS_OK;
-  for (int k = 0; k < w->schedule->jobs && err == NPS_OK && !w->stopped; k++) {
+  /* Only meeting decides to stop: a rank that hears of a failure earlier than its group would leave it waiting. */
+  for (int k = 0; k < w->schedule->jobs && err == NPS_OK; k++) {
     const int i = w->schedule->order[k];
     const nps_group_t group = w->schedule->group[i];
     if (w->rank < group.first || w->rank >= group.first + group.size) continue;

@@ -126,6 +126,20 @@ def test_without_a_snapshot_it_starts_and_complete_it_rests(data, whole, tmp_pat
     assert out.stat().st_mtime_ns == before
 
 
+def test_between_several_outputs(data, tmp_path):
+    """Of several outputs only those are made that are not there yet."""
+    config = recipe(data, generations=2, stages=["prune"])
+    config["nps"]["application"] = "transfer"
+    out = tmp_path / "slim-{name}.h5"
+    merge(config, out)
+    want = {task: content(tmp_path / f"slim-{task}.h5") for task in TASKS}
+    (tmp_path / "slim-blur.h5").unlink()
+    kept = (tmp_path / "slim-plain.h5").stat().st_mtime_ns
+    assert "slim-plain.h5 is there already" in merge(config, out, "--resume", ranks=3)
+    assert (tmp_path / "slim-plain.h5").stat().st_mtime_ns == kept
+    assert {task: content(tmp_path / f"slim-{task}.h5") for task in TASKS} == want
+
+
 def test_a_finished_search_is_extended(data, whole, tmp_path):
     short, out = tmp_path / "short.h5", tmp_path / "out.h5"
     kept = {"snapshot": str(tmp_path / "kept.h5")}
@@ -136,10 +150,12 @@ def test_a_finished_search_is_extended(data, whole, tmp_path):
     assert any(json.loads(line)["event"] == "generation" for line in log.read_text().splitlines())
 
 
-def test_without_resume_the_snapshot_is_replaced(data, tmp_path):
+def test_without_resume_an_old_snapshot_is_kept_aside(data, tmp_path):
     out = tmp_path / "out.h5"
     merge(recipe(data, generations=1), out)
-    assert "will be replaced; --resume would go on from it" in merge(recipe(data, generations=1), out, "--force")
+    before = snapshot_of(out).read_bytes()
+    assert "a snapshot of an earlier search" in merge(recipe(data, generations=1, sigma=0.2), out, "--force")
+    assert (tmp_path / "out.h5.snapshot.h5.old").read_bytes() == before
 
 
 # ---- snapshots that are refused -------------------------------------------------------------------------------------
