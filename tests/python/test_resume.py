@@ -105,7 +105,7 @@ def test_a_warning_stops_and_saves(data, whole, tmp_path):
 
 def test_a_time_limit(data, whole, tmp_path):
     out = tmp_path / "out.h5"
-    text = merge(recipe(data, max_time=0.2), out, code=4)
+    text = merge(recipe(data, max_time=1), out, code=4)
     assert "run again with --resume" in text
     for _ in range(30):
         result = tools.run(tools.MERGE, out.with_name("out.h5.yaml"), out, "--resume", ranks=2)
