@@ -148,6 +148,10 @@ const char *nps_nearest(const char *word, const char *const *candidates, int cou
  *  @return out */
 const char *nps_format_bytes(double bytes, char out[32]);
 
+/** Give the smaller / the larger of two numbers. */
+static inline int64_t nps_min64(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t nps_max64(int64_t a, int64_t b) { return a > b ? a : b; }
+
 /** Seconds of a clock that never runs backwards. Local. */
 double nps_now(void);
 

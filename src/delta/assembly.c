@@ -20,11 +20,8 @@ struct nps_assembly {
   bool any;      /* update holds something */
 };
 
-static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
-static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
-
 /* The most triples of a product, as far as the matrices of all lists have so many. */
-static int64_t batch_of(int lists, int64_t count) { return min64(BATCH, lists * count); }
+static int64_t batch_of(int lists, int64_t count) { return nps_min64(BATCH, lists * count); }
 
 int64_t nps_assembly_bytes(const nps_factors_spec_t *spec) {
   int64_t most = 0;
@@ -32,7 +29,7 @@ int64_t nps_assembly_bytes(const nps_factors_spec_t *spec) {
     const nps_target_t *target = &spec->layout->targets[t];
     if (!nps_factors_splits(target, spec->exclude, spec->exclude_count)) continue;
     const int64_t rows = target->shape[0], columns = target->shape[1];
-    most = max64(most, rows * columns + batch_of(spec->models, min64(rows, columns)) * (rows + columns));
+    most = nps_max64(most, rows * columns + batch_of(spec->models, nps_min64(rows, columns)) * (rows + columns));
   }
   return most * (int64_t)sizeof(float);
 }
@@ -45,10 +42,10 @@ nps_err_t nps_assembly_new(const nps_factors_t *f, nps_assembly_t **out) {
   for (int j = 0; j < f->matrix_count; j++) {
     const nps_matrix_t *m = &f->matrices[j];
     const int64_t batch = batch_of(f->lists, m->count);
-    left = max64(left, batch * m->rows);
-    right = max64(right, batch * m->columns);
-    elements = max64(elements, m->rows * m->columns);
-    columns = max64(columns, m->columns);
+    left = nps_max64(left, batch * m->rows);
+    right = nps_max64(right, batch * m->columns);
+    elements = nps_max64(elements, m->rows * m->columns);
+    columns = nps_max64(columns, m->columns);
   }
   NPS_GOTO(nps_buffer_alloc((size_t)left * sizeof *a->u, "singular vectors", &a->u));
   NPS_GOTO(nps_buffer_alloc((size_t)right * sizeof *a->v, "singular vectors", &a->v));
@@ -105,7 +102,7 @@ static nps_err_t add_band(nps_assembly_t *a, int list, int64_t first, int64_t n,
   double value[BATCH];
   while (n > 0) {
     if (a->count == room) flush(a);
-    const int64_t now = min64(n, room - a->count);
+    const int64_t now = nps_min64(n, room - a->count);
     for (int64_t i = 0; i < now; i++) value[i] = factor * (sigma ? sigma[first + i] : 1);
     NPS_TRY(add_triples(a, list, first, now, value));
     first += now;

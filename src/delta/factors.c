@@ -8,9 +8,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
-static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
-
 /* ---- shapes ---- */
 
 bool nps_factors_excludes(const char *name, const char *const *exclude, int exclude_count) {
@@ -26,7 +23,7 @@ bool nps_factors_splits(const nps_target_t *target, const char *const *exclude, 
 
 static int lists_of(const nps_factors_spec_t *spec) { return spec->sum ? 1 : spec->models; }
 
-static int64_t short_side(const nps_target_t *t) { return min64(t->shape[0], t->shape[1]); }
+static int64_t short_side(const nps_target_t *t) { return nps_min64(t->shape[0], t->shape[1]); }
 
 int64_t nps_factors_target_bytes(const nps_factors_spec_t *spec, int target) {
   const nps_target_t *t = &spec->layout->targets[target];
@@ -46,8 +43,8 @@ int64_t nps_factors_work_bytes(const nps_factors_spec_t *spec) {
     const nps_target_t *target = &spec->layout->targets[t];
     if (!nps_factors_splits(target, spec->exclude, spec->exclude_count)) continue;
     const int64_t rows = target->shape[0], columns = target->shape[1];
-    most = max64(most, 8 * rows * columns + 12 * short_side(target) * (rows + columns) +
-                           nps_svd_bytes(rows, columns, 0, NPS_SVD_GRAM));
+    most = nps_max64(most, 8 * rows * columns + 12 * short_side(target) * (rows + columns) +
+                               nps_svd_bytes(rows, columns, 0, NPS_SVD_GRAM));
   }
   return most + 8 * NPS_STEP * (spec->models + 1);
 }
@@ -143,10 +140,10 @@ static nps_err_t read_matrix(nps_source_t *source, const nps_factors_t *f, int l
                              uint8_t *seen) {
   const nps_target_t *target = f->targets[m->tensor];
   for (int64_t first = 0; first < target->count; first += NPS_STEP) {
-    const int64_t count = min64(target->count - first, NPS_STEP);
+    const int64_t count = nps_min64(target->count - first, NPS_STEP);
     NPS_TRY(nps_source_load(source, list, target, first, count));
     for (int64_t at = 0; at < count; at += NPS_CHUNK)
-      nps_source_values(source, at, min64(count - at, NPS_CHUNK), a + first + at);
+      nps_source_values(source, at, nps_min64(count - at, NPS_CHUNK), a + first + at);
   }
   for (int64_t r = 0; r < m->rows; r++)
     for (int64_t c = 0; c < m->columns; c++)
@@ -236,7 +233,7 @@ static nps_err_t give_all(const nps_comm_t *comm, nps_factors_t *f) {
   float *vectors = NULL;
   if (nps_comm_size(comm) == 1) return NPS_OK;
   for (int j = 0; j < f->matrix_count; j++)
-    most = max64(most, f->matrices[j].count * (f->matrices[j].rows + f->matrices[j].columns));
+    most = nps_max64(most, f->matrices[j].count * (f->matrices[j].rows + f->matrices[j].columns));
   nps_err_t err = nps_comm_agree(comm, nps_buffer_alloc((size_t)most * sizeof *vectors, "singular vectors", &vectors));
   for (int b = 0; err == NPS_OK && b < f->lists * f->matrix_count; b++) {
     const nps_err_t here = give_block(comm, f, b / f->matrix_count, b % f->matrix_count, vectors);

@@ -18,9 +18,6 @@ typedef struct {
 
 typedef void chunk_fn(void *ctx, int tensor, int64_t first, const float *x, int64_t n);
 
-static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
-static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
-
 static bool is_rest(const nps_factors_t *f, int tensor) { return f->matrix_of[tensor] < 0; }
 
 /* fl32(τ), or fl32(Σ λ_i τ_i / T) */
@@ -32,10 +29,10 @@ static nps_err_t walk_tensor(const stretch_t *s, int tensor, int64_t first, int6
   double x[NPS_CHUNK];
   float tau[NPS_CHUNK];
   for (int64_t at = first; at < end; at += NPS_STEP) {
-    const int64_t count = min64(end - at, NPS_STEP);
+    const int64_t count = nps_min64(end - at, NPS_STEP);
     NPS_TRY(nps_source_load(s->source, s->list, s->factors->targets[tensor], at, count));
     for (int64_t i = 0; i < count; i += NPS_CHUNK) {
-      const int64_t n = min64(count - i, NPS_CHUNK);
+      const int64_t n = nps_min64(count - i, NPS_CHUNK);
       nps_source_values(s->source, i, n, x);
       narrow(s->factors, x, n, tau);
       each(ctx, tensor, at + i, tau, n);
@@ -50,7 +47,7 @@ static nps_err_t walk(const stretch_t *s, chunk_fn *each, void *ctx) {
   for (int t = s->first; t < s->end; t++) {
     if (!is_rest(s->factors, t)) continue;
     const int64_t count = s->factors->targets[t]->count;
-    const int64_t first = max64(0, s->from - before), end = min64(count, s->to - before);
+    const int64_t first = nps_max64(0, s->from - before), end = nps_min64(count, s->to - before);
     if (first < end) NPS_TRY(walk_tensor(s, t, first, end, each, ctx));
     before += count;
   }
@@ -111,7 +108,7 @@ static nps_err_t find_rule(const nps_comm_t *comm, stretch_t *s, nps_select_t *s
   for (int t = s->first; t < s->end; t++)
     if (is_rest(s->factors, t)) entries += s->factors->targets[t]->count;
   const int64_t ranks = nps_comm_size(comm), rank = nps_comm_rank(comm);
-  s->from = entries / ranks * rank + min64(entries % ranks, rank);
+  s->from = entries / ranks * rank + nps_min64(entries % ranks, rank);
   s->to = s->from + entries / ranks + (rank < entries % ranks);
   *rule = (nps_rest_rule_t){.keep = (int64_t)floor(density * (double)entries), .last_tensor = s->end};
   if (rule->keep == 0 || rule->keep == entries) return NPS_OK;
@@ -166,7 +163,7 @@ static void prune(const nps_rest_rule_t *rule, int tensor, int64_t first, int64_
   const float by = (float)weight;
   int64_t with_ties = n; /* entries up to the last tie that is kept */
   if (tensor > rule->last_tensor) with_ties = 0;
-  if (tensor == rule->last_tensor) with_ties = max64(0, min64(n, rule->last_index + 1 - first));
+  if (tensor == rule->last_tensor) with_ties = nps_max64(0, nps_min64(n, rule->last_index + 1 - first));
   for (int64_t i = 0; i < n; i++) {
     const uint32_t bits = nps_magnitude_bits(x[i]);
     const bool kept = rule->keep > 0 && (bits > rule->threshold || (bits == rule->threshold && i < with_ties));

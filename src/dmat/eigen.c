@@ -9,8 +9,6 @@
 
 static const int one = 1;
 
-static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
-
 /* ---- one rank ---- */
 
 static void reverse_rows(const nps_dmat_t *m, double *values) {
@@ -145,7 +143,8 @@ static nps_err_t unpack(tridiagonal_t *t) {
 static nps_err_t divide_and_conquer(tridiagonal_t *t, nps_dmat_t *vectors) {
   const nps_grid_t *grid = vectors->grid;
   const int64_t n = t->n, nb = grid->block, np = vectors->local_columns, nq = vectors->local_rows;
-  const int64_t needed = max64(6 * n + 2 * np * nq, max64((np + nq + 2 * nb) * nb + nb * nb, n + np * (nb + nq)));
+  const int64_t needed =
+      nps_max64(6 * n + 2 * np * nq, nps_max64((np + nq + 2 * nb) * nb + nb * nb, n + np * (nb + nq)));
   int info = 0;
   room_t room = {0};
   nps_err_t err = make_room(grid, needed + 3 * n, 2 + 7 * n + 8 * grid->ranks, &room);
@@ -202,7 +201,7 @@ static nps_err_t solve_some(nps_dmat_t *g, double *values, nps_dmat_t *vectors) 
   nps_dmat_describe(g, of_g);
   pdsyevr_("V", "I", "L", &n, g->local, &one, &one, of_g, &unused, &unused, &one, &last, &found, &made, values,
            vectors->local, &one, &one, of_g, best, &query, &integers, &query, &info);
-  nps_err_t err = make_room(g->grid, (int64_t)best[0] + 1, max64(1, integers), &room);
+  nps_err_t err = make_room(g->grid, (int64_t)best[0] + 1, nps_max64(1, integers), &room);
   if (err == NPS_OK) {
     pdsyevr_("V", "I", "L", &n, g->local, &one, &one, of_g, &unused, &unused, &one, &last, &found, &made, values,
              vectors->local, &one, &one, of_g, room.work, &room.lwork, room.iwork, &room.liwork, &info);

@@ -8,9 +8,6 @@
 
 enum { STEP_BYTES = 8 << 20 };
 
-static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
-static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
-
 /* What goes from and to every rank in a step, in elements. */
 typedef struct {
   int *send, *send_at, *receive, *receive_at;
@@ -71,8 +68,8 @@ static int64_t columns_at(const nps_dmat_t *m, int column) {
 /* Rows of rank q's slab in a step. */
 static void step_of(const rows_t *x, int64_t step, int q, int64_t *first, int64_t *end) {
   const int64_t *slab = x->slabs + 2 * q;
-  *first = slab[0] + min64(slab[1], step * x->height);
-  *end = slab[0] + min64(slab[1], (step + 1) * x->height);
+  *first = slab[0] + nps_min64(slab[1], step * x->height);
+  *end = slab[0] + nps_min64(slab[1], (step + 1) * x->height);
 }
 
 static int64_t rows_between(const nps_grid_t *grid, int64_t first, int64_t end, int row) {
@@ -100,7 +97,7 @@ static int64_t most_of(const rows_t *x, int64_t (*count)(const rows_t *, int64_t
   for (int64_t step = 0; step < x->steps; step++) {
     int64_t sum = 0;
     for (int r = 0; r < x->shape->grid->ranks; r++) sum += count(x, step, r);
-    most = max64(most, sum);
+    most = nps_max64(most, sum);
   }
   return most;
 }
@@ -123,7 +120,7 @@ static void move_slab(const rows_t *x, int64_t step, char *messages, const int *
     const int row = nps_cyclic_owner(i, grid->block, grid->row_ranks);
     for (int64_t j = 0; j < m->columns; j += grid->block) {
       const int p = row * grid->column_ranks + nps_cyclic_owner(j, grid->block, grid->column_ranks);
-      const int64_t n = min64(grid->block, m->columns - j);
+      const int64_t n = nps_min64(grid->block, m->columns - j);
       move(x->slab + (size_t)((i - begin) * m->columns + j) * x->element,
            messages + (size_t)(at[p] + done[p]) * x->element, (size_t)n * x->element, !x->put);
       done[p] += n;
@@ -173,8 +170,8 @@ static nps_err_t exchange_rows(rows_t *x, int64_t first, int64_t count) {
   mail_t mail = {0};
   x->slabs = nps_xcalloc(2 * (size_t)grid->ranks, sizeof *x->slabs);
   MPI_Allgather(mine, 2, MPI_INT64_T, x->slabs, 2, MPI_INT64_T, grid->mpi);
-  for (int r = 0; r < grid->ranks; r++) longest = max64(longest, x->slabs[2 * r + 1]);
-  x->height = max64(1, STEP_BYTES / grid->row_ranks / (max64(1, m->columns) * (int64_t)x->element));
+  for (int r = 0; r < grid->ranks; r++) longest = nps_max64(longest, x->slabs[2 * r + 1]);
+  x->height = nps_max64(1, STEP_BYTES / grid->row_ranks / (nps_max64(1, m->columns) * (int64_t)x->element));
   x->steps = (longest + x->height - 1) / x->height;
   const int64_t slab = most_of(x, slab_count), piece = most_of(x, piece_count);
   const nps_err_t err = mail_new(grid, x->element, x->put ? slab : piece, x->put ? piece : slab, &mail);
@@ -210,7 +207,7 @@ nps_err_t nps_dmat_get_rows(const nps_dmat_t *shape, size_t element, int64_t fir
 
 int64_t nps_dmat_exchange_bytes(int64_t rows, int64_t columns, int ranks) {
   const int64_t slab = 8 * ((rows + ranks - 1) / ranks) * columns;
-  return ranks > 1 ? 2 * min64(slab, STEP_BYTES + 8 * columns) : 0;
+  return ranks > 1 ? 2 * nps_min64(slab, STEP_BYTES + 8 * columns) : 0;
 }
 
 /* ---- rows in another order ---- */
@@ -257,8 +254,8 @@ static void take_step(const nps_dmat_t *from, const int64_t *order, int64_t firs
 
 nps_err_t nps_dmat_take_rows(const nps_dmat_t *from, const int64_t *order, nps_dmat_t *to) {
   const nps_grid_t *grid = from->grid;
-  const int64_t n = from->local_columns, height = max64(1, STEP_BYTES / (max64(1, from->columns) * 8));
-  const int64_t most = min64(height, to->rows) * n;
+  const int64_t n = from->local_columns, height = nps_max64(1, STEP_BYTES / (nps_max64(1, from->columns) * 8));
+  const int64_t most = nps_min64(height, to->rows) * n;
   mail_t mail = {0};
   if (grid->ranks == 1) {
     for (int64_t i = 0; i < to->rows; i++)
@@ -267,7 +264,7 @@ nps_err_t nps_dmat_take_rows(const nps_dmat_t *from, const int64_t *order, nps_d
   }
   const nps_err_t err = mail_new(grid, sizeof(double), most, most, &mail);
   for (int64_t i = 0; i < to->rows && err == NPS_OK; i += height)
-    take_step(from, order, i, min64(i + height, to->rows), &mail, to);
+    take_step(from, order, i, nps_min64(i + height, to->rows), &mail, to);
   mail_free(&mail);
   return err;
 }

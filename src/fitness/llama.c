@@ -243,11 +243,9 @@ typedef struct {
   float *logits;              /* [logit rows][vocabulary] */
 } work_t;
 
-static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
 static int64_t logit_rows(const llama_t *m) {
   const int64_t rows = LOGITS / m->vocabulary;
-  return rows < 16 ? 16 : smaller(rows, ROWS);
+  return rows < 16 ? 16 : nps_min64(rows, ROWS);
 }
 
 static work_t start_work(const llama_t *m, const nps_dataset_t *data, int64_t n) {
@@ -336,7 +334,7 @@ static void attend_head(const work_t *w, int64_t i, int64_t head) {
   a.ldo = w->all;
   a.scale = (float)(1 / sqrt((double)m->width));
   for (int64_t first = 0; first < w->positions; first += QUERIES) {
-    a.queries = smaller(w->positions - first, QUERIES);
+    a.queries = nps_min64(w->positions - first, QUERIES);
     a.tokens = first + a.queries;
     a.out = w->mixed + (row + first) * w->all + head * m->width;
     turn_queries(w, w->query + (row + first) * w->all + head * m->width, a.queries);
@@ -363,7 +361,7 @@ static void run_mlp(const work_t *w, const layer_t *layer) {
   const llama_t *m = w->m;
   normalise(w, layer->norm_after);
   for (int64_t first = 0; first < w->rows; first += ROWS) {
-    const int64_t rows = smaller(w->rows - first, ROWS);
+    const int64_t rows = nps_min64(w->rows - first, ROWS);
     const float *norm = w->norm + first * m->hidden;
     nps_linear_set(w->pass, &layer->gate, rows, norm, m->hidden, w->gate, m->inner);
     nps_linear_set(w->pass, &layer->up, rows, norm, m->hidden, w->up, m->inner);

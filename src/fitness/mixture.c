@@ -23,9 +23,6 @@ struct nps_mixture {
   int64_t widest_in, widest_out, most_k, most_kg;
 };
 
-static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
-static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
-
 /* ---- description ---- */
 
 void nps_mixture_start(nps_net_t *net) {
@@ -86,7 +83,7 @@ static nps_err_t describe(nps_net_t *net, const char *weight_name, const char *b
   if (bias_name) NPS_TRY(add_part(net, "bias", bias_name, 2, bias, &l->bias));
   l->k = u[1];
   l->directions = v[1];
-  l->kg = min64(experts->kg, l->directions);
+  l->kg = nps_min64(experts->kg, l->directions);
   if (l->k <= l->directions) return NPS_OK;
   return nps_fail(NPS_ERR_INPUT, "%s: the experts of %s have %lld left and only %lld right vectors", net->body->path,
                   weight_name, (long long)l->k, (long long)l->directions);
@@ -100,10 +97,10 @@ nps_err_t nps_mixture_take(nps_net_t *net, const char *weight_name, const char *
   mixture->layers = nps_xrealloc(mixture->layers, (size_t)mixture->count + 1, sizeof *mixture->layers);
   mixture->layers[mixture->count++] = l;
   layer->experts = mixture->count;
-  mixture->widest_in = max64(mixture->widest_in, l.in);
-  mixture->widest_out = max64(mixture->widest_out, l.out);
-  mixture->most_k = max64(mixture->most_k, l.k);
-  mixture->most_kg = max64(mixture->most_kg, l.kg);
+  mixture->widest_in = nps_max64(mixture->widest_in, l.in);
+  mixture->widest_out = nps_max64(mixture->widest_out, l.out);
+  mixture->most_k = nps_max64(mixture->most_k, l.k);
+  mixture->most_kg = nps_max64(mixture->most_kg, l.kg);
   return NPS_OK;
 }
 
@@ -134,7 +131,7 @@ typedef struct {
 
 static size_t padded(int64_t n) { return ((size_t)n * BLOCK + 15) / 16 * 16; }
 
-static int64_t inner_width(const nps_mixture_t *m) { return max64(m->most_k, m->most_kg); }
+static int64_t inner_width(const nps_mixture_t *m) { return nps_max64(m->most_k, m->most_kg); }
 
 size_t nps_mixture_room(const nps_mixture_t *m) {
   return 2 * padded(m->experts) + padded(inner_width(m)) + padded(m->widest_in) + padded(m->widest_out);
@@ -226,7 +223,7 @@ void nps_mixture_add(const nps_pass_t *pass, int layer, int64_t m, const float *
   const int experts = mixture->experts;
   const room_t r = lay_out(mixture, pass->mixing);
   for (int64_t first = 0; first < m; first += BLOCK) {
-    const int64_t rows = min64(m - first, BLOCK);
+    const int64_t rows = nps_min64(m - first, BLOCK);
     const float *from = x + first * ldx;
     find_logits(pass, l, &r, rows, from, ldx);
     for (int64_t i = 0; i < rows; i++) choose(mixture, r.logits + i * experts, r.share + i * experts);

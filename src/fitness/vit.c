@@ -225,8 +225,6 @@ static int64_t query_stride(int64_t rows) {
   return (lines | 1) * NPS_PAD;
 }
 
-static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-
 static work_t start_work(const vit_t *v, int64_t n) {
   const int64_t rows = n * v->tokens;
   return (work_t){.v = v, .n = n, .rows = rows, .ldq = query_stride(rows), .plane = padded(rows * v->hidden)};
@@ -239,7 +237,7 @@ static int64_t scratch_size(const void *shape, const nps_dataset_t *data, int64_
   const vit_t *v = shape;
   const work_t w = start_work(v, n);
   const int64_t attention = 2 * w.plane + v->hidden * w.ldq + NPS_PAD;
-  return 2 * w.plane + scores_size(v) + larger(attention, w.rows * larger(v->inner, v->patch_size));
+  return 2 * w.plane + scores_size(v) + nps_max64(attention, w.rows * nps_max64(v->inner, v->patch_size));
 }
 
 static void lay_out(work_t *w, float *scratch) {

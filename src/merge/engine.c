@@ -15,8 +15,6 @@ static const nps_merge_spec_t *spec_of(const nps_engine_t *e) { return &e->merge
 
 static bool on_task_vectors(const nps_engine_t *e) { return spec_of(e)->method->base == NPS_BASE_TASK_VECTORS; }
 
-static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
-
 static int64_t blocks_of(int64_t count) { return (count + NPS_BLOCK - 1) / NPS_BLOCK; }
 
 /* ---- chunks ---- */
@@ -48,7 +46,7 @@ static void sweep_chunks(nps_engine_t *e, const nps_piece_t *piece, int pass, co
   const nps_target_t *target = &spec_of(e)->layout->targets[piece->target];
   const nps_merge_tensor_t *tensor = &e->merge->tensors[piece->target];
   for (int64_t at = begin; at < end; at += NPS_CHUNK) {
-    const int64_t n = min64(end - at, NPS_CHUNK), first = e->slab_first + at;
+    const int64_t n = nps_min64(end - at, NPS_CHUNK), first = e->slab_first + at;
     const nps_merge_chunk_t chunk = {.first = first,
                                      .count = n,
                                      .piece_ends = first + n == piece->first + piece->count,
@@ -68,7 +66,7 @@ static nps_err_t sweep_slab(nps_engine_t *e, const nps_piece_t *piece, int pass,
   const bool merging = pass == e->merge->passes, counts = merging || e->merge->whole_model;
   nps_engine_begin_slab(e, piece->target, first, count);
   for (int64_t at = 0; at < count && !e->stopped; at += NPS_STEP) {
-    const int64_t end = min64(count, at + NPS_STEP);
+    const int64_t end = nps_min64(count, at + NPS_STEP);
     NPS_TRY(nps_engine_load(e, end));
     sweep_chunks(e, piece, pass, at, end);
     if (merging) NPS_TRY(nps_engine_write_out(e, piece, first + at, end - at));
@@ -83,7 +81,7 @@ static nps_err_t sweep(nps_engine_t *e, const nps_piece_t *piece, int pass) {
   const int64_t end = piece->first + piece->count;
   e->norm_at = e->own_first_block[piece - e->plan->pieces - e->plan->first_piece[nps_comm_rank(e->comm)]];
   for (int64_t first = piece->first; first < end && !e->stopped; first += e->plan->slab)
-    NPS_TRY(sweep_slab(e, piece, pass, first, min64(end - first, e->plan->slab)));
+    NPS_TRY(sweep_slab(e, piece, pass, first, nps_min64(end - first, e->plan->slab)));
   return NPS_OK;
 }
 
@@ -148,9 +146,9 @@ static nps_err_t copy_step(nps_engine_t *e, const nps_piece_t *piece, int64_t fi
 }
 
 static nps_err_t copy_tensor(nps_engine_t *e, const nps_piece_t *piece) {
-  const int64_t end = piece->first + piece->count, step = min64(e->plan->slab, NPS_STEP);
+  const int64_t end = piece->first + piece->count, step = nps_min64(e->plan->slab, NPS_STEP);
   for (int64_t first = piece->first; first < end && !e->stopped; first += step)
-    NPS_TRY(copy_step(e, piece, first, min64(end - first, step)));
+    NPS_TRY(copy_step(e, piece, first, nps_min64(end - first, step)));
   return NPS_OK;
 }
 
@@ -292,7 +290,7 @@ static double total_norm(const nps_engine_t *e, const double *own, double *batch
   }
   const int64_t own_blocks = e->own_blocks;
   for (int64_t at = 0; at < blocks; at += NORM_BATCH) {
-    int64_t n = min64(blocks - at, NORM_BATCH);
+    int64_t n = nps_min64(blocks - at, NORM_BATCH);
     for (int64_t i = 0; i < n; i++) {
       int64_t k = at + i - before;
       batch[i] = k >= 0 && k < own_blocks ? own[k] : 0;

@@ -9,9 +9,6 @@
 
 enum { WEIGHT = NPS_PARAM_WEIGHT, LAMBDA, NORMALIZE, DENSITY };
 
-static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
-static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
-
 static bool is_split(const nps_merge_tensor_t *tensor) {
   return tensor->rows > 0 && !nps_factors_excludes(tensor->name, tensor->nps->exclude, tensor->nps->exclude_count);
 }
@@ -69,7 +66,7 @@ static void merge_rest(const nps_merge_tensor_t *tensor, const nps_weighting_t *
   for (int64_t first = 0; first < tensor->count; first += NPS_CHUNK) {
     for (int m = 0; m < tensor->models; m++) chunk[m] = tau[m] + first;
     nps_rest_update(tensor->nps->factors, w, tensor->nps->first_list, tensor->order, first,
-                    min64(tensor->count - first, NPS_CHUNK), chunk, update + first);
+                    nps_min64(tensor->count - first, NPS_CHUNK), chunk, update + first);
   }
 }
 
@@ -93,19 +90,19 @@ static int lists_of(const nps_merge_tensor_t *tensor) { return tensor->nps->sum 
 static double singular_seconds(const nps_merge_tensor_t *tensor, int ranks) {
   (void)ranks;
   if (!is_split(tensor)) return 1e-9 * (double)tensor->count * tensor->models;
-  const double product = 2 * (double)tensor->count * (double)min64(tensor->rows, tensor->columns) / 8e10;
+  const double product = 2 * (double)tensor->count * (double)nps_min64(tensor->rows, tensor->columns) / 8e10;
   return lists_of(tensor) * (nps_svd_seconds(tensor->rows, tensor->columns, 0, NPS_SVD_GRAM) + product);
 }
 
 /* Factorising is over when tensors are assembled: the larger of both counts. Both are one rank's. */
 static int64_t singular_bytes(const nps_merge_tensor_t *tensor, int ranks) {
-  const int64_t n = min64(tensor->rows, tensor->columns), sides = tensor->rows + tensor->columns;
+  const int64_t n = nps_min64(tensor->rows, tensor->columns), sides = tensor->rows + tensor->columns;
   if (ranks > 1) return INT64_MAX;
   if (!is_split(tensor)) return 0;
   const int64_t held = (16 + 4 * (int64_t)tensor->models) * tensor->count;
   const int64_t svd =
       nps_svd_bytes(tensor->rows, tensor->columns, 0, NPS_SVD_GRAM) + 8 * tensor->count + 12 * n * sides - held;
-  return max64(4 * tensor->count + 4 * min64(1024, n * lists_of(tensor)) * sides, svd);
+  return nps_max64(4 * tensor->count + 4 * nps_min64(1024, n * lists_of(tensor)) * sides, svd);
 }
 
 const nps_merge_method_t nps_method_nps_singular = {

@@ -13,8 +13,6 @@ enum { MODE_BLOCK, MODE_PAPER };
 
 static const char *const modes[] = {"block", "paper", NULL};
 
-static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
-
 /* How many leading directions hold the part α of Σσ. block: as many as stay within it; paper: the least that reach it. */
 static int64_t count_leading(const nps_svd_t *s, double alpha, int mode) {
   double total = 0, sum = 0;
@@ -25,7 +23,7 @@ static int64_t count_leading(const nps_svd_t *s, double alpha, int mode) {
     if (mode == MODE_BLOCK ? sum > alpha * total : sum >= alpha * total) break;
   }
   if (r == s->count) r = mode == MODE_BLOCK ? 0 : s->present;
-  return mode == MODE_BLOCK ? r : min64(r + 1, s->present);
+  return mode == MODE_BLOCK ? r : nps_min64(r + 1, s->present);
 }
 
 /* x ← x − Uᵀ M V over the present directions, M being what is left of U x Vᵀ: its leading r × r block and its diagonal. */
@@ -117,7 +115,7 @@ static bool opcm_check(const nps_merge_tensor_t *tensor, const nps_merge_tensor_
 }
 
 static double opcm_seconds(const nps_merge_tensor_t *tensor, int ranks) {
-  const double products = 8 * (double)tensor->count * (double)min64(tensor->rows, tensor->columns) / 4e10 / ranks;
+  const double products = 8 * (double)tensor->count * (double)nps_min64(tensor->rows, tensor->columns) / 4e10 / ranks;
   const double plain = 2e-9 * (double)tensor->count * tensor->models / ranks;
   if (tensor->rows == 0) return plain;
   return plain + (tensor->models - !tensor->has_history) *
@@ -125,7 +123,7 @@ static double opcm_seconds(const nps_merge_tensor_t *tensor, int ranks) {
 }
 
 static int64_t opcm_bytes(const nps_merge_tensor_t *tensor, int ranks) {
-  const int64_t rows = tensor->rows, columns = tensor->columns, n = min64(rows, columns);
+  const int64_t rows = tensor->rows, columns = tensor->columns, n = nps_min64(rows, columns);
   if (rows == 0) return 8 * tensor->count;
   const int64_t sides = nps_merge_matrix_bytes(n, rows, ranks) + nps_merge_matrix_bytes(n, columns, ranks);
   return nps_merge_matrix_bytes(rows, columns, ranks) + 2 * sides + nps_merge_matrix_bytes(n, n, ranks) +

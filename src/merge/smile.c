@@ -16,19 +16,17 @@ enum { KG, K, TOP_K, WEIGHT };
 /* Parts in the byte order of their groups. */
 enum { SIGMA, U, V, LINEAR_PARTS };
 
-static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
-static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
-
 static int64_t whole_number(const nps_merge_tensor_t *tensor, int param) { return (int64_t)tensor->param[param][0]; }
 
 /* Triples of an expert. */
 static int64_t rank_of(const nps_merge_tensor_t *tensor) {
-  return min64(whole_number(tensor, K), min64(tensor->rows, tensor->columns));
+  return nps_min64(whole_number(tensor, K), nps_min64(tensor->rows, tensor->columns));
 }
 
 /* Right vectors that are stored: the expert's, and the router's where it has more. */
 static int64_t directions_of(const nps_merge_tensor_t *tensor) {
-  return min64(max64(whole_number(tensor, K), whole_number(tensor, KG)), min64(tensor->rows, tensor->columns));
+  return nps_min64(nps_max64(whole_number(tensor, K), whole_number(tensor, KG)),
+                   nps_min64(tensor->rows, tensor->columns));
 }
 
 static bool smile_check(const nps_merge_tensor_t *tensor, const nps_merge_tensor_t *first, char why[160]) {
@@ -93,7 +91,7 @@ static void widen(const float *from, int64_t n, double *to) {
 /* Copies the present ones of the first `most` rows, the others are 0. */
 static void take_rows(const double *from, int64_t present, int64_t most, int64_t width, double *to) {
   const size_t row = (size_t)width * sizeof *to;
-  const int64_t n = min64(present, most);
+  const int64_t n = nps_min64(present, most);
   memcpy(to, from, (size_t)n * row);
   memset(to + n * width, 0, (size_t)(most - n) * row);
 }

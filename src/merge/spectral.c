@@ -12,8 +12,6 @@
 
 enum { ALPHA, WEIGHT, COMMON };
 
-static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
-
 /* ---- shared by the methods ---- */
 
 static void add_mean(const nps_merge_tensor_t *tensor, float *const *tau, nps_dmat_t *update) {
@@ -81,13 +79,13 @@ static nps_err_t iso_c_merge(const nps_merge_tensor_t *tensor, float *const *tau
 static double plain_seconds(const nps_merge_tensor_t *tensor) { return 1e-9 * (double)tensor->count * tensor->models; }
 
 static double iso_c_seconds(const nps_merge_tensor_t *tensor, int ranks) {
-  const double products = 2 * (double)tensor->count * (double)min64(tensor->rows, tensor->columns) / 4e10 / ranks;
+  const double products = 2 * (double)tensor->count * (double)nps_min64(tensor->rows, tensor->columns) / 4e10 / ranks;
   if (tensor->rows == 0) return plain_seconds(tensor);
   return products + nps_svd_grid_seconds(tensor->rows, tensor->columns, 0, NPS_SVD_GRAM, ranks);
 }
 
 static int64_t iso_c_bytes(const nps_merge_tensor_t *tensor, int ranks) {
-  const int64_t n = min64(tensor->rows, tensor->columns);
+  const int64_t n = nps_min64(tensor->rows, tensor->columns);
   if (tensor->rows == 0) return 0;
   return nps_svd_grid_bytes(tensor->rows, tensor->columns, 0, NPS_SVD_GRAM, ranks) +
          nps_merge_matrix_bytes(n, tensor->rows, ranks) + nps_merge_matrix_bytes(n, tensor->columns, ranks);
@@ -122,7 +120,7 @@ typedef struct {
 } triples_t;
 
 static int64_t share_of(const nps_merge_tensor_t *tensor) {
-  const int64_t k = min64(tensor->rows, tensor->columns) / tensor->models;
+  const int64_t k = nps_min64(tensor->rows, tensor->columns) / tensor->models;
   return k > 0 ? k : 1;
 }
 
@@ -229,9 +227,9 @@ typedef struct {
 
 /* As the authors' program divides r = min(rows, columns): the part of the tasks is a multiple of T, halves rounded to even. */
 static split_t split_of(const nps_merge_tensor_t *tensor) {
-  const int64_t r = min64(tensor->rows, tensor->columns), t = tensor->models;
+  const int64_t r = nps_min64(tensor->rows, tensor->columns), t = tensor->models;
   const int64_t rest = r - (int64_t)((double)r * tensor->param[COMMON][0]);
-  const int64_t each = min64((int64_t)nearbyint((double)rest / (double)t), r / t);
+  const int64_t each = nps_min64((int64_t)nearbyint((double)rest / (double)t), r / t);
   return (split_t){.common = r - each * t, .each = each};
 }
 
@@ -250,7 +248,7 @@ static nps_err_t take_away(const nps_dmat_t *u, nps_dmat_t *x) {
 
 static nps_err_t iso_cts_merge(const nps_merge_tensor_t *tensor, float *const *tau, nps_dmat_t *update) {
   const split_t split = split_of(tensor);
-  const int64_t r = min64(tensor->rows, tensor->columns);
+  const int64_t r = nps_min64(tensor->rows, tensor->columns);
   triples_t t = {0};
   nps_err_t err = NPS_OK;
   if (tensor->rows == 0) {
@@ -285,7 +283,7 @@ static double iso_cts_seconds(const nps_merge_tensor_t *tensor, int ranks) {
 }
 
 static int64_t iso_cts_bytes(const nps_merge_tensor_t *tensor, int ranks) {
-  const int64_t r = min64(tensor->rows, tensor->columns);
+  const int64_t r = nps_min64(tensor->rows, tensor->columns);
   if (tensor->rows == 0) return 0;
   return 2 * (nps_merge_matrix_bytes(r, tensor->rows, ranks) + nps_merge_matrix_bytes(r, tensor->columns, ranks)) +
          nps_svd_grid_bytes(tensor->rows, tensor->columns, 0, NPS_SVD_GRAM, ranks);

@@ -16,8 +16,6 @@ typedef struct {
   double *rows; /* [count of the piece] of the update; on one rank all of it */
 } whole_t;
 
-static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
-
 /* ---- room ---- */
 
 static nps_err_t make_task_vectors(int models, int64_t count, float **tau) {
@@ -51,7 +49,7 @@ static void take_slab(nps_engine_t *e, const nps_piece_t *piece, int64_t first, 
   const nps_merge_spec_t *spec = &e->merge->spec;
   const nps_target_t *target = &spec->layout->targets[piece->target];
   for (int64_t at = 0; at < count; at += NPS_CHUNK) {
-    const int64_t n = min64(count - at, NPS_CHUNK);
+    const int64_t n = nps_min64(count - at, NPS_CHUNK);
     const nps_merge_chunk_t chunk = {
         .first = first + at, .count = n, .piece_ends = first + at + n == piece->count, .tau = e->tau};
     nps_engine_fill_chunk(e, target, at, n);
@@ -66,7 +64,7 @@ static nps_err_t gather(nps_engine_t *e, const nps_piece_t *piece, int64_t step,
   const nps_merge_spec_t *spec = &e->merge->spec;
   const int64_t width = nps_plan_input_width(&spec->layout->targets[piece->target], spec->inputs, spec->input_count);
   for (int64_t first = 0; first < piece->count && !e->stopped; first += step) {
-    const int64_t count = min64(piece->count - first, step);
+    const int64_t count = nps_min64(piece->count - first, step);
     nps_engine_begin_slab(e, piece->target, piece->first + first, count);
     NPS_TRY(nps_engine_load(e, count));
     take_slab(e, piece, first, count, w);
@@ -155,12 +153,12 @@ static nps_err_t apply(nps_engine_t *e, const nps_piece_t *piece, whole_t *w) {
 /* base + scale · update, rounded once. @param[in,out] base  [count] destroyed */
 static nps_err_t put(nps_engine_t *e, const nps_piece_t *piece, double scale, double *base, const double *update) {
   const nps_target_t *target = &e->merge->spec.layout->targets[piece->target];
-  const int64_t step = min64(e->plan->slab, NPS_STEP);
+  const int64_t step = nps_min64(e->plan->slab, NPS_STEP);
   e->slab_target = -1; /* inputs are no longer needed: the whole slab is room for the output */
   e->out = e->slab;
   for (int64_t i = 0; i < piece->count; i++) base[i] += scale * update[i];
   for (int64_t first = 0; first < piece->count; first += step) {
-    const int64_t count = min64(piece->count - first, step);
+    const int64_t count = nps_min64(piece->count - first, step);
     nps_tensor_narrow(base + first, count, target->dtype, e->out);
     NPS_TRY(nps_engine_write_out(e, piece, piece->first + first, count));
   }
@@ -188,7 +186,7 @@ static double squares_of_tau(const float *x, int64_t n) {
 /* Reads this rank's rows. Collective over the group: one that cannot go on stops all. */
 static nps_err_t read_rows(nps_engine_t *e, const nps_piece_t *piece, whole_t *w) {
   nps_err_t err = make_room(e->merge->spec.model_count, piece->count, w);
-  if (err == NPS_OK) err = gather(e, piece, min64(e->plan->slab, NPS_STEP), w);
+  if (err == NPS_OK) err = gather(e, piece, nps_min64(e->plan->slab, NPS_STEP), w);
   return w->comm ? nps_engine_agree_sharers(e, w->comm, err) : err;
 }
 

@@ -32,17 +32,13 @@ double nps_plan_element_time(const nps_planner_t *p, const nps_target_t *target,
   return in * sweeps / c->read_rate + in / c->hash_rate + compute + (double)output_width(target) / c->write_rate;
 }
 
-static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
-
-static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
-
 /* Where in a target a cut lies that should leave `cost` of it to the left. */
 static int64_t cut_inside(const nps_target_t *target, double cost, double element, double share) {
   double whole = element * (double)target->count;
   if (cost <= SNAP * share) return 0;
   if (whole - cost <= SNAP * share) return target->count;
   int64_t at = (int64_t)(cost / element / NPS_BLOCK + 0.5) * NPS_BLOCK;
-  return min64(at, target->count);
+  return nps_min64(at, target->count);
 }
 
 void nps_plan_add_piece(nps_plan_t *plan, int target, int64_t first, int64_t count) {
@@ -72,7 +68,7 @@ static void share_out(nps_planner_t *p) {
     double after = before + element * (double)target->count;
     int64_t at = 0;
     while (rank + 1 < plan->ranks && share * (rank + 1) < after) {
-      int64_t cut = max64(at, cut_inside(target, share * (rank + 1) - before, element, share));
+      int64_t cut = nps_max64(at, cut_inside(target, share * (rank + 1) - before, element, share));
       if (cut > at) add_piece(plan, rank, i, at, cut - at);
       at = cut;
       if (cut == target->count && target->count > 0) {
@@ -89,8 +85,8 @@ static void share_out(nps_planner_t *p) {
 
 int64_t nps_plan_buffer_bytes(const nps_target_t *target, const nps_model_t *const *inputs, int n, int64_t count,
                               int64_t slab) {
-  const int64_t held = min64(count, slab);
-  return nps_plan_input_width(target, inputs, n) * held + output_width(target) * min64(held, NPS_STEP);
+  const int64_t held = nps_min64(count, slab);
+  return nps_plan_input_width(target, inputs, n) * held + output_width(target) * nps_min64(held, NPS_STEP);
 }
 
 static int64_t buffer_bytes(const nps_planner_t *p, const nps_piece_t *piece, int64_t slab) {
@@ -100,16 +96,16 @@ static int64_t buffer_bytes(const nps_planner_t *p, const nps_piece_t *piece, in
 /* The most bytes that any piece needs with slabs of that size. */
 static int64_t most_buffer_bytes(const nps_planner_t *p, int64_t slab) {
   int64_t most = 0;
-  for (int i = 0; i < p->plan->piece_count; i++) most = max64(most, buffer_bytes(p, &p->plan->pieces[i], slab));
+  for (int i = 0; i < p->plan->piece_count; i++) most = nps_max64(most, buffer_bytes(p, &p->plan->pieces[i], slab));
   return most;
 }
 
 /* The largest slab that is of use: whole pieces where the method wants to hold them, within bounds. */
 static int64_t wanted_slab(const nps_planner_t *p) {
   int64_t largest = NPS_BLOCK;
-  for (int i = 0; i < p->plan->piece_count; i++) largest = max64(largest, p->plan->pieces[i].count);
+  for (int i = 0; i < p->plan->piece_count; i++) largest = nps_max64(largest, p->plan->pieces[i].count);
   largest = (largest + NPS_BLOCK - 1) / NPS_BLOCK * NPS_BLOCK;
-  return p->demand->whole_pieces ? largest : min64(largest, NPS_STEP);
+  return p->demand->whole_pieces ? largest : nps_min64(largest, NPS_STEP);
 }
 
 /* The largest number of blocks, at most those of `slab`, whose buffers fit into `bytes`. */
@@ -146,7 +142,7 @@ static int64_t steady_bytes(const nps_planner_t *p, int rank) {
 static nps_err_t choose_slab(nps_planner_t *p) {
   nps_plan_t *plan = p->plan;
   int64_t needed = 0;
-  for (int r = 0; r < plan->ranks; r++) needed = max64(needed, steady_bytes(p, r));
+  for (int r = 0; r < plan->ranks; r++) needed = nps_max64(needed, steady_bytes(p, r));
   const int64_t least = needed + most_buffer_bytes(p, NPS_BLOCK);
   if (plan->memory_limit < least) {
     char have[32];
@@ -158,8 +154,8 @@ static nps_err_t choose_slab(nps_planner_t *p) {
         nps_format_bytes((double)plan->memory_limit, have), (long long)((least + ((1 << 20) - 1)) >> 20));
   }
   int64_t room = plan->memory_limit - needed;
-  if (p->demand->whole_pieces) room = min64(room, max64(HELD_BYTES, most_buffer_bytes(p, NPS_STEP)));
-  plan->slab = max64(NPS_BLOCK, fit_slab(p, wanted_slab(p), room));
+  if (p->demand->whole_pieces) room = nps_min64(room, nps_max64(HELD_BYTES, most_buffer_bytes(p, NPS_STEP)));
+  plan->slab = nps_max64(NPS_BLOCK, fit_slab(p, wanted_slab(p), room));
   return NPS_OK;
 }
 
@@ -179,7 +175,7 @@ static void predict_rank(nps_planner_t *p, int rank) {
     const nps_piece_t *piece = &plan->pieces[i];
     const nps_target_t *target = &p->layout->targets[piece->target];
     int sweeps = piece_sweeps(p, piece);
-    buffers = max64(buffers, buffer_bytes(p, piece, plan->slab));
+    buffers = nps_max64(buffers, buffer_bytes(p, piece, plan->slab));
     plan->read[rank] += piece->count * nps_plan_input_width(target, p->inputs, p->layout->inputs) * sweeps;
     const int64_t kept = target->action == NPS_ACTION_MERGE ? p->demand->kept_width : 0;
     plan->write[rank] += piece->count * (output_width(target) + kept);

@@ -10,8 +10,6 @@
 /* Bytes/s of an exchange between a group's rows and pieces, on each rank. */
 #define EXCHANGE_RATE 1e9
 
-static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
-
 double nps_plan_whole_time(const nps_planner_t *p, int target, int ranks) {
   const nps_target_t *t = &p->layout->targets[target];
   const bool merged = t->action == NPS_ACTION_MERGE;
@@ -39,12 +37,12 @@ static int64_t other_bytes(const nps_planner_t *p) {
   int64_t buffers = 0, elements = 0, largest = 0;
   for (int t = 0; t < p->layout->count; t++) {
     const nps_target_t *target = &p->layout->targets[t];
-    buffers = max64(buffers, nps_plan_buffer_bytes(target, p->inputs, p->layout->inputs, target->count, NPS_BLOCK));
+    buffers = nps_max64(buffers, nps_plan_buffer_bytes(target, p->inputs, p->layout->inputs, target->count, NPS_BLOCK));
     if (target->action != NPS_ACTION_MERGE) continue;
     elements += target->count;
-    largest = max64(largest, target->count);
+    largest = nps_max64(largest, target->count);
   }
-  const int64_t part = max64((int64_t)(UNEVEN * (double)elements / p->plan->ranks), largest / p->plan->ranks);
+  const int64_t part = nps_max64((int64_t)(UNEVEN * (double)elements / p->plan->ranks), largest / p->plan->ranks);
   return p->costs->fixed_memory + buffers + part * p->demand->held_width;
 }
 
@@ -93,7 +91,7 @@ nps_err_t nps_plan_share_out_whole(nps_planner_t *p) {
   const int64_t other = other_bytes(p);
   const nps_jobs_t jobs = {.count = p->layout->count,
                            .ranks = plan->ranks,
-                           .memory = max64(plan->memory_limit - other, 0),
+                           .memory = nps_max64(plan->memory_limit - other, 0),
                            .seconds = job_seconds,
                            .bytes = job_bytes,
                            .ctx = p};

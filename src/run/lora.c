@@ -12,8 +12,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
-
 static const nps_tensor_info_t *info_of(const nps_lora_t *lora, int i) {
   return &lora->model->tensors[lora->matrices[i].tensor];
 }
@@ -52,7 +50,7 @@ static nps_err_t add_tensor(const nps_model_t *model, int t, nps_digest_t *diges
   nps_reader_t *reader = nps_reader_new(model, digest);
   nps_err_t err = NPS_OK;
   for (int64_t at = 0; at < info->count; at += NPS_BLOCK) {
-    const int64_t n = min64(info->count - at, NPS_BLOCK);
+    const int64_t n = nps_min64(info->count - at, NPS_BLOCK);
     NPS_GOTO(nps_reader_read(reader, t, at, n, room + NPS_BLOCK));
     nps_tensor_widen(info->dtype, room + NPS_BLOCK, n, room);
     for (int64_t i = 0; i < n; i++) sum[at + i] += sign * room[i];
@@ -81,7 +79,7 @@ done:
 /* The least rank that holds the energy asked for. */
 static nps_err_t choose_rank(nps_lora_t *lora, int i, nps_digest_t *digest) {
   const nps_tensor_info_t *info = info_of(lora, i);
-  const int64_t n = min64(info->shape[0], info->shape[1]);
+  const int64_t n = nps_min64(info->shape[0], info->shape[1]);
   double *tau = NULL, *sigma = nps_xcalloc((size_t)n, sizeof *sigma), total = 0, sum = 0;
   nps_err_t err;
   NPS_GOTO(read_difference(lora, i, digest, &tau));
@@ -180,7 +178,7 @@ static nps_err_t find_ranks(nps_lora_t *lora, nps_digest_t *digest) {
   for (int i = 0; i < lora->count; i++) {
     const nps_tensor_info_t *info = info_of(lora, i);
     nps_lora_matrix_t *m = &lora->matrices[i];
-    if (most > 0) m->rank = min64(most, min64(info->shape[0], info->shape[1]));
+    if (most > 0) m->rank = nps_min64(most, nps_min64(info->shape[0], info->shape[1]));
     if (most == 0) nps_comm_sum_i64(lora->comm, &m->rank, 1);
     m->shape[0] = m->shape[3] = m->rank;
     m->shape[1] = info->shape[m->transposed ? 0 : 1];

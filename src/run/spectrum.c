@@ -8,8 +8,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
-
 char *nps_inspect_kind(const char *name) {
   nps_text_t kind = {0};
   for (const char *end; *name; name = end) {
@@ -46,8 +44,8 @@ static void list_matrices(nps_inspect_t *inspect, int leading) {
   inspect->spectra = nps_xcalloc((size_t)model->tensor_count + 1, sizeof *inspect->spectra);
   for (int t = 0; t < model->tensor_count; t++) {
     if (!has_spectrum(inspect, t)) continue;
-    const int64_t all = min64(model->tensors[t].shape[0], model->tensors[t].shape[1]);
-    const int count = (int)min64(all, leading);
+    const int64_t all = nps_min64(model->tensors[t].shape[0], model->tensors[t].shape[1]);
+    const int count = (int)nps_min64(all, leading);
     inspect->spectra[inspect->spectrum_count++] =
         (nps_inspect_spectrum_t){.tensor = t, .count = count, .sigma = nps_xcalloc((size_t)count, sizeof(double))};
   }
@@ -64,7 +62,7 @@ typedef struct {
 static nps_err_t read_elements(const nps_model_t *model, int t, int64_t first, int64_t count, bool subtract,
                                double *out) {
   const nps_dtype_t dtype = model->tensors[t].dtype;
-  const int64_t step = min64(count, NPS_STEP);
+  const int64_t step = nps_min64(count, NPS_STEP);
   nps_reader_t *reader = nps_reader_new(model, NULL);
   void *raw = NULL;
   double *values = NULL;
@@ -72,7 +70,7 @@ static nps_err_t read_elements(const nps_model_t *model, int t, int64_t first, i
   NPS_GOTO(nps_buffer_alloc((size_t)step * nps_dtype_size(dtype), "a matrix", &raw));
   NPS_GOTO(nps_buffer_alloc((size_t)step * sizeof *values, "a matrix", &values));
   for (int64_t at = 0; at < count; at += step) {
-    const int64_t n = min64(count - at, step);
+    const int64_t n = nps_min64(count - at, step);
     NPS_GOTO(nps_reader_read(reader, t, first + at, n, raw));
     nps_tensor_widen(dtype, raw, n, subtract ? values : out + at);
     for (int64_t i = 0; subtract && i < n; i++) out[at + i] -= values[i];

@@ -5,9 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
-static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
-
 void nps_dsvd_free(nps_dsvd_t *svd) {
   nps_svd_free(&svd->svd);
   nps_dmat_free(&svd->u);
@@ -148,8 +145,8 @@ static nps_err_t run(nps_svd_method_t method, double energy, nps_dtriples_t *t) 
 static nps_err_t attempt(const nps_dmat_t *a, nps_svd_method_t method, const nps_svd_options_t *o, nps_dsvd_t *out) {
   nps_dtriples_t t = {.a = a,
                       .turned = a->rows > a->columns,
-                      .n = min64(a->rows, a->columns),
-                      .m = max64(a->rows, a->columns),
+                      .n = nps_min64(a->rows, a->columns),
+                      .m = nps_max64(a->rows, a->columns),
                       .count = out->svd.count,
                       .sigma = out->svd.sigma};
   nps_dmat_free(&out->u);
@@ -176,11 +173,11 @@ static nps_err_t compute_there(const nps_dmat_t *a, const nps_svd_options_t *o, 
 }
 
 nps_err_t nps_svd_on_grid(const nps_dmat_t *a, const nps_svd_options_t *options, nps_dsvd_t *out) {
-  const int64_t all = min64(a->rows, a->columns);
+  const int64_t all = nps_min64(a->rows, a->columns);
   memset(out, 0, sizeof *out);
   if (nps_grid_ranks(a->grid) == 1) return compute_here(a, options, out);
   out->svd = (nps_svd_t){.rows = a->rows, .columns = a->columns, .energy = 1};
-  out->svd.count = options->leading > 0 ? min64(options->leading, all) : all;
+  out->svd.count = options->leading > 0 ? nps_min64(options->leading, all) : all;
   out->svd.sigma = nps_xcalloc((size_t)out->svd.count + 1, sizeof *out->svd.sigma);
   out->u = nps_dmat_shape(a->grid, out->svd.count, a->rows);
   out->v = nps_dmat_shape(a->grid, out->svd.count, a->columns);

@@ -6,13 +6,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
-
 /* ---- what a matrix takes ---- */
 
 static int64_t count_of(const nps_svd_job_t *job) {
-  const int64_t all = min64(job->rows, job->columns), leading = job->options.leading;
-  return leading > 0 ? min64(leading, all) : all;
+  const int64_t all = nps_min64(job->rows, job->columns), leading = job->options.leading;
+  return leading > 0 ? nps_min64(leading, all) : all;
 }
 
 static nps_svd_method_t method_of(const nps_svd_job_t *job) {
@@ -68,7 +66,7 @@ static nps_err_t load_rows(const nps_svd_list_t *list, int i, int rank, nps_dmat
 }
 
 static nps_err_t find_values(const nps_svd_job_t *job, const nps_dmat_t *a, nps_dsvd_t *svd) {
-  svd->svd = (nps_svd_t){.rows = job->rows, .columns = job->columns, .count = min64(job->rows, job->columns)};
+  svd->svd = (nps_svd_t){.rows = job->rows, .columns = job->columns, .count = nps_min64(job->rows, job->columns)};
   svd->svd.sigma = nps_xcalloc((size_t)svd->svd.count + 1, sizeof *svd->svd.sigma);
   return nps_svd_values(a->local, job->rows, job->columns, job->options.name, svd->svd.sigma);
 }

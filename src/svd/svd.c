@@ -17,9 +17,6 @@ enum { PROBES = NPS_SVD_PROBES, BLOCK = 1024 };
 /* Where all triples are few, LAPACK takes no longer. */
 #define FEW 48
 
-static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
-static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
-
 const char *nps_svd_method_name(nps_svd_method_t method) {
   static const char *const names[] = {"auto", "randomised", "gram", "lapack"};
   return names[method];
@@ -37,7 +34,7 @@ void nps_svd_free(nps_svd_t *svd) {
 void nps_svd_signs(uint32_t stream, int64_t first, int64_t n, double *out) {
   uint32_t words[BLOCK];
   for (int64_t at = 0; at < n; at += BLOCK) {
-    const int64_t count = min64(n - at, BLOCK);
+    const int64_t count = nps_min64(n - at, BLOCK);
     nps_rng_words(0x5d5fd, stream, first + at, count, words);
     for (int64_t i = 0; i < count; i++) out[at + i] = words[i] >> 31 ? 1 : -1;
   }
@@ -48,7 +45,7 @@ double nps_svd_norm2(const double *x, int64_t n) {
   double sum = 0;
   for (int64_t at = 0; at < n; at += BLOCK) {
     double part[8] = {0};
-    const int64_t end = min64(n, at + BLOCK);
+    const int64_t end = nps_min64(n, at + BLOCK);
     int64_t i = at;
     for (; i + 8 <= end; i += 8)
       for (int k = 0; k < 8; k++) part[k] += x[i + k] * x[i + k];
@@ -72,7 +69,7 @@ static nps_err_t check_finite(const double *a, int64_t rows, int64_t columns, do
 #define MOST_SHORT_SIDE 23000
 
 static nps_err_t check_size(int64_t rows, int64_t columns, const char *name) {
-  const int64_t n = min64(rows, columns), m = max64(rows, columns);
+  const int64_t n = nps_min64(rows, columns), m = nps_max64(rows, columns);
   if (n <= MOST_SHORT_SIDE && m <= INT32_MAX) return NPS_OK;
   return nps_fail(NPS_ERR_RUNTIME, "%s is %lld × %lld: one rank can factorise matrices with a short side of up to %d",
                   name ? name : "a matrix", (long long)rows, (long long)columns, MOST_SHORT_SIDE);
@@ -83,8 +80,8 @@ static void transpose(const double *a, int64_t rows, int64_t columns, double *b)
   enum { TILE = 32 };
   for (int64_t i0 = 0; i0 < rows; i0 += TILE)
     for (int64_t j0 = 0; j0 < columns; j0 += TILE)
-      for (int64_t i = i0; i < min64(rows, i0 + TILE); i++)
-        for (int64_t j = j0; j < min64(columns, j0 + TILE); j++) b[j * rows + i] = a[i * columns + j];
+      for (int64_t i = i0; i < nps_min64(rows, i0 + TILE); i++)
+        for (int64_t j = j0; j < nps_min64(columns, j0 + TILE); j++) b[j * rows + i] = a[i * columns + j];
 }
 
 /* A power of two that brings a number near 1. */
@@ -112,12 +109,12 @@ static nps_err_t copy_scaled(const double *a, int64_t count, double *scale, doub
 /* ---- the choice ---- */
 
 static int64_t wanted_count(int64_t rows, int64_t columns, int64_t leading) {
-  const int64_t all = min64(rows, columns);
-  return leading > 0 ? min64(leading, all) : all;
+  const int64_t all = nps_min64(rows, columns);
+  return leading > 0 ? nps_min64(leading, all) : all;
 }
 
 nps_svd_method_t nps_svd_choose(int64_t rows, int64_t columns, const nps_svd_options_t *options) {
-  const int64_t n = min64(rows, columns), k = wanted_count(rows, columns, options->leading);
+  const int64_t n = nps_min64(rows, columns), k = wanted_count(rows, columns, options->leading);
   if (options->method != NPS_SVD_AUTO) return options->method;
   if (n <= FEW) return NPS_SVD_LAPACK;
   return options->approximate && 4 * (k + 16) <= n ? NPS_SVD_RANDOMISED : NPS_SVD_GRAM;
@@ -130,7 +127,7 @@ nps_svd_method_t nps_svd_choose(int64_t rows, int64_t columns, const nps_svd_opt
 #define DGESDD_RATE 8e9
 
 double nps_svd_seconds(int64_t rows, int64_t columns, int64_t leading, nps_svd_method_t method) {
-  const double n = (double)min64(rows, columns), m = (double)max64(rows, columns);
+  const double n = (double)nps_min64(rows, columns), m = (double)nps_max64(rows, columns);
   const double k = (double)wanted_count(rows, columns, leading);
   if (method == NPS_SVD_RANDOMISED) return (14 * (k + 16) * n * m + 12 * (k + 16) * (k + 16) * m) / PRODUCT_RATE;
   if (method == NPS_SVD_LAPACK) return 2 * n * n * m / PRODUCT_RATE + 4 * n * n * m / DGESDD_RATE;
@@ -138,7 +135,7 @@ double nps_svd_seconds(int64_t rows, int64_t columns, int64_t leading, nps_svd_m
 }
 
 int64_t nps_svd_bytes(int64_t rows, int64_t columns, int64_t leading, nps_svd_method_t method) {
-  const int64_t n = min64(rows, columns), m = max64(rows, columns), k = wanted_count(rows, columns, leading);
+  const int64_t n = nps_min64(rows, columns), m = nps_max64(rows, columns), k = wanted_count(rows, columns, leading);
   const int64_t turned = rows > columns ? 8 * n * m : 0;
   if (method == NPS_SVD_RANDOMISED) return turned + 4 * n * m + (k + 16) * (20 * m + 12 * n);
   if (method == NPS_SVD_LAPACK) return turned + 16 * n * m + 40 * n * n;
@@ -208,7 +205,7 @@ static double or_default(double value, double standard) { return value > 0 ? val
 double nps_svd_least_energy(const nps_svd_options_t *options) { return or_default(options->energy, NPS_SVD_ENERGY); }
 
 bool nps_svd_holds(const nps_svd_t *s, const nps_svd_options_t *o) {
-  const bool all = s->count == min64(s->rows, s->columns);
+  const bool all = s->count == nps_min64(s->rows, s->columns);
   const double residual = or_default(o->residual, NPS_SVD_RESIDUAL);
   const double energy = s->method == NPS_SVD_RANDOMISED ? nps_svd_least_energy(o) : 1 - residual;
   return s->orthogonality <= or_default(o->orthogonality, NPS_SVD_ORTHOGONALITY) &&
@@ -297,8 +294,8 @@ static nps_err_t make_room(int64_t count, nps_svd_t *out) {
 /* @param flat  a copy of a, or its transpose, whose short side is its rows */
 static nps_err_t compute_flat(const double *a, const double *flat, const nps_svd_options_t *options, nps_svd_t *out) {
   const bool turned = out->rows > out->columns;
-  nps_triples_t t = {.n = min64(out->rows, out->columns),
-                     .m = max64(out->rows, out->columns),
+  nps_triples_t t = {.n = nps_min64(out->rows, out->columns),
+                     .m = nps_max64(out->rows, out->columns),
                      .count = out->count,
                      .sigma = out->sigma,
                      .left = turned ? out->v : out->u,
@@ -363,7 +360,7 @@ static nps_err_t flat_values(const double *a, int64_t n, int64_t m, double *sigm
 }
 
 nps_err_t nps_svd_values(const double *a, int64_t rows, int64_t columns, const char *name, double *sigma) {
-  const int64_t n = min64(rows, columns), m = max64(rows, columns);
+  const int64_t n = nps_min64(rows, columns), m = nps_max64(rows, columns);
   double *turned = NULL, *copy = NULL, scale = 1;
   nps_err_t err = NPS_OK;
   NPS_TRY(check_size(rows, columns, name));
