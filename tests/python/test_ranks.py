@@ -62,12 +62,20 @@ def big(tmp_path_factory):
     return folder
 
 
-def least_memory(config, tmp_path, ranks=0):
-    """What the program says it needs at least with so many ranks, where it is given nearly nothing."""
-    result = tools.merge({**config, "resources": {"memory_per_rank": "1MiB"}}, tmp_path / "no.h5", ranks=ranks, code=2)
-    found = re.search(r"needs at least ([0-9.]+) MiB a rank", result.err)
-    assert found, result
-    return float(found.group(1)) + 0.1
+def merge_with_least_memory(config, out, *options, ranks=0):
+    """Merge with no more memory than the program says it needs. The MPI library takes more with more ranks, and
+    sometimes a step more in one run than in another: then the program asks for more, and gets it."""
+    memory = 1
+    for _ in range(5):
+        limited = {**config, "resources": {"memory_per_rank": f"{memory}MiB"}}
+        result = tools.merge(limited, out, *options, ranks=ranks, code=None)
+        if result.code == 0:
+            assert memory > 1, "a merge in 1 MiB"
+            return result
+        found = re.search(r"needs at least ([0-9.]+) MiB a rank", result.err)
+        assert found, result
+        memory = float(found.group(1)) + 0.1
+    raise AssertionError(f"asks for more each time: {result}")
 
 
 @pytest.mark.parametrize("case", METHODS)
@@ -79,11 +87,13 @@ def test_slabs_give_the_same_bytes(case, big, tmp_path):
     if method in ("slerp", "passthrough"):
         models = models[:1]
     config = {"merge_method": method, "base_model": str(big / "base"), "models": models, "parameters": parameters}
-    least = {ranks: least_memory(config, tmp_path, ranks) for ranks in (1, 3, 8)}  # the MPI library takes more with more
     first = None
-    for ranks, memory in [(1, "auto"), *((r, f"{m}MiB") for r, m in least.items()), (2, "200MiB")]:
+    for ranks, memory in [(1, "auto"), (1, "least"), (3, "least"), (8, "least"), (2, "200MiB")]:
         out = tmp_path / f"{ranks}-{memory}.h5"
-        tools.merge({**config, "resources": {"memory_per_rank": memory}}, out, ranks=ranks)
+        if memory == "least":
+            merge_with_least_memory(config, out, ranks=ranks)
+        else:
+            tools.merge({**config, "resources": {"memory_per_rank": memory}}, out, ranks=ranks)
         tensors = tools.read_model(out)
         first = first or tensors
         assert tools.same_tensors(first, tensors), f"{ranks} ranks with {memory} differ"
@@ -93,24 +103,5 @@ def test_slab_size_is_as_small_as_it_can_be(big, tmp_path):
     """The case above is about slabs only while the least memory leads to slabs of one block."""
     models = [{"model": str(big / m), "parameters": {"weight": 1, "density": 0.5}} for m in ("x", "y", "z")]
     config = {"merge_method": "ties", "base_model": str(big / "base"), "models": models}
-    least = least_memory(config, tmp_path)
-    result = tools.merge({**config, "resources": {"memory_per_rank": f"{least}MiB"}}, tmp_path / "out.h5", "--plan")
+    result = merge_with_least_memory(config, tmp_path / "out.h5", "--plan")
     assert "slabs of 65536 elements" in result.out, result
-
-
-def test_more_ranks_than_tensors(tmp_path):
-    """Ranks without any part of the model take part in everything else."""
-    tools.write_folder(tmp_path / "base", {"w": ("F32", np.arange(10, dtype=np.float32))})
-    tools.write_folder(tmp_path / "tuned", {"w": ("F32", np.arange(10, dtype=np.float32) * 2)})
-    for method, parameters in (("ties", {"weight": 1, "density": 0.5}), ("linear", {"weight": 1}),
-                               ("dare_ties", {"weight": 1, "density": 0.5}), ("slerp", {"t": 0.5})):  # fmt: skip
-        config = {
-            "merge_method": method,
-            "base_model": "base",
-            "models": [{"model": "tuned"}],
-            "parameters": parameters,
-        }
-        tools.merge(config, tmp_path / "1.h5", "--force")
-        for out in ("8.h5", "8"):
-            tools.merge(config, tmp_path / out, "--force", ranks=8)
-            assert tools.same_tensors(tools.read_model(tmp_path / "1.h5"), tools.read_model(tmp_path / out))
