@@ -7,7 +7,7 @@ import pytest
 import tools
 
 METHODS = {"tsv_m": {}, "iso_c": {}, "iso_cts": {}, "knots": {"density": 0.4}, "opcm": {}}
-ROWS, COLUMNS = 500, 1500
+ROWS, COLUMNS = 500, 2200
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_a_matrix_too_large_for_one_rank(method, models, tmp_path):
     shared, _ = least(models, method, 2, tmp_path)
     assert "tensor large needs at least" in message
     memory = (alone + shared) // 2
-    assert shared + 3 <= memory <= alone - 3, "libraries take a little more or less from run to run"
+    assert shared + 5 <= memory <= alone - 5, "libraries take a little more or less from run to run"
     refused = tools.merge(config(models, method, memory), tmp_path / "no.h5", code=2).err
     assert "on 1 ranks, or 2 ranks that share it" in refused, refused
     if method == "iso_c":
