@@ -63,6 +63,28 @@ def test_a_matrix_too_large_for_one_rank(method, models, tmp_path):
                 assert np.array_equal(want, found), f"{name}: a tensor of one rank"
 
 
+def test_a_later_run_of_opcm_through_a_grid(models, tmp_path):
+    """Another model merged into the output of an earlier run by two ranks that share its matrix."""
+    both = config(models, "opcm")
+    tools.merge(both, tmp_path / "both.h5")
+    tools.merge({**both, "models": both["models"][:1]}, tmp_path / "first.h5")
+    later = {**both, "base_model": str(tmp_path / "first.h5"), "models": both["models"][1:]}
+    asked = [
+        tools.merge({**later, "resources": {"memory_per_rank": "1MiB"}}, tmp_path / "no.h5", "--plan", "--ranks", n, code=2)
+        for n in (1, 2)
+    ]
+    alone, shared = (int(re.search(r"needs at least (\d+) MiB", result.err).group(1)) for result in asked)
+    assert shared + 5 <= (alone + shared) // 2 <= alone - 5
+    limit = {"resources": {"memory_per_rank": f"{(alone + shared) // 2}MiB"}}
+    result = tools.merge({**later, **limit}, tmp_path / "later.h5", "-v", ranks=2)
+    assert "groups of 2 ranks share 1 tensor" in result.out, result
+    base, found = tools.read_model(models / "base"), tools.read_model(tmp_path / "later.h5")
+    for name, want in tools.read_model(tmp_path / "both.h5").items():
+        want, have = (tools.values(stored).astype(np.float64) for stored in (want, found[name]))
+        update = np.linalg.norm(want - tools.values(base[name]))
+        assert np.linalg.norm(have - want) <= 1e-6 * update + 1e-6, name
+
+
 def test_nothing_helps_where_the_libraries_do_not_fit(models, tmp_path):
     _, message = least(models, "iso_c", 1, tmp_path)
     assert "ranks that share it" not in message
