@@ -49,6 +49,8 @@ typedef struct nps_net_tensor {
   bool of_experts; /**< a part of the body's experts */
   int source;      /**< index in the catalogue of the head model, the body, or its experts' parts */
   int64_t count;
+  int stage; /**< that uses it */
+  int also;  /**< another that does (a tied embedding); -1: none */
 } nps_net_tensor_t;
 
 typedef struct nps_net nps_net_t;
@@ -93,13 +95,56 @@ nps_err_t nps_net_check_data(const nps_net_t *net, const nps_dataset_t *data);
 /** Give the bytes of working memory for batches of up to `batch` samples of the data, at most NPS_NET_MOST_BATCH. */
 size_t nps_net_scratch_bytes(const nps_net_t *net, const nps_dataset_t *data, int batch);
 
-/** Run a network of classes on samples. Networks that go on with texts have no logits of a sample: they are only scored.
+/** Run a network of classes on samples. Of networks that go on with texts: the logits of the places that are asked for their
+ *  next token, in order.
  *  @param weights  [tensors] float32, row-major, in the order of nps_net_tensor()
  *  @param samples  [n] which samples of the data; n at most the batch that scratch was sized for
  *  @param scratch  nps_net_scratch_bytes(), aligned to 64
  *  @param[out] logits  [n][classes] */
 void nps_net_logits(const nps_net_t *net, const float *const *weights, const nps_dataset_t *data,
                     const int64_t *samples, int n, void *scratch, float *logits);
+
+/* ---- stages ---- */
+
+/** A network is a chain of stages: the embedding, its layers one by one, the head. Each turns a batch's state into the next
+ *  one's, and needs its own tensors only: the stages of one batch can be run on different ranks, or with weights that are made
+ *  just before. What goes from stage to stage is the activation, [batch][tokens][width] float32, the beginning of the state.
+ *
+ *  A stage is one step, or several where a tensor of it is a large table (the embedding of a vocabulary, its head): then each
+ *  step needs some rows of the table alone. Steps depend on the network only, so that products have the same shapes wherever
+ *  they are made. */
+typedef struct nps_net_step {
+  int stage;
+  int table; /**< tensor of which only a part is needed; -1: none, all of the stage's tensors are needed whole */
+  int64_t first, rows;  /**< rows of the table */
+  int64_t begin, count; /**< elements of the table */
+} nps_net_step_t;
+
+/** Most elements of a table that a step needs, but at least one row. */
+#define NPS_TABLE_COUNT ((int64_t)1 << 24)
+
+int nps_net_stages(const nps_net_t *net);
+int nps_net_steps(const nps_net_t *net);
+const nps_net_step_t *nps_net_step(const nps_net_t *net, int i); /* those of a stage follow each other */
+
+/** Whether a stage uses a tensor / needs it whole in its steps. */
+bool nps_net_uses(const nps_net_t *net, int stage, int tensor);
+bool nps_net_needs_whole(const nps_net_t *net, int stage, int tensor);
+
+/** Give the numbers (float32) of a batch's activation / of its state, which begins with the activation. */
+int64_t nps_net_activation(const nps_net_t *net, const nps_dataset_t *data, int batch);
+int64_t nps_net_state(const nps_net_t *net, const nps_dataset_t *data, int batch);
+
+/** Give the bytes of working memory of a step; nothing in it is kept from one step to the next. */
+size_t nps_net_step_bytes(const nps_net_t *net, const nps_dataset_t *data, int batch);
+
+/** Run one step on a batch. Steps of a batch are run in order.
+ *  @param weights  [tensors] those that the stage needs whole
+ *  @param table    the step's part of the table; else NULL
+ *  @param scratch  nps_net_step_bytes(), aligned to 64
+ *  @param[in,out] state  nps_net_state() numbers, aligned to 64; nothing in it is looked at by the first step */
+void nps_net_run(const nps_net_t *net, const nps_net_step_t *step, const float *const *weights, const float *table,
+                 const nps_dataset_t *data, const int64_t *samples, int n, void *scratch, float *state);
 
 /* ---- scores ---- */
 
@@ -109,6 +154,9 @@ typedef struct nps_score {
   int64_t total;   /**< samples (of texts: places asked for their next token) */
   double nll_sum;  /**< Σ −ln softmax(logits)[label]; NaN where a logit is not finite */
 } nps_score_t;
+
+/** Score a batch whose steps have all been run. */
+nps_score_t nps_net_finish(const nps_net_t *net, const nps_dataset_t *data, int n, const float *state);
 
 /** Score logits. @param logits  [n][classes]; @param samples  [n] whose labels count */
 nps_score_t nps_logits_score(const float *logits, int classes, const nps_dataset_t *data, const int64_t *samples,

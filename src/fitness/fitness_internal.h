@@ -10,11 +10,27 @@
 
 typedef struct nps_mixture nps_mixture_t;
 
-/** What a forward pass runs on. */
+/** What is known of one row of logits, which comes in parts. */
+typedef struct nps_tally {
+  double most;         /**< the largest logit so far */
+  double sum;          /**< Σ exp(logit − most); NaN: a logit was not finite */
+  double own;          /**< the label's logit */
+  int32_t best, label; /**< the class of the largest, of equal ones the first; label −1: no row */
+} nps_tally_t;
+
+/** What a step of a forward pass runs on. */
 typedef struct nps_pass {
-  const float *const *weights;  /**< [tensors of the network] */
+  const float *const *weights;  /**< [tensors of the network] those that the stage needs whole */
+  const float *table;           /**< the step's part of the table; NULL: none */
   const nps_mixture_t *mixture; /**< the network's; NULL: none */
   float *mixing;                /**< its working memory */
+  const nps_dataset_t *data;
+  const int64_t *samples; /**< [n] */
+  int64_t n;
+  float *x;             /**< the activation */
+  nps_tally_t *tallies; /**< of the rows of logits */
+  float *logits;        /**< where they are wanted: [rows][classes]; else NULL */
+  int classes;
 } nps_pass_t;
 
 /** A family of networks: one file, and one line in the table of net.c. */
@@ -29,13 +45,12 @@ typedef struct nps_net_family {
 
   nps_err_t (*check_data)(const nps_net_t *net, const nps_dataset_t *data);
   double (*flops)(const void *shape, const nps_dataset_t *data, int64_t n);
-  int64_t (*scratch)(const void *shape, const nps_dataset_t *data, int64_t n); /**< numbers of working memory */
-  /** Networks of classes: one row of logits a sample. */
-  void (*logits)(const void *shape, const nps_pass_t *pass, const nps_dataset_t *data, const int64_t *samples,
-                 int64_t n, float *scratch, float *logits);
-  /** Networks that go on with texts, instead of logits: the score, batch by batch. */
-  nps_score_t (*score)(const void *shape, const nps_pass_t *pass, const nps_dataset_t *data, const int64_t *samples,
-                       int64_t n, float *scratch);
+  int64_t (*activation)(const void *shape, const nps_dataset_t *data, int64_t n); /**< numbers from stage to stage */
+  int64_t (*rows)(const void *shape, const nps_dataset_t *data, int64_t n);       /**< most rows of logits */
+  int64_t (*scratch)(const void *shape, const nps_dataset_t *data, int64_t n);    /**< numbers of a step's memory */
+  /** Run a step: pass->x is made by the embedding, changed by the layers; the head gives rows of logits to
+   *  nps_pass_take(). */
+  void (*run)(const void *shape, const nps_pass_t *pass, const nps_net_step_t *step, float *scratch);
 } nps_net_family_t;
 
 extern const nps_net_family_t nps_net_vit, nps_net_llama;
@@ -46,10 +61,23 @@ struct nps_net {
   bool own_head_first;            /**< the head model gives only what the body lacks; else all of the head */
   nps_net_tensor_t *tensors;      /**< [count] */
   int count;
+  int stages, stage;     /**< how many; the one whose tensors are being added */
+  nps_net_step_t *steps; /**< [step_count] */
+  int step_count;
   int classes;
   void *shape;
   nps_mixture_t *mixture; /**< NULL: the body has no experts */
 };
+
+/** Say that the tensors which are added next are those of a stage. */
+void nps_net_begin_stage(nps_net_t *net, int stage);
+
+/** Say that another stage uses a tensor too. */
+void nps_net_share(nps_net_t *net, int tensor, int stage);
+
+/** Add the steps of a stage, in order of the stages: one / as many as the rows of a table need. */
+void nps_net_add_step(nps_net_t *net, int stage);
+void nps_net_add_table(nps_net_t *net, int stage, int tensor, int64_t rows, int64_t width);
 
 /** Add a tensor: its source, type and shape are checked, and problems recorded.
  *  @param is_head  may come from the head model
@@ -84,8 +112,9 @@ nps_err_t nps_net_get_count_or_null(const nps_net_t *net, const json_t *config, 
 nps_err_t nps_net_get_activation(const nps_net_t *net, const json_t *config, const char *standard,
                                  nps_activation_fn **value);
 
-/** Add what a row of logits gives to a score. @param z  [classes] */
-void nps_score_add(nps_score_t *score, const float *z, int classes, int label);
+/** Take a row of logits, or a part of it; parts come in order.
+ *  @param row  among those of the batch, from 0; @param label  its class; @param z  [count] of the classes from `first` on */
+void nps_pass_take(const nps_pass_t *pass, int64_t row, int label, const float *z, int64_t first, int64_t count);
 
 /** Refuse an option that is not implemented: NPS_ERR_INPUT when the key is there and not null, false, empty. */
 nps_err_t nps_net_refuse(const nps_net_t *net, const json_t *config, const char *key);

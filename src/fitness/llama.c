@@ -1,6 +1,6 @@
 /* Llama: decoders with RMSNorm, rotary positions (RoPE), grouped-query attention and SwiGLU, LlamaForCausalLM. A text's score
  * is that of its next tokens: position p of a row is asked for the token at p + 1. Work that needs wide rows is done for a fixed
- * number of rows at a time, so that memory stays small and products keep their shapes. */
+ * number of rows at a time, and the vocabulary comes in parts, so that memory stays small and products keep their shapes. */
 #include "fitness_internal.h"
 #include "kernels.h"
 #include "linear.h"
@@ -14,7 +14,7 @@
 enum {
   QUERIES = 64,         /* in one call of the attention kernel */
   ROWS = 512,           /* of the MLP's inner rows and of logits held at once */
-  LOGITS = 1 << 24,     /* at most so many logits held at once */
+  LOGITS = 1 << 23,     /* at most so many logits held at once */
   NOT_ASKED = -100,     /* a label that does not count, as in transformers */
   MOST_TOKENS = 1 << 16 /* in a row of text */
 };
@@ -30,8 +30,7 @@ typedef struct {
   double eps, theta;
   bool attention_bias, mlp_bias, tied;
   nps_activation_fn *activation;
-  int embedding, norm;
-  nps_linear_t head;
+  int embedding, norm, head;
   layer_t *layer; /* [layers] */
 } llama_t;
 
@@ -142,11 +141,24 @@ static nps_err_t add_layer(nps_net_t *net, const llama_t *m, int64_t l, layer_t 
 /* A tied head is the embedding, also where the file has a head besides. */
 static nps_err_t add_ends(nps_net_t *net, llama_t *m) {
   const int64_t shape[2] = {m->vocabulary, m->hidden};
+  const int last = (int)m->layers + 1;
   nps_err_t err = nps_net_add(net, "model.embed_tokens.weight", false, 2, shape, &m->embedding);
-  m->head = (nps_linear_t){.weight = m->embedding, .bias = -1, .out = m->vocabulary, .in = m->hidden};
-  if (!m->tied) ALSO(nps_net_add_linear(net, "", "lm_head", false, false, m->vocabulary, m->hidden, &m->head));
+  m->head = m->embedding;
+  nps_net_begin_stage(net, last);
+  if (m->tied)
+    nps_net_share(net, m->embedding, last);
+  else
+    ALSO(nps_net_add(net, "lm_head.weight", false, 2, shape, &m->head));
   ALSO(add_norm(net, "model.", "norm", m->hidden, &m->norm));
   return err;
+}
+
+/* Stages: the embedding, the layers, the last norm with the head. */
+static void add_steps(nps_net_t *net, const llama_t *m) {
+  const int layers = (int)m->layers;
+  nps_net_add_table(net, 0, m->embedding, m->vocabulary, m->hidden);
+  for (int l = 0; l < layers; l++) nps_net_add_step(net, 1 + l);
+  nps_net_add_table(net, layers + 1, m->head, m->vocabulary, m->hidden);
 }
 
 static nps_err_t describe(nps_net_t *net, const json_t *config, void **shape) {
@@ -157,7 +169,11 @@ static nps_err_t describe(nps_net_t *net, const json_t *config, void **shape) {
   net->classes = (int)m->vocabulary;
   nps_err_t err = add_ends(net, m);
   /* What is wrong in one layer is mostly wrong in all. */
-  for (int64_t l = 0; l < m->layers && err == NPS_OK; l++) err = add_layer(net, m, l, &m->layer[l]);
+  for (int l = 0; l < m->layers && err == NPS_OK; l++) {
+    nps_net_begin_stage(net, 1 + l);
+    err = add_layer(net, m, l, &m->layer[l]);
+  }
+  add_steps(net, m);
   return err;
 }
 
@@ -231,7 +247,7 @@ typedef struct {
   const int64_t *samples;
   int64_t n, positions, rows; /* samples, positions of each, rows of all of them */
   int64_t all, shared;        /* numbers of all heads' queries, of all groups' keys */
-  float *x;                   /* [rows][hidden] */
+  float *x;                   /* [rows][hidden] the activation */
   float *norm;                /* [rows][hidden] */
   float *query, *key, *value; /* [rows][all], [rows][shared] twice */
   float *mixed;               /* [rows][all]: what attention gives */
@@ -240,11 +256,15 @@ typedef struct {
   float *cosine, *sine;       /* [positions][width/2] */
   float *gate, *up;           /* [ROWS][inner] */
   float *none;                /* [inner] zeros: no bias */
-  float *logits;              /* [logit rows][vocabulary] */
+  float *logits;              /* [logit rows][most of the vocabulary in a part]: shares its place with all others */
 } work_t;
 
+static int64_t most_classes(const llama_t *m) {
+  return nps_min64(m->vocabulary, nps_max64(NPS_TABLE_COUNT / m->hidden, 1));
+}
+
 static int64_t logit_rows(const llama_t *m) {
-  const int64_t rows = LOGITS / m->vocabulary;
+  const int64_t rows = LOGITS / most_classes(m);
   return rows < 16 ? 16 : nps_min64(rows, ROWS);
 }
 
@@ -263,8 +283,7 @@ static int64_t lay_out(work_t *w, float *scratch) {
   const struct {
     float **to;
     int64_t count;
-  } parts[] = {{&w->x, w->rows * m->hidden},
-               {&w->norm, w->rows * m->hidden},
+  } parts[] = {{&w->norm, w->rows * m->hidden},
                {&w->query, w->rows * w->all},
                {&w->key, w->rows * w->shared},
                {&w->value, w->rows * w->shared},
@@ -275,13 +294,13 @@ static int64_t lay_out(work_t *w, float *scratch) {
                {&w->sine, w->positions * m->width / 2},
                {&w->gate, ROWS * m->inner},
                {&w->up, ROWS * m->inner},
-               {&w->none, m->inner},
-               {&w->logits, logit_rows(m) * m->vocabulary}};
+               {&w->none, m->inner}};
   for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
     if (scratch) *parts[i].to = scratch + at;
     at += (parts[i].count + NPS_PAD - 1) / NPS_PAD * NPS_PAD;
   }
-  return at;
+  w->logits = scratch;
+  return nps_max64(at, logit_rows(m) * most_classes(m));
 }
 
 static int64_t scratch_size(const void *shape, const nps_dataset_t *data, int64_t n) {
@@ -291,24 +310,26 @@ static int64_t scratch_size(const void *shape, const nps_dataset_t *data, int64_
 
 static const float *tensor_of(const work_t *w, int index) { return w->pass->weights[index]; }
 
-static void embed(const work_t *w) {
+/* Puts the rows of a part of the table where their tokens are. */
+static void embed(const work_t *w, const nps_net_step_t *step) {
   const int64_t h = w->m->hidden;
-  const float *table = tensor_of(w, w->m->embedding);
   for (int64_t i = 0; i < w->n; i++)
     for (int64_t p = 0; p < w->positions; p++) {
-      const int64_t id = w->data->ids[w->samples[i] * w->data->tokens + p];
-      memcpy(w->x + (i * w->positions + p) * h, table + id * h, (size_t)h * sizeof(float));
+      const int64_t row = w->data->ids[w->samples[i] * w->data->tokens + p] - step->first;
+      if (row < 0 || row >= step->rows) continue;
+      memcpy(w->x + (i * w->positions + p) * h, w->pass->table + row * h, (size_t)h * sizeof(float));
     }
 }
 
 static void make_angles(const work_t *w) {
   const int64_t half = w->m->width / 2;
-  for (int64_t p = 0; p < w->positions; p++)
-    for (int64_t c = 0; c < half; c++) {
-      const double angle = (double)p * pow(w->m->theta, -(double)c / (double)half);
-      w->cosine[p * half + c] = (float)cos(angle);
-      w->sine[p * half + c] = (float)sin(angle);
+  for (int64_t c = 0; c < half; c++) {
+    const double turn = pow(w->m->theta, -(double)c / (double)half);
+    for (int64_t p = 0; p < w->positions; p++) {
+      w->cosine[p * half + c] = (float)cos((double)p * turn);
+      w->sine[p * half + c] = (float)sin((double)p * turn);
     }
+  }
 }
 
 static void normalise(const work_t *w, int weight) {
@@ -371,49 +392,72 @@ static void run_mlp(const work_t *w, const layer_t *layer) {
   }
 }
 
-/* ---- scores ---- */
+/* ---- logits ---- */
 
-/* Scores positions that were put together in w->norm. */
-static void score_rows(const work_t *w, const int *labels, int64_t count, nps_score_t *score) {
+/* Normalises the rows that are asked for a token, and moves them together: only these get logits. */
+static void gather_asked(const work_t *w) {
   const llama_t *m = w->m;
-  nps_linear_set(w->pass, &m->head, count, w->norm, m->hidden, w->logits, m->vocabulary);
-  for (int64_t i = 0; i < count; i++)
-    nps_score_add(score, w->logits + i * m->vocabulary, (int)m->vocabulary, labels[i]);
-}
-
-/* Only positions that are asked for a token get logits. The final norm takes the place of earlier ones. */
-static nps_score_t score_positions(const work_t *w) {
-  const llama_t *m = w->m;
-  const int64_t most = logit_rows(m);
-  int labels[ROWS];
   int64_t count = 0;
-  nps_score_t score = {0};
   for (int64_t row = 0; row < w->rows; row++) {
-    if (!asks(w->data, w->samples[row / w->positions], row % w->positions, &labels[count])) continue;
-    nps_kernel_rms_norm(w->x + row * m->hidden, 1, m->hidden, tensor_of(w, m->norm), m->eps,
-                        w->norm + count * m->hidden);
-    if (++count < most) continue;
-    score_rows(w, labels, count, &score);
-    count = 0;
+    int label;
+    if (!asks(w->data, w->samples[row / w->positions], row % w->positions, &label)) continue;
+    w->pass->tallies[count].label = label;
+    nps_kernel_rms_norm(w->x + row * m->hidden, 1, m->hidden, tensor_of(w, m->norm), m->eps, w->x + count * m->hidden);
+    count++;
   }
-  score_rows(w, labels, count, &score);
-  return score;
 }
 
-static nps_score_t run(const void *shape, const nps_pass_t *pass, const nps_dataset_t *data, const int64_t *samples,
-                       int64_t n, float *scratch) {
-  work_t w = start_work(shape, data, n);
-  w.pass = pass;
-  w.samples = samples;
-  lay_out(&w, scratch);
-  memset(w.none, 0, (size_t)w.m->inner * sizeof(float));
-  make_angles(&w);
-  embed(&w);
-  for (int64_t l = 0; l < w.m->layers; l++) {
-    attend(&w, &w.m->layer[l]);
-    run_mlp(&w, &w.m->layer[l]);
+static int64_t count_asked(const work_t *w) {
+  int64_t count = 0;
+  while (count < w->rows && w->pass->tallies[count].label >= 0) count++;
+  return count;
+}
+
+/* The logits of a part of the vocabulary. */
+static void find_logits(const work_t *w, const nps_net_step_t *step) {
+  const llama_t *m = w->m;
+  const int64_t asked = count_asked(w), most = logit_rows(m);
+  for (int64_t first = 0; first < asked; first += most) {
+    const int64_t count = nps_min64(asked - first, most);
+    nps_sgemm(true, count, step->rows, m->hidden, 1, w->x + first * m->hidden, m->hidden, w->pass->table, m->hidden, 0,
+              w->logits, step->rows);
+    for (int64_t i = 0; i < count; i++)
+      nps_pass_take(w->pass, first + i, w->pass->tallies[first + i].label, w->logits + i * step->rows, step->first,
+                    step->rows);
   }
-  return score_positions(&w);
+}
+
+/* ---- steps ---- */
+
+static void run_layer(const work_t *w, const layer_t *layer) {
+  memset(w->none, 0, (size_t)w->m->inner * sizeof(float));
+  make_angles(w);
+  attend(w, layer);
+  run_mlp(w, layer);
+}
+
+static void run(const void *shape, const nps_pass_t *pass, const nps_net_step_t *step, float *scratch) {
+  work_t w = start_work(shape, pass->data, pass->n);
+  const int64_t layer = step->stage - 1;
+  w.pass = pass;
+  w.samples = pass->samples;
+  w.x = pass->x;
+  lay_out(&w, scratch);
+  if (layer >= 0 && layer < w.m->layers) run_layer(&w, &w.m->layer[layer]);
+  if (layer < 0) embed(&w, step);
+  if (layer < w.m->layers) return;
+  if (step->first == 0) gather_asked(&w);
+  find_logits(&w, step);
+}
+
+static int64_t activation_size(const void *shape, const nps_dataset_t *data, int64_t n) {
+  const llama_t *m = shape;
+  return n * positions_of(data) * m->hidden;
+}
+
+static int64_t count_rows(const void *shape, const nps_dataset_t *data, int64_t n) {
+  (void)shape;
+  return n * positions_of(data);
 }
 
 const nps_net_family_t nps_net_llama = {
@@ -423,6 +467,8 @@ const nps_net_family_t nps_net_llama = {
     .free_shape = free_shape,
     .check_data = check_data,
     .flops = flops,
+    .activation = activation_size,
+    .rows = count_rows,
     .scratch = scratch_size,
-    .score = run,
+    .run = run,
 };

@@ -50,7 +50,7 @@ nps_err_t nps_net_check_tensor(const nps_model_t *model, const nps_tensor_info_t
 nps_net_tensor_t *nps_net_append(nps_net_t *net, const char *name) {
   net->tensors = nps_xrealloc(net->tensors, (size_t)net->count + 1, sizeof *net->tensors);
   nps_net_tensor_t *tensor = &net->tensors[net->count++];
-  *tensor = (nps_net_tensor_t){.name = nps_xstrdup(name), .source = -1};
+  *tensor = (nps_net_tensor_t){.name = nps_xstrdup(name), .source = -1, .stage = net->stage, .also = -1};
   return tensor;
 }
 
@@ -165,6 +165,7 @@ void nps_net_free(nps_net_t *net) {
   if (net->family) net->family->free_shape(net->shape);
   for (int i = 0; i < net->count; i++) free(net->tensors[i].name);
   free(net->tensors);
+  free(net->steps);
   nps_mixture_free(net->mixture);
   free(net);
 }
@@ -191,67 +192,6 @@ static nps_err_t check_labels(const nps_net_t *net, const nps_dataset_t *data) {
 nps_err_t nps_net_check_data(const nps_net_t *net, const nps_dataset_t *data) {
   nps_err_t err = net->family->check_data(net, data);
   return data->inputs ? nps_err_worse(err, check_labels(net, data)) : err;
-}
-
-/* The logits of classes come first, then what a mixture and what the family need, each from a multiple of 64 bytes on. */
-static size_t logits_room(const nps_net_t *net, int64_t n) {
-  return net->family->logits ? ((size_t)n * (size_t)net->classes + 15) / 16 * 16 : 0;
-}
-
-static size_t mixing_room(const nps_net_t *net) { return net->mixture ? nps_mixture_room(net->mixture) : 0; }
-
-size_t nps_net_scratch_bytes(const nps_net_t *net, const nps_dataset_t *data, int batch) {
-  const size_t numbers = logits_room(net, batch) + mixing_room(net);
-  return (numbers + (size_t)net->family->scratch(net->shape, data, batch)) * sizeof(float);
-}
-
-void nps_net_logits(const nps_net_t *net, const float *const *weights, const nps_dataset_t *data,
-                    const int64_t *samples, int n, void *scratch, float *logits) {
-  const nps_pass_t pass = {weights, net->mixture, (float *)scratch + logits_room(net, n)};
-  net->family->logits(net->shape, &pass, data, samples, n, pass.mixing + mixing_room(net), logits);
-}
-
-/* ---- scores ---- */
-
-/* −ln softmax(z)[label]; NaN where a logit is not finite. */
-static double nll_of(const float *z, int classes, int label) {
-  double most = -INFINITY, sum = 0;
-  for (int c = 0; c < classes; c++) {
-    if (!isfinite(z[c])) return NAN;
-    if ((double)z[c] > most) most = (double)z[c];
-  }
-  for (int c = 0; c < classes; c++) sum += exp((double)z[c] - most);
-  return log(sum) + most - (double)z[label];
-}
-
-static bool is_first_largest(const float *z, int classes, int label) {
-  for (int c = 0; c < classes; c++)
-    if (c < label ? !(z[c] < z[label]) : !(z[c] <= z[label])) return false;
-  return true;
-}
-
-void nps_score_add(nps_score_t *score, const float *z, int classes, int label) {
-  score->total++;
-  score->correct += is_first_largest(z, classes, label);
-  score->nll_sum += nll_of(z, classes, label);
-}
-
-nps_score_t nps_logits_score(const float *logits, int classes, const nps_dataset_t *data, const int64_t *samples,
-                             int n) {
-  nps_score_t score = {0};
-  for (int i = 0; i < n; i++) nps_score_add(&score, logits + (int64_t)i * classes, classes, data->labels[samples[i]]);
-  return score;
-}
-
-nps_score_t nps_net_score(const nps_net_t *net, const float *const *weights, const nps_dataset_t *data,
-                          const int64_t *samples, int n, void *scratch) {
-  float *logits = scratch;
-  if (net->family->score) {
-    const nps_pass_t pass = {weights, net->mixture, scratch};
-    return net->family->score(net->shape, &pass, data, samples, n, pass.mixing + mixing_room(net));
-  }
-  nps_net_logits(net, weights, data, samples, n, scratch, logits);
-  return nps_logits_score(logits, net->classes, data, samples, n);
 }
 
 /* ---- weights from files ---- */

@@ -155,16 +155,23 @@ static nps_err_t add_classifier(nps_net_t *net, vit_t *v) {
   return nps_net_add_linear(net, "", "classifier", true, true, classes, v->hidden, &v->classifier);
 }
 
+/* Stages: the embedding, the layers, the last norm with the classifier. */
 static nps_err_t describe(nps_net_t *net, const json_t *config, void **shape) {
   bool of_head = false;
   vit_t *v = nps_xcalloc(1, sizeof *v);
   *shape = v;
   NPS_TRY(read_config(net, config, v));
+  const int layers = (int)v->layers;
   v->prefix = nps_net_look_up(net, "embeddings.cls_token", false, &of_head) ? "" : "vit.";
   v->layer = nps_xcalloc((size_t)v->layers, sizeof *v->layer);
+  for (int stage = 0; stage < layers + 2; stage++) nps_net_add_step(net, stage);
   nps_err_t err = add_embeddings(net, v);
   /* What is wrong in one layer is mostly wrong in all. */
-  for (int64_t l = 0; l < v->layers && err == NPS_OK; l++) err = add_layer(net, v, l, &v->layer[l]);
+  for (int l = 0; l < layers && err == NPS_OK; l++) {
+    nps_net_begin_stage(net, 1 + l);
+    err = add_layer(net, v, l, &v->layer[l]);
+  }
+  nps_net_begin_stage(net, layers + 1);
   ALSO(add_pair(net, v->prefix, "layernorm", 1, &v->hidden, &v->norm));
   ALSO(add_classifier(net, v));
 #undef ALSO
@@ -208,13 +215,13 @@ typedef struct {
   int64_t n, rows; /* samples, tokens of all of them */
   int64_t ldq;     /* leading dimension of the transposed queries */
   int64_t plane;   /* room of [rows][hidden] */
-  float *x;        /* [rows][hidden] */
+  float *x;        /* [rows][hidden] the activation */
   float *norm;     /* [rows][hidden], then what attention gives */
   float *keys;     /* [rows][hidden] */
   float *value;    /* [rows][hidden] */
   float *query;    /* [hidden][ldq] transposed, and NPS_PAD more */
   float *scores;   /* what attention needs */
-  float *inner;    /* [rows][inner], or [rows][patch_size]: shares its place with keys, value and query */
+  float *inner;    /* [rows][inner], [rows][patch_size] or [n][classes]: shares its place with keys, value and query */
 } work_t;
 
 static int64_t padded(int64_t n) { return (n + NPS_PAD - 1) / NPS_PAD * NPS_PAD; }
@@ -237,12 +244,13 @@ static int64_t scratch_size(const void *shape, const nps_dataset_t *data, int64_
   const vit_t *v = shape;
   const work_t w = start_work(v, n);
   const int64_t attention = 2 * w.plane + v->hidden * w.ldq + NPS_PAD;
-  return 2 * w.plane + scores_size(v) + nps_max64(attention, w.rows * nps_max64(v->inner, v->patch_size));
+  const int64_t wide = nps_max64(w.rows * nps_max64(v->inner, v->patch_size), n * v->classes);
+  return w.plane + scores_size(v) + nps_max64(attention, wide);
 }
 
 static void lay_out(work_t *w, float *scratch) {
-  w->x = scratch;
-  w->norm = w->x + w->plane;
+  w->x = w->pass->x;
+  w->norm = scratch;
   w->scores = w->norm + w->plane;
   w->keys = w->inner = w->scores + scores_size(w->v);
   w->value = w->keys + w->plane;
@@ -266,12 +274,13 @@ static void cut_patches(const vit_t *v, const float *image, float *rows) {
         }
 }
 
-static void embed(const work_t *w, const nps_dataset_t *data, const int64_t *samples) {
+static void embed(const work_t *w) {
   const vit_t *v = w->v;
+  const nps_pass_t *pass = w->pass;
   const int64_t image = v->channels * v->image[0] * v->image[1], sample = v->tokens * v->hidden;
   for (int64_t i = 0; i < w->n; i++) {
     float *x = w->x + i * sample;
-    cut_patches(v, data->inputs + samples[i] * image, w->inner + i * v->tokens * v->patch_size);
+    cut_patches(v, pass->data->inputs + pass->samples[i] * image, w->inner + i * v->tokens * v->patch_size);
     memcpy(x, tensor_of(w, v->positions), (size_t)sample * sizeof *x);
     nps_kernel_add(x, v->hidden, 1, v->hidden, tensor_of(w, v->class_token));
     nps_kernel_add(x + v->hidden, v->hidden, v->tokens - 1, v->hidden, tensor_of(w, v->patches.bias));
@@ -331,16 +340,37 @@ static void run_layer(const work_t *w, const layer_t *layer, bool last) {
   nps_linear_add(w->pass, &layer->down, m, w->inner, v->inner, w->x, step);
 }
 
-static void run(const void *shape, const nps_pass_t *pass, const nps_dataset_t *data, const int64_t *samples, int64_t n,
-                float *scratch, float *logits) {
+static void classify(const work_t *w) {
+  const vit_t *v = w->v;
+  normalise(w, v->norm, w->n, v->tokens * v->hidden);
+  nps_linear_set(w->pass, &v->classifier, w->n, w->norm, v->hidden, w->inner, v->classes);
+  for (int64_t i = 0; i < w->n; i++)
+    nps_pass_take(w->pass, i, w->pass->data->labels[w->pass->samples[i]], w->inner + i * v->classes, 0, v->classes);
+}
+
+static void run(const void *shape, const nps_pass_t *pass, const nps_net_step_t *step, float *scratch) {
   const vit_t *v = shape;
-  work_t w = start_work(v, n);
+  const int64_t layer = step->stage - 1;
+  work_t w = start_work(v, pass->n);
   w.pass = pass;
   lay_out(&w, scratch);
-  embed(&w, data, samples);
-  for (int64_t l = 0; l < v->layers; l++) run_layer(&w, &v->layer[l], l == v->layers - 1);
-  normalise(&w, v->norm, n, v->tokens * v->hidden);
-  nps_linear_set(pass, &v->classifier, n, w.norm, v->hidden, logits, v->classes);
+  if (layer < 0)
+    embed(&w);
+  else if (layer < v->layers)
+    run_layer(&w, &v->layer[layer], layer == v->layers - 1);
+  else
+    classify(&w);
+}
+
+static int64_t activation_size(const void *shape, const nps_dataset_t *data, int64_t n) {
+  (void)data;
+  const vit_t *v = shape;
+  return n * v->tokens * v->hidden;
+}
+
+static int64_t count_rows(const void *shape, const nps_dataset_t *data, int64_t n) {
+  (void)shape, (void)data;
+  return n;
 }
 
 const nps_net_family_t nps_net_vit = {
@@ -350,6 +380,8 @@ const nps_net_family_t nps_net_vit = {
     .free_shape = free_shape,
     .check_data = check_data,
     .flops = flops,
+    .activation = activation_size,
+    .rows = count_rows,
     .scratch = scratch_size,
-    .logits = run,
+    .run = run,
 };
