@@ -24,11 +24,7 @@ def test_correct_counts_are_the_reference_s(case, family, tmp_path):
     tools.merge(tools.recipe(family, method, parameters), tmp_path / "merged.h5", ranks=2)
     heads = [f"{task}={folder / task}" for task in tools.TASKS[family]] if family == "digits-vit" else []
     options = [word for head in heads for word in ("--head", head)]
-    result = tools.run(
-        tools.EVAL, tmp_path / "merged.h5", "--data", folder / "calibration.h5", *options, "--json", ranks=2
-    )
-    assert result.code == 0, result
-    found = json.loads(result.out)["tasks"]
+    found = tools.evaluate(tmp_path / "merged.h5", "--data", folder / "calibration.h5", *options, ranks=2)["tasks"]
     assert found.keys() == EXPECTED[case][family].keys()
     for task, (correct, total) in EXPECTED[case][family].items():
         assert found[task]["total"] == total

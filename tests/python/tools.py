@@ -123,6 +123,19 @@ def merge(config, out, *options, ranks=0, code=0, **more):
     return result
 
 
+def evaluate(*arguments, **more):
+    """What nps-eval prints as JSON: {"tasks": ..., "average": ...}."""
+    result = run(EVAL, *arguments, "--json", **more)
+    assert result.code == 0, result
+    return json.loads(result.out)
+
+
+def check_log_probabilities(found, want):
+    """Both of one shape: found by the program, wanted of a network that tells its answers well apart."""
+    assert np.ptp(want) > 1, "weights too small to tell networks apart"
+    np.testing.assert_allclose(found, want, rtol=0, atol=1e-4)
+
+
 def write_config(path, config):
     path = pathlib.Path(path)
     path.write_text(config if isinstance(config, str) else yaml.safe_dump(config, sort_keys=False))
