@@ -3,7 +3,8 @@
  *
  *  A catalogue says where every tensor's bytes lie: file, offset, length. It comes from headers alone, is made on rank 0
  *  and broadcast as text. Every readable form (safetensors folder or file, merged HDF5) stores a tensor in one piece, so
- *  that reading is one mechanism: pread() from a file at an offset. */
+ *  that reading is one mechanism: pread() from a file at an offset. Tensors that are not stored (a base's with an adapter)
+ *  are computed when they are read. */
 #ifndef NPS_MODEL_H
 #define NPS_MODEL_H
 
@@ -14,13 +15,16 @@
 
 /** One tensor of a catalogue. */
 typedef struct nps_tensor_info {
-  char *name; /**< Hugging Face name; owned by the catalogue */
-  nps_dtype_t dtype;
+  char *name;        /**< Hugging Face name; owned by the catalogue */
+  nps_dtype_t dtype; /**< as it is read */
   int ndim;
   int64_t shape[NPS_MAX_DIMS];
   int64_t count;  /**< elements */
   int file;       /**< index into the model's files */
   int64_t offset; /**< of the first byte, from the start of that file */
+  int rule; /**< 0: stored there; else computed when it is read, by a rule of the model's derivation; file and offset
+                       then are those of what it is computed from */
+  nps_dtype_t written; /**< of computed ones: type in an output that keeps types, that of the base */
 } nps_tensor_info_t;
 
 typedef struct nps_model_file {
@@ -28,7 +32,12 @@ typedef struct nps_model_file {
   int64_t size; /**< bytes */
 } nps_model_file_t;
 
-typedef enum nps_model_form { NPS_FORM_FOLDER, NPS_FORM_SAFETENSORS, NPS_FORM_HDF5 } nps_model_form_t;
+typedef enum nps_model_form {
+  NPS_FORM_FOLDER,
+  NPS_FORM_SAFETENSORS,
+  NPS_FORM_HDF5,
+  NPS_FORM_DERIVED /**< has a derivation */
+} nps_model_form_t;
 
 /** The experts of a mixture: low-rank parts of linear layers, of which routers choose for every token. Owned by the model. */
 typedef struct nps_experts {
@@ -39,6 +48,15 @@ typedef struct nps_experts {
   int64_t kg, k, top_k; /**< directions of a router; most triples of an expert; experts chosen for a token */
 } nps_experts_t;
 
+/** What the tensors of a model are computed from that are not stored. Owned by the model. */
+typedef struct nps_derivation {
+  const struct nps_derivation_form *form;
+  struct nps_model *base;  /**< the model whose tensors are changed */
+  struct nps_model *parts; /**< catalogue of what changes them: the tensors of an adapter */
+  char *text;              /**< what the form knows besides: the adapter's config; or NULL */
+  void *rules;             /**< made by the form from the other three */
+} nps_derivation_t;
+
 /** The catalogue of one model. All pointers are owned by it. */
 typedef struct nps_model {
   char *name; /**< for messages and tables */
@@ -48,11 +66,13 @@ typedef struct nps_model {
   int file_count;
   nps_tensor_info_t *tensors; /**< [tensor_count] in byte order of their names */
   int tensor_count;
-  char *config_json;      /**< Hugging Face config as text, or NULL */
-  nps_experts_t *experts; /**< of a mixture, whose tensors are the base's; else NULL */
+  char *config_json;            /**< Hugging Face config as text, or NULL */
+  nps_experts_t *experts;       /**< of a mixture, whose tensors are the base's; else NULL */
+  nps_derivation_t *derivation; /**< NULL: all tensors are stored */
 } nps_model_t;
 
-/** Find a model on disk. Local.
+/** Find a model on disk. Local. BASE+ADAPTER names two folders or files, which are found one by one; its path is theirs with
+ *  a plus between them, which a path of a single model may have too.
  *  Tried in order: `model` in folder `config_dir`, in the current directory, and, where it has the form org/name or
  *  org/name@revision, in the local Hugging Face cache (HF_HUB_CACHE, else HF_HOME/hub, else ~/.cache/huggingface/hub).
  *  @param config_dir  NULL: only the current directory and the cache
@@ -76,6 +96,9 @@ void nps_model_free(nps_model_t *model);
 /** Write a catalogue as text / read it back, to broadcast it. Local. */
 char *nps_model_pack(const nps_model_t *model);
 nps_err_t nps_model_unpack(const char *text, nps_model_t **out);
+
+/** Give the type of a tensor in an output that keeps types. Local. */
+nps_dtype_t nps_tensor_written(const nps_tensor_info_t *info);
 
 /** Find a tensor by name. @return its index or -1 */
 int nps_model_find(const nps_model_t *model, const char *name);

@@ -23,14 +23,9 @@ static void check_path(void *target, const nps_node_t *value, const char *what) 
   if (value->kind != NPS_NODE_SCALAR) nps_level_read(value, what, keys, COUNT(keys), target);
 }
 
-static void refuse_adapter(void *target, const nps_node_t *value, const char *what) {
-  (void)target;
-  nps_place_fail(value->place, "%s: adapters are not built yet", what);
-}
-
 void nps_model_read(const nps_node_t *node, const char *what, char **out) {
   static const nps_key_t keys[] = {{"model", NPS_KEY_READ, check_path, NULL},
-                                   {"lora", NPS_KEY_READ, refuse_adapter, NULL},
+                                   {"lora", NPS_KEY_READ, check_path, NULL},
                                    {"override_architecture", NPS_KEY_NO_EFFECT, NULL, NULL}};
   char found[96];
   int before = nps_problem_count();
@@ -39,11 +34,6 @@ void nps_model_read(const nps_node_t *node, const char *what, char **out) {
   char *text = nps_model_text(node);
   if (!text) {
     nps_place_fail(node->place, "%s: expected a path or org/name, found %s", what, nps_node_describe(node, found));
-    return;
-  }
-  if (strchr(text, '+')) {
-    nps_place_fail(node->place, "%s: '%s': adapters are not built yet", what, nps_show(text, found));
-    free(text);
     return;
   }
   *out = text;

@@ -9,15 +9,23 @@ static const char *text_of(const nps_node_t *map, const char *key) {
   return entry->value->text;
 }
 
-char *nps_model_text(const nps_node_t *node) {
+/* A path, or mergekit's mapping of path and revision. */
+static char *path_text(const nps_node_t *node) {
   if (node->kind == NPS_NODE_SCALAR) return nps_node_is_null(node) || !*node->text ? NULL : nps_xstrdup(node->text);
-  const nps_entry_t *inner = nps_node_find(node, "model");
-  if (!inner) return NULL;
-  const nps_node_t *where = inner->value;
-  if (where->kind == NPS_NODE_SCALAR) return nps_model_text(where);
-  const char *path = text_of(where, "path"), *revision = text_of(where, "revision");
+  const char *path = text_of(node, "path"), *revision = text_of(node, "revision");
   if (!path || !*path) return NULL;
   return revision ? nps_xstrf("%s@%s", path, revision) : nps_xstrdup(path);
+}
+
+char *nps_model_text(const nps_node_t *node) {
+  if (node->kind == NPS_NODE_SCALAR) return path_text(node);
+  const nps_entry_t *model = nps_node_find(node, "model"), *lora = nps_node_find(node, "lora");
+  char *path = model ? path_text(model->value) : NULL, *adapter = lora ? path_text(lora->value) : NULL;
+  char *both = path && adapter ? nps_xstrf("%s+%s", path, adapter) : NULL;
+  free(adapter);
+  if (!both) return path;
+  free(path);
+  return both;
 }
 
 static bool ends_with(const char *text, size_t n, const char *end) {
@@ -25,12 +33,12 @@ static bool ends_with(const char *text, size_t n, const char *end) {
   return n > m && memcmp(text + n - m, end, m) == 0;
 }
 
-/* The last path component, without revision and file extension. */
+/* The last path component, of the adapter if there is one, without revision and file extension. */
 static char *default_name(const char *model) {
   size_t n = strlen(model);
   while (n > 1 && model[n - 1] == '/') n--;
   size_t start = n;
-  while (start > 0 && model[start - 1] != '/') start--;
+  while (start > 0 && model[start - 1] != '/' && !(model[start - 1] == '+' && start < n)) start--;
   const char *name = model + start;
   n -= start;
   const char *at = memchr(name, '@', n);

@@ -60,6 +60,7 @@ static void free_experts(nps_experts_t *experts) {
 void nps_model_free(nps_model_t *model) {
   if (!model) return;
   free_experts(model->experts);
+  nps_derivation_free(model->derivation);
   for (int i = 0; i < model->file_count; i++) free(model->files[i].path);
   for (int i = 0; i < model->tensor_count; i++) free(model->tensors[i].name);
   free(model->files);
@@ -77,6 +78,14 @@ nps_err_t nps_model_add_file(nps_model_t *model, const char *path) {
   model->files = nps_xrealloc(model->files, (size_t)model->file_count + 1, sizeof *model->files);
   model->files[model->file_count++] = (nps_model_file_t){nps_xstrdup(path), (int64_t)st.st_size};
   return NPS_OK;
+}
+
+int nps_model_add_files(nps_model_t *model, const nps_model_t *other) {
+  const int first = model->file_count;
+  model->files = nps_xrealloc(model->files, (size_t)(first + other->file_count) + 1, sizeof *model->files);
+  for (int i = 0; i < other->file_count; i++)
+    model->files[model->file_count++] = (nps_model_file_t){nps_xstrdup(other->files[i].path), other->files[i].size};
+  return first;
 }
 
 void nps_model_add_tensor(nps_model_t *model, const nps_tensor_info_t *info) {

@@ -62,20 +62,72 @@ static nps_err_t try_cache(const char *model, nps_text_t *tried, bool *hub_name,
   return err;
 }
 
-nps_err_t nps_model_locate(const char *model, const char *config_dir, char **path) {
+/* Looks one model up; *path stays NULL where it is not there. */
+static nps_err_t look_up(const char *model, const char *config_dir, nps_text_t *tried, bool *hub_name, char **path) {
+  const bool relative = model[0] != '/';
+  *hub_name = false;
+  *path = NULL;
+  if (config_dir && relative && try_path(nps_path_join(config_dir, model), tried, path)) return NPS_OK;
+  if (!(config_dir && relative && strcmp(config_dir, ".") == 0) && try_path(nps_xstrdup(model), tried, path))
+    return NPS_OK;
+  return try_cache(model, tried, hub_name, path);
+}
+
+static nps_err_t fail_missing(const char *model, const char *what, const nps_text_t *tried, bool hub_name) {
+  return nps_fail(NPS_ERR_INPUT, "%s: %s not found, tried %s%s", model, what, tried->text,
+                  hub_name ? "; models are never downloaded, fetch it into the Hugging Face cache first" : "");
+}
+
+/* The path of the adapter behind the plus at `plus`, or NULL. */
+static nps_err_t look_up_adapter(const char *plus, const char *config_dir, char **path) {
   nps_text_t tried = {NULL, 0, 0};
   bool hub_name = false;
-  nps_err_t err = NPS_OK;
-  *path = NULL;
-  const bool relative = model[0] != '/';
-  if (model[0] == '\0')
-    err = nps_fail(NPS_ERR_INPUT, "the name of a model is empty");
-  else if (!(config_dir && relative && try_path(nps_path_join(config_dir, model), &tried, path)) &&
-           !(!(config_dir && relative && strcmp(config_dir, ".") == 0) && try_path(nps_xstrdup(model), &tried, path)))
-    err = try_cache(model, &tried, &hub_name, path);
-  if (err == NPS_OK && !*path)
-    err = nps_fail(NPS_ERR_INPUT, "%s: model not found, tried %s%s", model, tried.text,
-                   hub_name ? "; models are never downloaded, fetch it into the Hugging Face cache first" : "");
+  nps_err_t err = look_up(plus + 1, config_dir, &tried, &hub_name, path);
   free(tried.text);
   return err;
+}
+
+static nps_err_t find_model(const char *model, const char *config_dir, char **path);
+
+/* BASE+ADAPTER: the last plus behind which an adapter is found. Leaves *path NULL where there is none. */
+static nps_err_t find_with_adapter(const char *model, const char *config_dir, char **path) {
+  for (size_t n = strlen(model) - 1; n > 0; n--) {
+    char *adapter = NULL, *base = NULL;
+    if (model[n] != '+' || model[n + 1] == '\0') continue;
+    NPS_TRY(look_up_adapter(model + n, config_dir, &adapter));
+    if (!adapter) continue;
+    char *left = nps_xstrndup(model, n);
+    nps_err_t err = find_model(left, config_dir, &base);
+    if (err == NPS_OK) *path = nps_xstrf("%s+%s", base, adapter);
+    free(left);
+    free(base);
+    free(adapter);
+    return err;
+  }
+  return NPS_OK;
+}
+
+static nps_err_t find_model(const char *model, const char *config_dir, char **path) {
+  nps_text_t tried = {NULL, 0, 0};
+  bool hub_name = false;
+  const char *plus = strrchr(model, '+');
+  nps_err_t err = look_up(model, config_dir, &tried, &hub_name, path);
+  if (err == NPS_OK && !*path && plus) {
+    err = find_with_adapter(model, config_dir, path);
+    if (err == NPS_OK && !*path) {
+      free(tried.text);
+      tried = (nps_text_t){NULL, 0, 0};
+      err = look_up(plus + 1, config_dir, &tried, &hub_name, path);
+      if (err == NPS_OK) err = fail_missing(plus + 1, "adapter", &tried, hub_name);
+    }
+  } else if (err == NPS_OK && !*path)
+    err = fail_missing(model, "model", &tried, hub_name);
+  free(tried.text);
+  return err;
+}
+
+nps_err_t nps_model_locate(const char *model, const char *config_dir, char **path) {
+  *path = NULL;
+  if (model[0] == '\0') return nps_fail(NPS_ERR_INPUT, "the name of a model is empty");
+  return find_model(model, config_dir, path);
 }

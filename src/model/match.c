@@ -98,7 +98,8 @@ static void check_pair(match_t *m, int k, const nps_tensor_info_t *t, const nps_
 }
 
 static void add_target(match_t *m, const nps_tensor_info_t *t, nps_action_t action) {
-  nps_dtype_t dtype = action == NPS_ACTION_MERGE && m->dtype ? *m->dtype : t->dtype;
+  nps_dtype_t dtype = t->dtype; /* a head's is copied as it is read */
+  if (action == NPS_ACTION_MERGE) dtype = m->dtype ? *m->dtype : nps_tensor_written(t);
   m->layout->targets[m->layout->count++] = (nps_target_t){
       .name = t->name, .action = action, .dtype = dtype, .ndim = t->ndim, .shape = t->shape, .count = t->count};
 }
@@ -249,7 +250,7 @@ nps_layout_t *nps_layout_copy(const nps_model_t *model) {
     layout->source[i] = (int)(t - model->tensors);
     layout->targets[i] = (nps_target_t){.name = t->name,
                                         .action = NPS_ACTION_COPY,
-                                        .dtype = t->dtype,
+                                        .dtype = nps_tensor_written(t),
                                         .ndim = t->ndim,
                                         .shape = t->shape,
                                         .count = t->count,

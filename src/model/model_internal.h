@@ -31,10 +31,50 @@ void nps_model_add_tensor(nps_model_t *model, const nps_tensor_info_t *info);
 /** Bring the tensors into the order of their names; a name that occurs twice is an error. */
 nps_err_t nps_model_sort(nps_model_t *model);
 
+/** Add the files of another model, as they are known. @return the index of the first */
+int nps_model_add_files(nps_model_t *model, const nps_model_t *other);
+
+/* ---- derivation.c: tensors that are computed when they are read ---- */
+
+/** A way of computing tensors. */
+typedef struct nps_derivation_form {
+  const char *name;
+  /** Make model->derivation->rules from its base, parts and text, and add files and tensors (rule: 0 for stored ones).
+   *  Called on every rank with the same; notes and problems of rank 0 are shown. */
+  nps_err_t (*plan)(nps_model_t *model);
+  void (*free_rules)(void *rules);
+  /** Prepare what one reader keeps between reads. @param digest  gets every byte read; may be NULL */
+  nps_err_t (*begin)(const nps_model_t *model, nps_digest_t *digest, void **state);
+  /** Compute elements [first, first + count) of tensor i, in its type. */
+  nps_err_t (*read)(void *state, int i, int64_t first, int64_t count, void *dst);
+  void (*end)(void *state);
+} nps_derivation_form_t;
+
+/** Make a model of what its tensors are computed from. @param base, parts, text  taken over, also on failure; text and parts
+ *  may be NULL */
+nps_err_t nps_model_derive(const nps_derivation_form_t *form, const char *name, const char *path, nps_model_t *base,
+                           nps_model_t *parts, char *text, nps_model_t **out);
+
+/** Find a form by its name. */
+const nps_derivation_form_t *nps_derivation_form(const char *name);
+
+void nps_derivation_free(nps_derivation_t *derivation);
+
+/** Whether a path, as nps_model_locate() gives it, leads to a model: one that is there, or two with a plus between them.
+ *  @param[out] base, beside  freed with free() where there are two, else NULL */
+bool nps_path_split(const char *path, char **base, char **beside);
+
+/** Open BASE+ADAPTER. */
+nps_err_t nps_adapter_open(const char *base, const char *adapter, const char *path, const char *name,
+                           nps_model_t **out);
+
 /* ---- one file each ---- */
 
 /** Read and check the header of file `file` and add its tensors. */
 nps_err_t nps_safetensors_read(nps_model_t *model, int file);
+
+/** Give an entry of a file's metadata. @param[out] value  freed with free(); NULL where there is none */
+nps_err_t nps_safetensors_metadata(const nps_model_file_t *file, const char *key, char **value);
 
 /** Read and check a merged HDF5 file, file 0, with its config. */
 nps_err_t nps_hdf5_read(nps_model_t *model);

@@ -139,7 +139,14 @@ nps_err_t nps_model_open(const char *path, const char *name, nps_model_t **out) 
   struct stat st;
   nps_model_t *model;
   nps_err_t err;
+  char *base = NULL, *beside = NULL;
   *out = NULL;
+  if (nps_path_split(path, &base, &beside)) {
+    err = nps_adapter_open(base, beside, path, name, out);
+    free(base);
+    free(beside);
+    return err;
+  }
   if (stat(path, &st) != 0) return nps_fail(NPS_ERR_INPUT, "%s: cannot be read: %s", path, strerror(errno));
   if (S_ISDIR(st.st_mode)) {
     model = nps_model_new(name, path, NPS_FORM_FOLDER);

@@ -24,12 +24,30 @@ static void put_experts(nps_text_t *out, const nps_experts_t *experts) {
   free(parts);
 }
 
+static void put_model(nps_text_t *out, const nps_model_t *model) {
+  char *text = model ? nps_model_pack(model) : NULL;
+  put_text(out, text);
+  free(text);
+}
+
+/* What is computed is planned again where it is read. */
+static void put_derivation(nps_text_t *out, const nps_derivation_t *d) {
+  put_text(out, d->form->name);
+  put_text(out, d->text);
+  put_model(out, d->base);
+  put_model(out, d->parts);
+}
+
 char *nps_model_pack(const nps_model_t *model) {
   nps_text_t out = {NULL, 0, 0};
   put_text(&out, model->name);
   put_text(&out, model->path);
-  put_text(&out, model->config_json);
   put_number(&out, (int64_t)model->form);
+  if (model->derivation) {
+    put_derivation(&out, model->derivation);
+    return out.text;
+  }
+  put_text(&out, model->config_json);
   put_number(&out, model->file_count);
   put_number(&out, model->tensor_count);
   for (int i = 0; i < model->file_count; i++) {
@@ -102,13 +120,41 @@ static void get_experts(cursor_t *c, nps_model_t *model) {
   free(parts);
 }
 
+static nps_model_t *get_model(cursor_t *c) {
+  nps_model_t *model = NULL;
+  char *text = get_text(c);
+  if (text && nps_model_unpack(text, &model) != NPS_OK) c->at = NULL;
+  free(text);
+  return model;
+}
+
+static nps_err_t fail_damaged(void) { return nps_fail(NPS_ERR_RUNTIME, "a packed catalogue is damaged"); }
+
+static nps_err_t get_derived(cursor_t *c, const char *name, const char *path, nps_model_t **out) {
+  char *form_name = get_text(c), *text = get_text(c);
+  nps_model_t *base = get_model(c), *parts = get_model(c);
+  const nps_derivation_form_t *form = form_name ? nps_derivation_form(form_name) : NULL;
+  free(form_name);
+  if (c->at && form && base) return nps_model_derive(form, name, path, base, parts, text, out);
+  nps_model_free(base);
+  nps_model_free(parts);
+  free(text);
+  return fail_damaged();
+}
+
 nps_err_t nps_model_unpack(const char *text, nps_model_t **out) {
   cursor_t c = {text, text + strlen(text)};
   nps_model_t *model = nps_xcalloc(1, sizeof *model);
+  *out = NULL;
   model->name = get_text(&c);
   model->path = get_text(&c);
+  model->form = (nps_model_form_t)get_number(&c, 0, NPS_FORM_DERIVED);
+  if (model->form == NPS_FORM_DERIVED) {
+    nps_err_t err = get_derived(&c, model->name, model->path, out);
+    nps_model_free(model);
+    return err;
+  }
   model->config_json = get_text(&c);
-  model->form = (nps_model_form_t)get_number(&c, 0, NPS_FORM_HDF5);
   const int files = (int)get_number(&c, 1, INT32_MAX), tensors = (int)get_number(&c, 1, INT32_MAX);
   for (int i = 0; c.at && i < files; i++) {
     model->files = nps_xrealloc(model->files, (size_t)i + 1, sizeof *model->files);
@@ -117,10 +163,9 @@ nps_err_t nps_model_unpack(const char *text, nps_model_t **out) {
   }
   for (int i = 0; c.at && i < tensors; i++) get_tensor(&c, model);
   get_experts(&c, model);
-  *out = NULL;
   if (!c.at) {
     nps_model_free(model);
-    return nps_fail(NPS_ERR_RUNTIME, "a packed catalogue is damaged");
+    return fail_damaged();
   }
   *out = model;
   return NPS_OK;

@@ -13,8 +13,9 @@
 struct nps_reader {
   const nps_model_t *model;
   nps_digest_t *digest;
-  int file; /* the one last used, open as fd: a model may have more files than a process may open */
-  int fd;   /* -1: none yet */
+  int file;    /* the one last used, open as fd: a model may have more files than a process may open */
+  int fd;      /* -1: none yet */
+  void *state; /* of computed tensors; NULL: none was read yet */
 };
 
 nps_reader_t *nps_reader_new(const nps_model_t *model, nps_digest_t *digest) {
@@ -49,20 +50,34 @@ static nps_err_t read_part(int fd, const char *path, char *dst, size_t n, int64_
   return NPS_OK;
 }
 
+static nps_err_t check_range(const nps_reader_t *reader, int i, int64_t first, int64_t count) {
+  const nps_tensor_info_t *t = &reader->model->tensors[i];
+  if (first >= 0 && count >= 0 && first <= t->count && count <= t->count - first) return NPS_OK;
+  return nps_fail(NPS_ERR_RUNTIME, "%s: tensor %s: elements %lld to %lld are outside of its %lld",
+                  reader->model->files[t->file].path, t->name, (long long)first, (long long)(first + count),
+                  (long long)t->count);
+}
+
 /* Finds where the elements [first, first + count) of a tensor lie, and opens the file. */
 static nps_err_t find_bytes(nps_reader_t *reader, int i, int64_t first, int64_t count, nps_digest_part_t *bytes) {
   const nps_tensor_info_t *t = &reader->model->tensors[i];
   const char *path = reader->model->files[t->file].path;
   const int64_t size = (int64_t)nps_dtype_size(t->dtype);
-  if (first < 0 || count < 0 || first > t->count || count > t->count - first)
-    return nps_fail(NPS_ERR_RUNTIME, "%s: tensor %s: elements %lld to %lld are outside of its %lld", path, t->name,
-                    (long long)first, (long long)(first + count), (long long)t->count);
+  NPS_TRY(check_range(reader, i, first, count));
   *bytes = (nps_digest_part_t){.path = path, .offset = t->offset + first * size, .n = (size_t)(count * size)};
   return count > 0 ? use_file(reader, t->file) : NPS_OK;
 }
 
+static nps_err_t compute(nps_reader_t *reader, int i, int64_t first, int64_t count, void *dst) {
+  const nps_derivation_form_t *form = reader->model->derivation->form;
+  NPS_TRY(check_range(reader, i, first, count));
+  if (!reader->state) NPS_TRY(form->begin(reader->model, reader->digest, &reader->state));
+  return count > 0 ? form->read(reader->state, i, first, count, dst) : NPS_OK;
+}
+
 nps_err_t nps_reader_read(nps_reader_t *reader, int i, int64_t first, int64_t count, void *dst) {
   nps_digest_part_t part;
+  if (reader->model->tensors[i].rule) return compute(reader, i, first, count, dst);
   NPS_TRY(find_bytes(reader, i, first, count, &part));
   size_t left = part.n;
   for (char *to = dst; left > 0;) {
@@ -76,8 +91,16 @@ nps_err_t nps_reader_read(nps_reader_t *reader, int i, int64_t first, int64_t co
   return NPS_OK;
 }
 
+static bool is_computed(const nps_read_t *read) { return read->reader->model->tensors[read->tensor].rule != 0; }
+
+static nps_err_t read_one_by_one(const nps_read_t read[2], int64_t first, int64_t count) {
+  NPS_TRY(nps_reader_read(read[0].reader, read[0].tensor, first, count, read[0].dst));
+  return nps_reader_read(read[1].reader, read[1].tensor, first, count, read[1].dst);
+}
+
 nps_err_t nps_reader_read_two(const nps_read_t read[2], int64_t first, int64_t count) {
   nps_digest_t *digest = read[0].reader->digest;
+  if (is_computed(&read[0]) || is_computed(&read[1])) return read_one_by_one(read, first, count);
   char *to[] = {read[0].dst, read[1].dst};
   for (int64_t at = 0; at < count; at += PAIR_ELEMENTS) {
     const int64_t n = count - at < PAIR_ELEMENTS ? count - at : PAIR_ELEMENTS;
@@ -96,5 +119,6 @@ nps_err_t nps_reader_read_two(const nps_read_t read[2], int64_t first, int64_t c
 void nps_reader_free(nps_reader_t *reader) {
   if (!reader) return;
   if (reader->fd >= 0) close(reader->fd);
+  if (reader->state) reader->model->derivation->form->end(reader->state);
   free(reader);
 }

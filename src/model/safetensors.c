@@ -220,3 +220,20 @@ done:
   free(text);
   return err;
 }
+
+nps_err_t nps_safetensors_metadata(const nps_model_file_t *file, const char *key, char **value) {
+  char *text = NULL, *where = nps_xstrf("%s: header", file->path);
+  size_t size = 0;
+  json_t *root = NULL;
+  nps_err_t err;
+  *value = NULL;
+  NPS_GOTO(read_text(file, &text, &size));
+  NPS_GOTO(nps_json_parse(text, size, where, &root));
+  const char *found = json_string_value(json_object_get(json_object_get(root, "__metadata__"), key));
+  if (found) *value = nps_xstrdup(found);
+done:
+  json_decref(root);
+  free(where);
+  free(text);
+  return err;
+}

@@ -78,6 +78,7 @@ nps_err_t nps_sidecars_read(const nps_model_t *model, nps_sidecar_t **list, int 
   nps_err_t err = NPS_OK;
   *list = NULL;
   *count = 0;
+  if (model->derivation) return nps_sidecars_read(model->derivation->base, list, count);
   if (model->form == NPS_FORM_HDF5)
     err = read_hdf5(model->path, list, count);
   else {

@@ -96,7 +96,7 @@ static nps_err_t check_target(const convert_t *c, const nps_output_t *output) {
   if (n > suffix && strcmp(output->path + n - suffix, ".safetensors") == 0)
     return nps_fail(NPS_ERR_CONFIG, "%s: expected a folder, which gets model.safetensors, or a file that ends in .h5",
                     output->path);
-  if (nps_run_same_place(c->model->path, output->path))
+  if (nps_run_is_of_model(c->model, output->path))
     return nps_fail(NPS_ERR_CONFIG, "%s: the output would replace the input", output->path);
   NPS_TRY(check_types(c, output->path));
   return nps_output_check(output, bytes_of(c->layout));
@@ -115,12 +115,30 @@ static nps_err_t make_plan(convert_t *c) {
 typedef struct {
   nps_pulse_t *pulse;
   nps_report_t *report;
+  const nps_model_t *model;
   nps_reader_t *reader;
   nps_writer_t *writer;
-  void *buffer; /* NPS_STEP elements */
-  int64_t done; /* bytes */
+  void *buffer;   /* NPS_STEP elements */
+  double *values; /* NPS_STEP, where computed tensors are rounded; else NULL */
+  int64_t done;   /* bytes */
   bool go_on;
 } copy_t;
+
+/* What is computed comes in float32 or wider, and is rounded to its base's type. */
+static nps_err_t round_computed(const copy_t *k, const nps_target_t *target, int64_t first, int64_t n) {
+  const nps_tensor_info_t *t = &k->model->tensors[target->source[0]];
+  if (!t->rule) return NPS_OK;
+  int64_t at = nps_tensor_find_nonfinite(t->dtype, k->buffer, n);
+  if (at >= 0)
+    return nps_fail(NPS_ERR_INPUT, "%s: tensor %s holds NaN or infinity at index %lld", k->model->path, t->name,
+                    (long long)(first + at));
+  nps_tensor_widen(t->dtype, k->buffer, n, k->values);
+  nps_tensor_narrow(k->values, n, target->dtype, k->buffer);
+  at = nps_tensor_find_nonfinite(target->dtype, k->buffer, n);
+  return at < 0 ? NPS_OK
+                : nps_fail(NPS_ERR_RUNTIME, "%s: tensor %s: the value at index %lld is too large for %s",
+                           k->model->path, t->name, (long long)(first + at), nps_dtype_name(target->dtype));
+}
 
 static nps_err_t copy_piece(copy_t *k, const nps_target_t *target, const nps_piece_t *piece) {
   const int64_t end = piece->first + piece->count, size = (int64_t)nps_dtype_size(target->dtype);
@@ -128,6 +146,7 @@ static nps_err_t copy_piece(copy_t *k, const nps_target_t *target, const nps_pie
     const int64_t n = end - first < NPS_STEP ? end - first : NPS_STEP;
     int64_t total = 0;
     NPS_TRY(nps_reader_read(k->reader, target->source[0], first, n, k->buffer));
+    NPS_TRY(round_computed(k, target, first, n));
     NPS_TRY(nps_writer_write(k->writer, piece->target, first, n, k->buffer));
     k->done += n * size;
     k->go_on = nps_pulse_beat(k->pulse, k->done, &total);
@@ -140,17 +159,20 @@ static void show_total(void *report, int64_t total) { nps_report_progress(report
 
 static nps_err_t copy_all(convert_t *c, nps_digest_t *digest, nps_writer_t *writer) {
   const int rank = nps_comm_rank(c->comm);
-  copy_t k = {.report = c->report, .writer = writer, .go_on = true};
-  NPS_TRY(
-      nps_comm_agree(c->comm, nps_buffer_alloc((size_t)NPS_STEP * sizeof(double), "a part of a tensor", &k.buffer)));
+  const size_t room = (size_t)NPS_STEP * sizeof(double);
+  copy_t k = {.report = c->report, .model = c->model, .writer = writer, .go_on = true};
+  nps_err_t err = nps_buffer_alloc(room, "a part of a tensor", &k.buffer);
+  if (err == NPS_OK && c->model->derivation) err = nps_buffer_alloc(room, "a part of a tensor", &k.values);
+  NPS_GOTO(nps_comm_agree(c->comm, err));
   k.reader = nps_reader_new(c->model, digest);
   k.pulse = nps_pulse_start(c->comm);
-  nps_err_t err = NPS_OK;
   for (int i = c->plan->first_piece[rank]; i < c->plan->first_piece[rank + 1] && err == NPS_OK && k.go_on; i++)
     err = copy_piece(&k, &c->layout->targets[c->plan->pieces[i].target], &c->plan->pieces[i]);
   err = nps_pulse_end(k.pulse, k.done, err, show_total, c->report);
+done:
   nps_reader_free(k.reader);
   free(k.buffer);
+  free(k.values);
   return err;
 }
 
@@ -184,8 +206,9 @@ static nps_err_t convert(convert_t *c, const nps_convert_request_t *request) {
   nps_comm_bcast_text(c->comm, &c->recipe);
   c->card =
       nps_xstrf("---\nlibrary_name: transformers\n---\n# Converted model\n\nWritten by nps-convert from %s: the same "
-                "tensors, byte for byte.\n\n## Recipe\n\n```yaml\n%s```\n",
-                request->source, c->recipe);
+                "tensors, %s.\n\n## Recipe\n\n```yaml\n%s```\n",
+                request->source,
+                c->model->derivation ? "computed and rounded to the types of the base" : "byte for byte", c->recipe);
   const nps_output_t output = {.path = request->target,
                                .force = request->force,
                                .shard_size = SHARD_SIZE,

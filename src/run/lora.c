@@ -239,7 +239,7 @@ static nps_err_t check_output(const nps_lora_t *lora, const nps_output_t *output
   if (nps_output_is_hdf5(output->path))
     return nps_fail(NPS_ERR_CONFIG, "%s: an adapter is a folder, expected a name that does not end in .h5",
                     output->path);
-  if (nps_run_same_place(output->path, lora->model->path) || nps_run_same_place(output->path, lora->base->path))
+  if (nps_run_is_of_model(lora->model, output->path) || nps_run_is_of_model(lora->base, output->path))
     return nps_fail(NPS_ERR_CONFIG, "%s: the output would replace an input", output->path);
   return nps_output_check(output, bytes);
 }

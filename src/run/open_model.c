@@ -26,3 +26,9 @@ bool nps_run_same_place(const char *a, const char *b) {
   struct stat x, y;
   return stat(a, &x) == 0 && stat(b, &y) == 0 && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
 }
+
+bool nps_run_is_of_model(const nps_model_t *model, const char *path) {
+  const nps_derivation_t *d = model->derivation;
+  if (!d) return nps_run_same_place(model->path, path);
+  return nps_run_is_of_model(d->base, path) || (d->parts && nps_run_is_of_model(d->parts, path));
+}

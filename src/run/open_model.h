@@ -14,4 +14,7 @@ nps_err_t nps_run_open_model(const nps_comm_t *comm, const char *model, nps_mode
 /** Whether two paths lead to the same file or folder, which is there. Local. */
 bool nps_run_same_place(const char *a, const char *b);
 
+/** Whether a path leads to a model, or to what it is computed from. Local. */
+bool nps_run_is_of_model(const nps_model_t *model, const char *path);
+
 #endif

@@ -12,7 +12,7 @@ char *nps_run_config_folder(const nps_run_state_t *run) {
 
 bool nps_run_is_input(const nps_run_state_t *run, const char *path) {
   for (int i = 0; i < run->input_count; i++)
-    if (nps_run_same_place(run->inputs[i]->path, path)) return true;
+    if (nps_run_is_of_model(run->inputs[i], path)) return true;
   return run->history.home && nps_run_same_place(run->history.home, path);
 }
 
@@ -23,7 +23,7 @@ static nps_err_t add_input(nps_run_state_t *run, const char *model, const char *
   *index = -1;
   nps_err_t err = nps_model_locate(model, folder, &path);
   for (int i = 0; err == NPS_OK && i < run->input_count; i++)
-    if (nps_run_same_place(run->inputs[i]->path, path)) *index = i;
+    if (strcmp(run->inputs[i]->path, path) == 0 || nps_run_same_place(run->inputs[i]->path, path)) *index = i;
   if (err == NPS_OK && *index < 0) err = nps_model_open(path, name, &catalogue);
   if (catalogue) {
     run->inputs = nps_xrealloc(run->inputs, (size_t)run->input_count + 1, sizeof(nps_model_t *));

@@ -112,7 +112,6 @@ CONFIGS = {
     "fitness of another method": (added("fitness: {batch: 4}"), "c.yaml:7: fitness: belongs to merge_method nps, this is task_arithmetic"),
     "archive": (added("archive: {value_bits: 8}"), "c.yaml:7: archive: not built yet"),
     "layer_range": (changed("- model: x", "- model: x\n    layer_range: [0, 2]"), "models.0.layer_range: not built yet"),
-    "adapter": (changed("model: x", "model: x+lora"), "adapters are not built yet"),
     "misspelt parameter": (changed("weight", "wieght"), "c.yaml:5: unknown parameter 'wieght' of task_arithmetic, did you mean 'weight'?"),
     "missing parameter": (changed("{weight: 0.5}", "{}"), "task_arithmetic needs the parameter 'weight' for model 'x'"),
     "parameter a text": (changed("0.5", "much"), "parameter 'weight' must be a number, found 'much'"),

@@ -241,6 +241,22 @@ START_TEST(default_names_are_made_unique) {
 }
 END_TEST
 
+START_TEST(adapters_give_names_and_may_be_mappings) {
+  nps_recipe_t *r = parse("merge_method: linear\n"
+                          "models:\n"
+                          "- model: runs/base+runs/french\n"
+                          "- model: base+legal/\n"
+                          "- model: {model: {path: org/base, revision: r1}, lora: {path: my/german}}\n");
+  ck_assert_str_eq(r->models[0].name, "french");
+  ck_assert_str_eq(r->models[1].name, "legal");
+  ck_assert_str_eq(r->models[2].name, "german");
+  ck_assert_str_eq(r->models[2].model, "org/base@r1+my/german");
+  nps_recipe_free(r);
+  expect_problems("merge_method: ties\nmodels:\n- model: {model: a, lora: [b]}\n",
+                  "c.yaml:3: models.0.model.lora: expected a mapping, found a list");
+}
+END_TEST
+
 START_TEST(base_is_found_however_its_path_is_written) {
   nps_recipe_t *r = parse("merge_method: linear\nbase_model: ./m/base/\nmodels: [{model: m/base}, {model: m/based}]\n");
   nps_recipe_free(r);
@@ -424,10 +440,6 @@ START_TEST(what_is_not_built_is_refused) {
   expect_problems("merge_method: passthrough\nslices:\n- sources: []\n", "c.yaml:2: slices: not built yet");
   expect_problems("merge_method: ties\nmodels: [{model: a, layer_range: [0, 1]}]\n",
                   "c.yaml:2: models.0.layer_range: not built yet");
-  expect_problems("merge_method: ties\nbase_model: a+b\nmodels:\n- model: a+lora\n- model: {model: a, lora: b}\n",
-                  "c.yaml:2: base_model: 'a+b': adapters are not built yet\n"
-                  "c.yaml:4: models.0.model: 'a+lora': adapters are not built yet\n"
-                  "c.yaml:5: models.1.model.lora: adapters are not built yet");
   expect_problems("merge_method: ties\nmodels: [{model: a}]\ntokenizer_source: union\n",
                   "c.yaml:3: tokenizer_source: expected base, as others are not built yet, found the text 'union'");
 }
@@ -941,6 +953,7 @@ int main(void) {
   tcase_add_test(cases, configs_of_mergekit_parse);
   tcase_add_test(cases, anchors_aliases_and_merge_keys_work);
   tcase_add_test(cases, default_names_are_made_unique);
+  tcase_add_test(cases, adapters_give_names_and_may_be_mappings);
   tcase_add_test(cases, base_is_found_however_its_path_is_written);
   tcase_add_test(cases, gradients_are_those_of_mergekit);
   tcase_add_test(cases, filters_take_the_first_match);
