@@ -3,6 +3,7 @@
 # nothing on a machine without apt (there configure tells what it does not find).
 # As root, or through sudo where that asks no password; otherwise prints the command and exits with 1.
 set -e
+PATH=$PATH:/usr/sbin:/sbin
 
 # What the build links against: package names. libopenblas-dev has LAPACK too.
 packages="libopenmpi-dev libscalapack-openmpi-dev libhdf5-openmpi-dev libyaml-dev libjansson-dev libssl-dev
@@ -12,7 +13,8 @@ programs="gcc:gcc make:make autoconf:autoconf automake:automake pkg-config:pkg-c
   mpirun:openmpi-bin xz:xz-utils"
 if test "$1" = --tests; then
   packages="$packages check"
-  programs="$programs python3:python3"
+  # Tests run a Slurm of their own. The packages' daemons are not started here: without a slurm.conf they do not start.
+  programs="$programs python3:python3 ip:iproute2 munged:munge slurmctld:slurmctld slurmd:slurmd sbatch:slurm-client"
 fi
 
 if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then

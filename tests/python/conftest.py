@@ -1,5 +1,6 @@
 """Every test needs the built programs: a missing build is an error, not a skip."""
 
+import h5py
 import pytest
 import tools
 
@@ -8,3 +9,22 @@ def pytest_sessionstart(session):
     for program in (tools.MERGE, tools.INSPECT, tools.EVAL, tools.CONVERT):
         if not program.exists():
             raise pytest.UsageError(f"{program} is not built; set NPS_BUILDDIR to a build's folder")
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """Calibration data of tools.small_search()."""
+    path = tmp_path_factory.mktemp("data") / "calibration.h5"
+    with h5py.File(tools.SMALL_SEARCH / "calibration.h5") as source, h5py.File(path, "w") as target:
+        for task in tools.SMALL_SEARCH_TASKS:
+            for name in ("inputs", "labels"):
+                target[f"{task}/{name}"] = source[task][name][:32]
+    return path
+
+
+@pytest.fixture(scope="session")
+def whole(data, tmp_path_factory):
+    """What tools.small_search() gives on one rank, never interrupted: tools.search_content()."""
+    out = tmp_path_factory.mktemp("whole") / "out.h5"
+    tools.merge(tools.small_search(data), out)
+    return tools.search_content(out)

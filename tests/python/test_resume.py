@@ -10,46 +10,10 @@ import numpy as np
 import pytest
 import tools
 
-FAMILY = tools.MODELS / "digits-vit"
-TASKS = ["plain", "blur"]
-GENERATIONS = 6
+FAMILY, TASKS = tools.SMALL_SEARCH, tools.SMALL_SEARCH_TASKS
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    path = tmp_path_factory.mktemp("data") / "calibration.h5"
-    with h5py.File(FAMILY / "calibration.h5") as source, h5py.File(path, "w") as target:
-        for task in TASKS:
-            for name in ("inputs", "labels"):
-                target[f"{task}/{name}"] = source[task][name][:60]
-    return path
-
-
-def recipe(data, **search):
-    return {
-        "merge_method": "nps", "base_model": str(FAMILY / "base"), "seed": 5,
-        "models": [{"model": str(FAMILY / t), "name": t} for t in TASKS],
-        "nps": {"subspaces": 4, "density": 0.2},
-        "search": {"stages": ["prune", "fuse"], "generations": GENERATIONS, "population": 6, "final": "best", **search},
-        "fitness": {"metric": "nll", "holdout": 0, "batch": 16, "tasks": [{"name": t, "data": str(data)} for t in TASKS]},
-        "dtype": "float32",
-    }  # fmt: skip
-
-
-def content(path):
-    """All that must not depend on how a search was interrupted: tensors and histories, as bytes."""
-    found = {}
-
-    def take(name, item):
-        if isinstance(item, h5py.Dataset):
-            found[name] = item[:].tobytes()
-        for key, value in item.attrs.items():
-            found[f"{name}@{key}"] = np.asarray(value).tolist()
-
-    with h5py.File(path) as file:
-        for group in ("tensors", "search"):
-            file[group].visititems(take)
-    return found
+recipe, content = tools.small_search, tools.search_content
 
 
 def merge(config, out, *options, ranks=2, code=0):
@@ -59,14 +23,6 @@ def merge(config, out, *options, ranks=2, code=0):
 
 def snapshot_of(out):
     return out.with_name(out.name + ".snapshot.h5")
-
-
-@pytest.fixture(scope="module")
-def whole(data, tmp_path_factory):
-    """What the search gives that is never interrupted."""
-    out = tmp_path_factory.mktemp("whole") / "out.h5"
-    merge(recipe(data), out)
-    return content(out)
 
 
 def start(config, out, ranks):

@@ -155,6 +155,22 @@ def recipe(family, method, parameters=None, model_parameters=None, base=True, na
     return {**config, "dtype": "float32", **more}
 
 
+SMALL_SEARCH, SMALL_SEARCH_TASKS = MODELS / "digits-vit", ["plain", "blur"]
+
+
+def small_search(data, **search):
+    """A search of a second or two. data: the fixture of that name."""
+    return {
+        "merge_method": "nps", "base_model": str(SMALL_SEARCH / "base"), "seed": 5,
+        "models": [{"model": str(SMALL_SEARCH / t), "name": t} for t in SMALL_SEARCH_TASKS],
+        "nps": {"subspaces": 4, "density": 0.2},
+        "search": {"stages": ["prune", "fuse"], "generations": 6, "population": 6, "final": "best", **search},
+        "fitness": {"metric": "nll", "holdout": 0, "batch": 16,
+                    "tasks": [{"name": t, "data": str(data)} for t in SMALL_SEARCH_TASKS]},
+        "dtype": "float32",
+    }  # fmt: skip
+
+
 # ---- numbers -----------------------------------------------------------------------------------------------------------
 
 
@@ -271,6 +287,22 @@ def same_tensors(a, b):
     return a.keys() == b.keys() and all(
         a[n][0] == b[n][0] and a[n][1].shape == b[n][1].shape and a[n][1].tobytes() == b[n][1].tobytes() for n in a
     )
+
+
+def search_content(path):
+    """All that must not depend on how a search was interrupted: tensors and histories, as bytes."""
+    found = {}
+
+    def take(name, item):
+        if isinstance(item, h5py.Dataset):
+            found[name] = item[:].tobytes()
+        for key, value in item.attrs.items():
+            found[f"{name}@{key}"] = np.asarray(value).tolist()
+
+    with h5py.File(path) as file:
+        for group in ("tensors", "search"):
+            file[group].visititems(take)
+    return found
 
 
 def copy_folder(source, target):
