@@ -46,6 +46,37 @@ def test_a_killed_search_goes_on(ranks, again, data, whole, tmp_path):
     assert content(out) == whole
 
 
+@pytest.fixture(scope="module")
+def seconds(data, whole, tmp_path_factory):
+    """What an uninterrupted run on so many ranks takes."""
+    folder, found = tmp_path_factory.mktemp("seconds"), {}
+    for ranks in (1, 2, 3, 4):
+        began = time.monotonic()
+        merge(recipe(data), folder / f"{ranks}.h5", ranks=ranks)
+        found[ranks] = time.monotonic() - began
+    return found
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("attempt", range(20))
+def test_killed_at_any_moment(attempt, data, whole, seconds, tmp_path):
+    """kill -9 of everything, once or twice, at random moments from the start to the end; then on another number of ranks."""
+    chance, out = random.Random(attempt), tmp_path / "out.h5"
+    config = tools.write_config(tmp_path / "c.yaml", recipe(data))
+    ranks = [chance.choice((1, 2, 3, 4))]
+    for _ in range(chance.choice((1, 2))):
+        process = tools.start(tools.MERGE, config, out, "--resume", ranks=ranks[-1])
+        moment = chance.uniform(0.1, 1.05 * seconds[ranks[-1]])
+        time.sleep(moment)
+        tools.kill_session(process.pid)
+        tools.finish(process)
+        print(f"{ranks[-1]} ranks, {moment:.2f} of {seconds[ranks[-1]]:.2f} s: snapshot {snapshot_of(out).exists()}, "
+              f"output {out.exists()}")  # fmt: skip
+        ranks.append(chance.choice([n for n in (1, 2, 3, 4) if n != ranks[-1]]))
+    merge(recipe(data), out, "--resume", ranks=ranks[-1])
+    assert content(out) == whole
+
+
 def test_a_warning_stops_and_saves(data, whole, tmp_path):
     """SIGUSR1, which mpirun passes on: exit code 4 within a batch, and nothing is scored twice."""
     out = tmp_path / "out.h5"
