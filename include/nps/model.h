@@ -36,7 +36,8 @@ typedef enum nps_model_form {
   NPS_FORM_FOLDER,
   NPS_FORM_SAFETENSORS,
   NPS_FORM_HDF5,
-  NPS_FORM_DERIVED /**< has a derivation */
+  NPS_FORM_ADAPTER, /**< a PEFT adapter by itself: its own tensors; config_json is its adapter_config.json */
+  NPS_FORM_DERIVED  /**< has a derivation */
 } nps_model_form_t;
 
 /** The experts of a mixture: low-rank parts of linear layers, of which routers choose for every token. Owned by the model. */
@@ -99,6 +100,9 @@ nps_err_t nps_model_unpack(const char *text, nps_model_t **out);
 
 /** Give the type of a tensor in an output that keeps types. Local. */
 nps_dtype_t nps_tensor_written(const nps_tensor_info_t *info);
+
+/** Predict the bytes that a reader of the model keeps between reads, for computed tensors. Local. */
+int64_t nps_model_reader_bytes(const nps_model_t *model);
 
 /** Find a tensor by name. @return its index or -1 */
 int nps_model_find(const nps_model_t *model, const char *name);

@@ -139,6 +139,10 @@ static nps_err_t describe(nps_net_t *net) {
 }
 
 static nps_err_t make(const nps_model_t *body, const nps_model_t *head, bool own_head_first, nps_net_t **out) {
+  const nps_model_t *adapter = body->form == NPS_FORM_ADAPTER ? body : head;
+  *out = NULL;
+  if (adapter && adapter->form == NPS_FORM_ADAPTER)
+    return nps_fail(NPS_ERR_INPUT, "%s: is a PEFT adapter by itself, expected BASE+%s", adapter->path, adapter->path);
   nps_net_t *net = nps_xcalloc(1, sizeof *net);
   *net = (nps_net_t){.body = body, .head = head, .own_head_first = own_head_first};
   *out = NULL;

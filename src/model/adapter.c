@@ -27,6 +27,22 @@ static nps_err_t open_peft(const char *folder, nps_model_t **parts, char **confi
   return err;
 }
 
+nps_err_t nps_adapter_open_alone(nps_model_t *model) {
+  char *weights = nps_path_join(model->path, "adapter_model.safetensors");
+  char *config = nps_path_join(model->path, "adapter_config.json");
+  nps_err_t err;
+  model->form = NPS_FORM_ADAPTER;
+  NPS_GOTO(nps_model_add_file(model, weights));
+  NPS_GOTO(nps_safetensors_read(model, 0));
+  NPS_GOTO(nps_model_sort(model));
+  NPS_GOTO(nps_file_read(config, (size_t)64 << 20, &model->config_json, NULL));
+  err = nps_config_check(model->config_json, config);
+done:
+  free(weights);
+  free(config);
+  return err;
+}
+
 static bool holds(const char *folder, const char *name) {
   char *path = nps_path_join(folder, name);
   const bool found = nps_path_exists(path);

@@ -40,6 +40,11 @@ void nps_derivation_free(nps_derivation_t *d) {
 
 nps_dtype_t nps_tensor_written(const nps_tensor_info_t *info) { return info->rule ? info->written : info->dtype; }
 
+int64_t nps_model_reader_bytes(const nps_model_t *model) {
+  const nps_derivation_t *d = model->derivation;
+  return d ? d->form->bytes(model) + nps_model_reader_bytes(d->base) : 0;
+}
+
 /* ---- BASE+ADAPTER ---- */
 
 static bool leads_somewhere(const char *path) {

@@ -50,6 +50,24 @@ static nps_err_t refuse_mixture(const nps_model_t *model) {
                   model->name, model->path);
 }
 
+/* Adapters are merged with adapters of the same kind, or added to a base first. */
+static nps_err_t check_adapters(match_t *m) {
+  const nps_model_t *reference = m->inputs[m->reference];
+  int adapters = 0;
+  nps_err_t err = NPS_OK;
+  for (int k = 0; k < m->n; k++) adapters += m->inputs[k]->form == NPS_FORM_ADAPTER;
+  for (int k = 0; k < m->n; k++) {
+    const nps_model_t *input = m->inputs[k];
+    if (input->form != NPS_FORM_ADAPTER || input == reference) continue;
+    if (adapters == m->n) nps_peft_compare(reference->config_json, input->config_json, reference->name, &m->checks[k]);
+  }
+  for (int k = 0; k < m->n && adapters < m->n; k++)
+    if (m->inputs[k]->form == NPS_FORM_ADAPTER)
+      err = nps_fail(NPS_ERR_INPUT, "%s: %s: is a PEFT adapter, but not all models are; expected BASE+%s",
+                     m->inputs[k]->name, m->inputs[k]->path, m->inputs[k]->path);
+  return err;
+}
+
 static int compare_places(const void *a, const void *b) {
   const nps_tensor_info_t *x = *(const nps_tensor_info_t *const *)a, *y = *(const nps_tensor_info_t *const *)b;
   if (x->file != y->file) return x->file < y->file ? -1 : 1;
@@ -202,6 +220,7 @@ static nps_err_t match_all(match_t *m) {
     err = nps_err_worse(err, refuse_quantised(m->inputs[k]));
     err = nps_err_worse(err, refuse_mixture(m->inputs[k]));
   }
+  err = nps_err_worse(err, check_adapters(m));
   if (err != NPS_OK) return err;
   match_common(m);
   if (m->head >= 0) add_head(m);

@@ -48,6 +48,7 @@ typedef struct nps_derivation_form {
   /** Compute elements [first, first + count) of tensor i, in its type. */
   nps_err_t (*read)(void *state, int i, int64_t first, int64_t count, void *dst);
   void (*end)(void *state);
+  int64_t (*bytes)(const nps_model_t *model); /**< what a reader keeps, predicted */
 } nps_derivation_form_t;
 
 /** Make a model of what its tensors are computed from. @param base, parts, text  taken over, also on failure; text and parts
@@ -63,6 +64,12 @@ void nps_derivation_free(nps_derivation_t *derivation);
 /** Whether a path, as nps_model_locate() gives it, leads to a model: one that is there, or two with a plus between them.
  *  @param[out] base, beside  freed with free() where there are two, else NULL */
 bool nps_path_split(const char *path, char **base, char **beside);
+
+/** Open an adapter by itself: `model` is a folder's, which holds adapter_model.safetensors. */
+nps_err_t nps_adapter_open_alone(nps_model_t *model);
+
+/** Compare the configs of two adapters: a key that the meaning of their tensors depends on and that differs is a problem. */
+void nps_peft_compare(const char *config, const char *other, const char *other_name, nps_checks_t *checks);
 
 /** Open BASE+ADAPTER. */
 nps_err_t nps_adapter_open(const char *base, const char *adapter, const char *path, const char *name,

@@ -81,7 +81,7 @@ static nps_err_t open_listed(nps_model_t *model) {
   contents_t found = {NULL, 0, 0};
   nps_err_t err = list_folder(model->path, &found);
   if (err == NPS_OK && found.safetensors == 1 && strcmp(found.first, "adapter_model.safetensors") == 0)
-    err = nps_fail(NPS_ERR_INPUT, "%s: is a PEFT adapter, not a model", model->path);
+    err = nps_adapter_open_alone(model);
   else if (err == NPS_OK && found.safetensors == 1 && is_shard(found.first))
     err = nps_fail(NPS_ERR_INPUT, "%s: has one part of several, %s, and no model.safetensors.index.json", model->path,
                    found.first);
@@ -107,7 +107,7 @@ static nps_err_t open_folder(nps_model_t *model) {
     err = nps_index_read(model, index);
   else
     err = open_listed(model);
-  nps_err_t config = read_config(model, model->path);
+  nps_err_t config = model->form == NPS_FORM_ADAPTER ? NPS_OK : read_config(model, model->path);
   free(single);
   free(index);
   return nps_err_worse(err, config);

@@ -287,6 +287,14 @@ static void free_rules(void *rules) {
   free(peft);
 }
 
+static int64_t bytes(const nps_model_t *model) {
+  const nps_derivation_t *d = model->derivation;
+  const nps_peft_t *peft = d->rules;
+  int64_t most = 0;
+  for (int i = 0; i < peft->count; i++) most = nps_max64(most, nps_peft_rule_bytes(d, &peft->rules[i]));
+  return most;
+}
+
 static nps_err_t plan_all(plan_t *p, const char *text) {
   NPS_TRY(nps_peft_config_read(text, p->checks.where, &p->config));
   p->peft->omega = p->config.omega;
@@ -318,4 +326,5 @@ const nps_derivation_form_t nps_peft_form = {.name = "peft",
                                              .free_rules = free_rules,
                                              .begin = nps_peft_begin,
                                              .read = nps_peft_read,
-                                             .end = nps_peft_end};
+                                             .end = nps_peft_end,
+                                             .bytes = bytes};

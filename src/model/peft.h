@@ -59,4 +59,7 @@ nps_err_t nps_peft_begin(const nps_model_t *model, nps_digest_t *digest, void **
 nps_err_t nps_peft_read(void *state, int i, int64_t first, int64_t count, void *dst);
 void nps_peft_end(void *state);
 
+/** Predict the bytes that a reader keeps for a tensor. */
+int64_t nps_peft_rule_bytes(const nps_derivation_t *derivation, const nps_peft_rule_t *rule);
+
 #endif

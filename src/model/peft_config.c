@@ -222,3 +222,18 @@ bool nps_peft_is_saved(const nps_peft_config_t *config, const char *tensor) {
   free(within);
   return saved;
 }
+
+/* ---- adapters that are merged as adapters ---- */
+
+void nps_peft_compare(const char *config, const char *other, const char *other_name, nps_checks_t *checks) {
+  const json_t *keys[2] = {json_loads(config, 0, NULL), json_loads(other, 0, NULL)};
+  const char *key;
+  json_t *value;
+  for (int k = 0; k < 2; k++) json_object_foreach((json_t *)keys[k], key, value) {
+      const json_t *there = json_object_get(keys[1 - k], key);
+      const bool counts = strcmp(key, "peft_type") == 0 || !is_one_of(key, no_effect);
+      if (!counts || (k == 1 && there) || (there ? json_equal(value, there) : is_off(value))) continue;
+      nps_checks_fail(checks, "adapter_config.json: %s is not the same as in %s", key, other_name);
+    }
+  for (int k = 0; k < 2; k++) json_decref((json_t *)keys[k]);
+}

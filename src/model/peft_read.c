@@ -83,10 +83,27 @@ static const nps_tensor_info_t *find_w(const state_t *s) {
   return s->rule->stored >= 0 ? &d->parts->tensors[s->rule->stored] : &d->base->tensors[s->rule->w];
 }
 
+static int64_t rows_of_block(const nps_peft_rule_t *rule) {
+  const int64_t rows = BLOCK_ELEMENTS / rule->columns;
+  return rows < 1 ? 1 : nps_min64(rows, rule->rows);
+}
+
+int64_t nps_peft_rule_bytes(const nps_derivation_t *d, const nps_peft_rule_t *rule) {
+  const int held[] = {rule->a, rule->b, rule->magnitude, rule->vector};
+  int64_t elements = rule->magnitude >= 0 ? nps_max64(rule->rows, rule->columns) : 0, most = 0;
+  for (size_t i = 0; i < sizeof held / sizeof *held; i++) {
+    const int64_t count = held[i] >= 0 ? d->parts->tensors[held[i]].count : 0;
+    elements += count;
+    most = nps_max64(most, count);
+  }
+  /* The largest part once more, as it is stored; a block, as it is stored, and of a sine. */
+  elements += most + 3 * rows_of_block(rule) * rule->columns;
+  return elements * (int64_t)sizeof(double);
+}
+
 static nps_err_t make_room(state_t *s) {
   const nps_peft_rule_t *rule = s->rule;
-  const int64_t rows = BLOCK_ELEMENTS / rule->columns;
-  s->block_rows = rows < 1 ? 1 : nps_min64(rows, rule->rows);
+  s->block_rows = rows_of_block(rule);
   const size_t count = (size_t)(s->block_rows * rule->columns);
   NPS_TRY(nps_buffer_alloc(count * sizeof *s->values, "a block of a tensor", &s->values));
   NPS_TRY(nps_buffer_alloc(count * nps_dtype_size(find_w(s)->dtype), "a block of a tensor", &s->raw));

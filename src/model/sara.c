@@ -14,16 +14,17 @@ typedef struct {
   nps_reader_t *base, *parts;
   int tensor;
   int64_t at, used;
-  void *raw;      /* [PART] of the base */
-  double *values; /* [PART] of the base */
-  void *stored;   /* [PART] of the list */
-  double *list;   /* [PART] of the list */
+  void *raw;       /* [PART] of the base */
+  double *values;  /* [PART] of the base */
+  double *rounded; /* [PART] of the base, in the type of the list, as PyTorch compares */
+  void *stored;    /* [PART] of the list */
+  double *list;    /* [PART] of the list */
 } state_t;
 
-/* The rules: a threshold in each type that lists may have, as PyTorch compares. */
+/* The rules. */
 typedef struct {
   int *list_of;      /* [base->tensor_count] tensor of the parts, or -1 */
-  double *threshold; /* [parts->tensor_count] */
+  double *threshold; /* [parts->tensor_count] in the type of that list */
   int *base_of;      /* [rules] tensor of the base, by rule */
 } sara_t;
 
@@ -119,6 +120,7 @@ static void end(void *state) {
   nps_reader_free(s->parts);
   free(s->raw);
   free(s->values);
+  free(s->rounded);
   free(s->stored);
   free(s->list);
   free(s);
@@ -132,10 +134,16 @@ static nps_err_t begin(const nps_model_t *model, nps_digest_t *digest, void **st
   s->parts = nps_reader_new(model->derivation->parts, digest);
   s->raw = nps_xcalloc((size_t)PART, sizeof(double));
   s->values = nps_xcalloc((size_t)PART, sizeof(double));
+  s->rounded = nps_xcalloc((size_t)PART, sizeof(double));
   s->stored = nps_xcalloc((size_t)PART, sizeof(double));
   s->list = nps_xcalloc((size_t)PART, sizeof(double));
   *state = s;
   return NPS_OK;
+}
+
+static int64_t bytes(const nps_model_t *model) {
+  (void)model;
+  return 5 * PART * (int64_t)sizeof(double);
 }
 
 static nps_err_t fail_count(const state_t *s, const nps_tensor_info_t *list, const char *found) {
@@ -155,10 +163,12 @@ static nps_err_t go_on(state_t *s, int w, int part, int64_t n) {
   const nps_tensor_info_t *list = &d->parts->tensors[part];
   const int64_t most = nps_min64(n, list->count - s->used);
   int64_t taken = 0;
+  nps_tensor_narrow(s->values, n, list->dtype, s->stored);
+  nps_tensor_widen(list->dtype, s->stored, n, s->rounded);
   NPS_TRY(nps_reader_read(s->parts, part, s->used, most, s->stored));
   nps_tensor_widen(list->dtype, s->stored, most, s->list);
   for (int64_t i = 0; i < n; i++) {
-    if (!(fabs(s->values[i]) < sara->threshold[part])) continue;
+    if (!(fabs(s->rounded[i]) < sara->threshold[part])) continue;
     if (taken == most) return fail_count(s, list, "more");
     s->values[i] = s->list[taken++];
   }
@@ -186,5 +196,10 @@ static nps_err_t read_values(void *state, int i, int64_t first, int64_t count, v
   return NPS_OK;
 }
 
-const nps_derivation_form_t nps_sara_form = {
-    .name = "sara", .plan = plan, .free_rules = free_rules, .begin = begin, .read = read_values, .end = end};
+const nps_derivation_form_t nps_sara_form = {.name = "sara",
+                                             .plan = plan,
+                                             .free_rules = free_rules,
+                                             .begin = begin,
+                                             .read = read_values,
+                                             .end = end,
+                                             .bytes = bytes};

@@ -82,7 +82,7 @@ nps_err_t nps_sidecars_read(const nps_model_t *model, nps_sidecar_t **list, int 
   if (model->form == NPS_FORM_HDF5)
     err = read_hdf5(model->path, list, count);
   else {
-    char *folder = model->form == NPS_FORM_FOLDER ? nps_xstrdup(model->path) : nps_path_folder(model->path);
+    char *folder = model->form == NPS_FORM_SAFETENSORS ? nps_path_folder(model->path) : nps_xstrdup(model->path);
     err = read_folder(folder, list, count);
     free(folder);
   }

@@ -201,6 +201,7 @@ static nps_err_t convert(convert_t *c, const nps_convert_request_t *request) {
   int64_t bytes = 0;
   char size[32];
   NPS_TRY(nps_run_open_model(c->comm, request->source, &c->model));
+  NPS_TRY(nps_run_refuse_adapter(c->model));
   c->layout = nps_layout_copy(c->model);
   NPS_TRY(nps_comm_agree(c->comm, dress(c, request->source)));
   nps_comm_bcast_text(c->comm, &c->recipe);

@@ -58,6 +58,10 @@ static nps_err_t make_config(const nps_run_state_t *run, nps_run_output_t *outpu
   json_t *config = NULL;
   if (!text && head >= 0) text = output->inputs[head]->config_json;
   if (!text) return NPS_OK;
+  if (output->adapter) {
+    output->config_json = nps_xstrdup(text);
+    return NPS_OK;
+  }
   NPS_TRY(nps_json_parse(text, strlen(text), "config.json", &config));
   if (head >= 0) take_head_keys(config, output->inputs[head]->config_json);
   if (run->recipe->has_out_dtype) set_type(config, torch_name(run->recipe->out_dtype));
@@ -92,9 +96,10 @@ static void add_scores(nps_text_t *card, const nps_search_t *search) {
 static void make_card(const nps_run_state_t *run, nps_run_output_t *output) {
   nps_text_t card = {0};
   nps_text_add(&card,
-               "---\nlibrary_name: transformers\ntags:\n- merge\n- nps-merge\n---\n# Merged model\n\n"
+               "---\nlibrary_name: %s\ntags:\n- merge\n- nps-merge\n---\n# Merged %s\n\n"
                "Made with nps-merge by the method `%s`: %s.\n\n## Models\n\n",
-               run->method->name, run->method->summary);
+               output->adapter ? "peft" : "transformers", output->adapter ? "adapter" : "model", run->method->name,
+               run->method->summary);
   if (run->recipe->base_model) nps_text_add(&card, "- %s (base)\n", run->recipe->base_model);
   for (int m = 0; m < output->model_count; m++)
     if (output->models[m].input != output->base)

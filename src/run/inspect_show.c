@@ -25,6 +25,8 @@ static const char *form_name(nps_model_form_t form) {
     return "safetensors";
   case NPS_FORM_HDF5:
     return "hdf5";
+  case NPS_FORM_ADAPTER:
+    return "adapter";
   case NPS_FORM_DERIVED:
     return "computed from a base";
   }

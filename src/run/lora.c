@@ -282,6 +282,8 @@ static nps_err_t extract(nps_lora_t *lora) {
   nps_err_t err;
   NPS_GOTO(nps_run_open_model(lora->comm, request->source, &lora->model));
   NPS_GOTO(nps_run_open_model(lora->comm, request->base, &lora->base));
+  NPS_GOTO(nps_run_refuse_adapter(lora->model));
+  NPS_GOTO(nps_run_refuse_adapter(lora->base));
   NPS_GOTO(nps_comm_agree(lora->comm, check_target(lora)));
   nps_lora_sort(lora);
   NPS_GOTO(nps_inspect_scan(lora->comm, lora->model, lora->base, lora->report, &lora->found));

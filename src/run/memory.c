@@ -140,6 +140,7 @@ nps_err_t nps_run_plan(nps_run_state_t *run, nps_run_output_t *output, int ranks
   double fixed = (double)costs.fixed_memory;
   nps_comm_max_f64(run->comm, &fixed, 1);
   costs.fixed_memory = (int64_t)fixed;
+  for (int i = 0; i < output->input_count; i++) costs.fixed_memory += nps_model_reader_bytes(output->inputs[i]);
   costs.compute_time = run->method->element_seconds;
   nps_demand_t demand = nps_merge_demand(output->merge);
   nps_err_t err = nps_plan_make(output->layout, output->inputs, ranks, &demand, &costs,

@@ -22,6 +22,11 @@ nps_err_t nps_run_open_model(const nps_comm_t *comm, const char *model, nps_mode
   return nps_comm_agree(comm, err);
 }
 
+nps_err_t nps_run_refuse_adapter(const nps_model_t *model) {
+  if (model->form != NPS_FORM_ADAPTER) return NPS_OK;
+  return nps_fail(NPS_ERR_INPUT, "%s: is a PEFT adapter by itself, expected BASE+%s", model->path, model->path);
+}
+
 bool nps_run_same_place(const char *a, const char *b) {
   struct stat x, y;
   return stat(a, &x) == 0 && stat(b, &y) == 0 && x.st_dev == y.st_dev && x.st_ino == y.st_ino;

@@ -11,6 +11,9 @@
  *  @param[out] out  freed with nps_model_free() */
 nps_err_t nps_run_open_model(const nps_comm_t *comm, const char *model, nps_model_t **out);
 
+/** Refuse an adapter by itself where a model is needed. Local. */
+nps_err_t nps_run_refuse_adapter(const nps_model_t *model);
+
 /** Whether two paths lead to the same file or folder, which is there. Local. */
 bool nps_run_same_place(const char *a, const char *b);
 

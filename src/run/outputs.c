@@ -97,11 +97,20 @@ static nps_err_t check_parts(const nps_run_state_t *run, const nps_run_output_t 
                   output->path, run->method->name);
 }
 
+static nps_err_t check_adapter(const nps_run_output_t *output) {
+  if (!output->adapter || !output->path || !nps_output_is_hdf5(output->path)) return NPS_OK;
+  return nps_fail(NPS_ERR_CONFIG,
+                  "%s: merged adapters are an adapter, a folder: expected a name that does not end in .h5",
+                  output->path);
+}
+
 static nps_err_t make_output(const nps_run_state_t *run, nps_run_output_t *output, int first, int count) {
   const nps_recipe_t *recipe = run->recipe;
   choose_inputs(run, output, first, count);
   NPS_TRY(nps_layout_match(output->inputs, output->input_count, output->base, output->head,
                            recipe->has_out_dtype ? &recipe->out_dtype : NULL, &output->layout));
+  output->adapter = output->inputs[0]->form == NPS_FORM_ADAPTER;
+  NPS_TRY(check_adapter(output));
   leave_base_unread(run, output);
   NPS_TRY(nps_run_fit_history(run, output->layout));
   const bool nps = strcmp(run->method->name, "nps") == 0;

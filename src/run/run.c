@@ -104,6 +104,7 @@ static nps_output_t describe_output(const nps_run_state_t *run, const nps_run_ou
       .path = output->path,
       .force = run->options->force,
       .shard_size = run->recipe->shard_size,
+      .adapter = output->adapter,
       .config_json = output->config_json,
       .recipe = run->recipe_text,
       .model_card = output->model_card,

@@ -28,6 +28,7 @@ typedef struct nps_run_output {
   bool complete;          /**< it was there already, made by this recipe */
   bool spill;             /**< its singular factors go to a file */
   nps_factors_t *factors; /**< its own singular factors, or NULL: those of the run, or none */
+  bool adapter;           /**< its inputs are PEFT adapters, and so is it */
   char *config_json;      /**< or NULL */
   char *model_card;
 } nps_run_output_t;
