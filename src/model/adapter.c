@@ -32,6 +32,10 @@ nps_err_t nps_adapter_open_alone(nps_model_t *model) {
   char *config = nps_path_join(model->path, "adapter_config.json");
   nps_err_t err;
   model->form = NPS_FORM_ADAPTER;
+  err = nps_path_exists(config)
+            ? NPS_OK
+            : nps_fail(NPS_ERR_INPUT, "%s: is a PEFT adapter, but has no adapter_config.json", model->path);
+  if (err != NPS_OK) goto done;
   NPS_GOTO(nps_model_add_file(model, weights));
   NPS_GOTO(nps_safetensors_read(model, 0));
   NPS_GOTO(nps_model_sort(model));

@@ -107,7 +107,7 @@ START_TEST(other_folders_are_refused) {
   write_text("pytorch_model.bin", "x");
   open_bad("", "has only .bin weights; convert them with transformers");
   write_file("adapter_model.safetensors", ONE("a"), 4);
-  open_bad("", "adapter_config.json: cannot be opened");
+  open_bad("", "is a PEFT adapter, but has no adapter_config.json");
   open_bad("gone", "gone: cannot be read: No such file or directory");
   open_bad("pytorch_model.bin", "expected a folder, a .safetensors file or a merged .h5 file");
   write_text("x.h5", "x");
