@@ -204,8 +204,8 @@ char *cli_help(const cli_program_t *program) {
   for (int i = 0; i < program->option_count; i++)
     if (program->options[i].kind != CLI_LATER) add_option(&t, &program->options[i]);
   nps_text_add(&t, "\nExamples:\n%s", program->examples);
-  nps_text_add(&t, "\nExit codes: 0 done; 1 failed while running; 2 the command line or the config is\n"
-                   "wrong; 3 an input file is missing, corrupt or does not fit the others.\n");
+  nps_text_add(&t, "\n");
+  add_wrapped(&t, "Exit codes: " CLI_EXIT_CODES, 0, 0);
   return t.text;
 }
 

@@ -1,6 +1,6 @@
 /** @file cli.h
- *  Command lines from tables: one table of operands and options gives parsing and --help (and whatever else lists
- *  options). Values go to fields of a plain struct, by offset. Every rank parses, rank 0 speaks. */
+ *  Command lines from tables: one table of operands and options gives parsing, --help, the man page and shell completion.
+ *  Values go to fields of a plain struct, by offset. Every rank parses, rank 0 speaks. */
 #ifndef NPS_CLI_H
 #define NPS_CLI_H
 
@@ -27,7 +27,7 @@ typedef struct cli_option {
   const char *name; /**< without dashes: "output" */
   char letter;      /**< 'o', or 0 */
   cli_kind_t kind;
-  const char *argument; /**< its name in the help text ("OUT"); NULL for kinds without one */
+  const char *argument; /**< its name in the help text ("OUT"); NULL for kinds without one; see cli_is_path() */
   size_t field;         /**< offset in the values struct */
   const char *help;     /**< one or two sentences, wrapped when shown */
 } cli_option_t;
@@ -68,6 +68,20 @@ nps_err_t cli_parse(const cli_program_t *program, int argc, char *const argv[], 
 
 /** Write the help text as --help shows it. Local. @return freed with free() */
 char *cli_help(const cli_program_t *program);
+
+/** What the exit codes mean, for the texts. */
+#define CLI_EXIT_CODES                                                                                                 \
+  "0 done; 1 failed while running; 2 the command line or the config is wrong; 3 an input file is missing, corrupt or " \
+  "does not fit the others."
+
+/** Whether an argument of this name is a path: FILE, OUT, DST, CONFIG, and whatever names a model. Local. */
+bool cli_is_path(const char *argument);
+
+/** Write the man page in man(7)'s language / the completion for bash / for zsh. Local.
+ *  @param others  [count] programs to refer to @return freed with free() */
+char *cli_man(const cli_program_t *program, const cli_program_t *const *others, int count);
+char *cli_bash(const cli_program_t *program);
+char *cli_zsh(const cli_program_t *program);
 
 /** Write the versions as --version shows them: the program's, then MPI's and HDF5's. Local.
  *  @return freed with free() */

@@ -1,5 +1,5 @@
 /* nps-convert: a model in another form, or as an adapter. */
-#include "cli.h"
+#include "programs.h"
 
 #include "nps/convert.h"
 
@@ -35,7 +35,7 @@ static const cli_option_t option_table[] = {
     {"help", 'h', CLI_HELP, NULL, 0, "Print this text and exit."},
 };
 
-static const cli_program_t program = {
+const cli_program_t cli_convert_program = {
     .name = "nps-convert",
     .about =
         "Writes a model in another form: all tensors as they are, byte for byte, with the config and the tokenizer "
@@ -74,28 +74,28 @@ static nps_err_t check_together(const options_t *o, nps_convert_request_t *reque
 static nps_err_t convert(const nps_comm_t *comm, const nps_convert_request_t *request) {
   nps_report_t *report = NULL;
   bool root = nps_comm_rank(comm) == 0;
-  nps_report_options_t how = {.program = program.name};
+  nps_report_options_t how = {.program = cli_convert_program.name};
   nps_err_t err = nps_comm_agree(comm, root ? nps_report_open(&how, &report) : NPS_OK);
   if (err == NPS_OK) err = nps_convert_run(comm, request, report);
-  if (root) nps_report_problems(report, program.name);
+  if (root) nps_report_problems(report, cli_convert_program.name);
   nps_report_close(report);
   return err;
 }
 
-int main(int argc, char **argv) {
+int cli_convert_main(int argc, char **argv) {
   nps_comm_t *comm = cli_start(&argc, &argv);
   options_t options = {0};
   cli_request_t asked = CLI_RUN;
   int exit_code = 0;
-  nps_err_t err = cli_parse(&program, argc, argv, &options, &asked);
+  nps_err_t err = cli_parse(&cli_convert_program, argc, argv, &options, &asked);
   nps_convert_request_t request = {.source = options.source,
                                    .target = options.target,
                                    .force = options.force,
                                    .base = options.base,
                                    .rank = options.rank};
   if (asked == CLI_RUN) err = nps_err_worse(err, check_together(&options, &request));
-  if (cli_go_on(&program, err, asked, nps_comm_rank(comm) == 0, &exit_code))
+  if (cli_go_on(&cli_convert_program, err, asked, nps_comm_rank(comm) == 0, &exit_code))
     exit_code = nps_err_exit_code(convert(comm, &request));
   cli_finish(comm);
-  return cli_exit_code(&program, exit_code);
+  return cli_exit_code(&cli_convert_program, exit_code);
 }

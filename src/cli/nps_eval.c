@@ -1,5 +1,5 @@
 /* nps-eval: scores a model on calibration data. */
-#include "cli.h"
+#include "programs.h"
 
 #include "nps/eval.h"
 
@@ -34,7 +34,7 @@ static const cli_option_t option_table[] = {
     {"help", 'h', CLI_HELP, NULL, 0, "Print this text and exit."},
 };
 
-static const cli_program_t program = {
+const cli_program_t cli_eval_program = {
     .name = "nps-eval",
     .about =
         "Scores a model on calibration data with the native evaluators: accuracy and negative log-likelihood of "
@@ -52,29 +52,29 @@ static const cli_program_t program = {
 static nps_err_t evaluate(const nps_comm_t *comm, const options_t *options) {
   nps_report_t *report = NULL;
   bool root = nps_comm_rank(comm) == 0;
-  nps_report_options_t how = {.program = program.name, .quiet = options->json};
+  nps_report_options_t how = {.program = cli_eval_program.name, .quiet = options->json};
   const nps_eval_request_t request = {options->model,        options->data,        options->groups.items,
                                       options->groups.count, options->heads.items, options->heads.count,
                                       options->batch};
   nps_err_t err = nps_comm_agree(comm, root ? nps_report_open(&how, &report) : NPS_OK);
   if (err == NPS_OK) err = nps_eval_run(comm, &request, options->json, report);
-  if (root) nps_report_problems(report, program.name);
+  if (root) nps_report_problems(report, cli_eval_program.name);
   nps_report_close(report);
   return err;
 }
 
-int main(int argc, char **argv) {
+int cli_eval_main(int argc, char **argv) {
   nps_comm_t *comm = cli_start(&argc, &argv);
   options_t options = {.batch = 64};
   cli_request_t request = CLI_RUN;
   int exit_code = 0;
-  nps_err_t err = cli_parse(&program, argc, argv, &options, &request);
+  nps_err_t err = cli_parse(&cli_eval_program, argc, argv, &options, &request);
   if (err == NPS_OK && request == CLI_RUN && !options.data)
     err = nps_fail(NPS_ERR_CONFIG, "missing option --data FILE");
-  if (cli_go_on(&program, err, request, nps_comm_rank(comm) == 0, &exit_code))
+  if (cli_go_on(&cli_eval_program, err, request, nps_comm_rank(comm) == 0, &exit_code))
     exit_code = nps_err_exit_code(evaluate(comm, &options));
   free(options.groups.items);
   free(options.heads.items);
   cli_finish(comm);
-  return cli_exit_code(&program, exit_code);
+  return cli_exit_code(&cli_eval_program, exit_code);
 }

@@ -1,5 +1,5 @@
 /* nps-inspect: what is inside a model. */
-#include "cli.h"
+#include "programs.h"
 
 #include "nps/inspect.h"
 
@@ -29,7 +29,7 @@ static const cli_option_t option_table[] = {
     {"help", 'h', CLI_HELP, NULL, 0, "Print this text and exit."},
 };
 
-static const cli_program_t program = {
+const cli_program_t cli_inspect_program = {
     .name = "nps-inspect",
     .about = "Shows what is inside a model: its tensors with types, shapes, sizes and norms, and for a merged file the "
              "recipe it was made with. NaN and infinity are counted. All tensors are read, part by part; several ranks "
@@ -46,23 +46,23 @@ static const cli_program_t program = {
 static nps_err_t inspect(const nps_comm_t *comm, const options_t *options) {
   nps_report_t *report = NULL;
   bool root = nps_comm_rank(comm) == 0;
-  nps_report_options_t how = {.program = program.name, .quiet = options->json};
+  nps_report_options_t how = {.program = cli_inspect_program.name, .quiet = options->json};
   nps_err_t err = nps_comm_agree(comm, root ? nps_report_open(&how, &report) : NPS_OK);
   if (err == NPS_OK)
     err = nps_inspect_run(comm, options->model, options->against, options->spectrum, options->json, report);
-  if (root) nps_report_problems(report, program.name);
+  if (root) nps_report_problems(report, cli_inspect_program.name);
   nps_report_close(report);
   return err;
 }
 
-int main(int argc, char **argv) {
+int cli_inspect_main(int argc, char **argv) {
   nps_comm_t *comm = cli_start(&argc, &argv);
   options_t options = {0};
   cli_request_t request = CLI_RUN;
   int exit_code = 0;
-  nps_err_t err = cli_parse(&program, argc, argv, &options, &request);
-  if (cli_go_on(&program, err, request, nps_comm_rank(comm) == 0, &exit_code))
+  nps_err_t err = cli_parse(&cli_inspect_program, argc, argv, &options, &request);
+  if (cli_go_on(&cli_inspect_program, err, request, nps_comm_rank(comm) == 0, &exit_code))
     exit_code = nps_err_exit_code(inspect(comm, &options));
   cli_finish(comm);
-  return cli_exit_code(&program, exit_code);
+  return cli_exit_code(&cli_inspect_program, exit_code);
 }

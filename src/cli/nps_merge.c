@@ -1,5 +1,6 @@
 /* nps-merge: merges fine-tuned models by a config. */
 #include "nps_merge_options.h"
+#include "programs.h"
 
 #include "nps/run.h"
 
@@ -41,7 +42,7 @@ static nps_err_t run(const nps_comm_t *comm, const cli_merge_options_t *o) {
   return nps_run(comm, &options);
 }
 
-int main(int argc, char **argv) {
+int cli_merge_main(int argc, char **argv) {
   cli_merge_options_t options;
   cli_request_t request = CLI_RUN;
   int exit_code = 0;

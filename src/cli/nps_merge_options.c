@@ -1,5 +1,7 @@
 #include "nps_merge_options.h"
 
+#include "programs.h"
+
 #include <stdlib.h>
 #include <string.h>
 

@@ -26,9 +26,6 @@ typedef struct cli_merge_options {
   cli_list_t set;     /**< --set as given; owned */
 } cli_merge_options_t;
 
-/** The table of nps-merge. */
-extern const cli_program_t cli_merge_program;
-
 /** Parse nps-merge's command line and check what depends on several options. Local.
  *  @param[out] out  freed with cli_merge_options_free(), after errors too
  *  @param[out] request  as cli_parse() */

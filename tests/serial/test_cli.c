@@ -1,6 +1,7 @@
 /* Command lines: parsing, messages, help and version texts. */
 #include "../nps_check.h"
 #include "nps_merge_options.h"
+#include "programs.h"
 
 static cli_merge_options_t o;
 static cli_request_t request;
@@ -159,6 +160,68 @@ START_TEST(test_help_text) {
 }
 END_TEST
 
+static const cli_program_t *const all[] = {&cli_convert_program, &cli_eval_program, &cli_inspect_program,
+                                           &cli_merge_program};
+
+#define PROGRAMS ((int)(sizeof all / sizeof *all))
+
+/* Whether a text has "--name" (its dashes as `dashes`) as a word. */
+static bool has_option(const char *text, const char *dashes, const char *name) {
+  char *escaped = nps_xstrdup(""), *word;
+  for (const char *p = name; *p; p++) {
+    char *longer = *p == '-' && dashes[0] == '\\' ? nps_xstrf("%s\\-", escaped) : nps_xstrf("%s%c", escaped, *p);
+    free(escaped);
+    escaped = longer;
+  }
+  word = nps_xstrf("%s%s", dashes, escaped);
+  bool found = false;
+  for (const char *at = strstr(text, word); at; at = strstr(at + 1, word))
+    found |= !strchr("-abcdefghijklmnopqrstuvwxyz", at[strlen(word)]) || strncmp(at + strlen(word), "\\fR", 3) == 0;
+  free(word);
+  free(escaped);
+  return found;
+}
+
+/* --help, man page and completion have the same options, and all have help. */
+START_TEST(test_all_texts_have_all_options) {
+  for (int p = 0; p < PROGRAMS; p++) {
+    const struct {
+      const char *dashes;
+      char *text;
+    } texts[] = {{"--", cli_help(all[p])},
+                 {"\\-\\-", cli_man(all[p], all, PROGRAMS)},
+                 {"--", cli_bash(all[p])},
+                 {"--", cli_zsh(all[p])}};
+    for (size_t k = 0; k < sizeof texts / sizeof *texts; k++) {
+      for (int i = 0; i < all[p]->option_count; i++) {
+        const cli_option_t *option = &all[p]->options[i];
+        ck_assert_msg(has_option(texts[k].text, texts[k].dashes, option->name) == (option->kind != CLI_LATER),
+                      "%s, text %d: --%s", all[p]->name, (int)k, option->name);
+      }
+      free(texts[k].text);
+    }
+  }
+}
+END_TEST
+
+START_TEST(test_man_page) {
+  char *man = cli_man(&cli_merge_program, all, PROGRAMS);
+  ck_assert(has_line(man, "[\\fIOPTION\\fR]... \\fICONFIG\\fR [\\fIOUT\\fR]"));
+  ck_assert(has_line(man, "\\fB\\-o\\fR, \\fB\\-\\-output\\fR \\fIOUT\\fR"));
+  ck_assert(has_line(man, "Replace an existing output."));
+  ck_assert_ptr_nonnull(strstr(man, "0 done; 1 failed while running;"));
+  ck_assert_ptr_null(strstr(strstr(man, "SEE ALSO"), "merge"));
+  ck_assert_ptr_nonnull(strstr(strstr(man, "SEE ALSO"), "\\fBnps\\-eval\\fR(1)"));
+  free(man);
+}
+END_TEST
+
+START_TEST(test_paths) {
+  ck_assert(cli_is_path("FILE") && cli_is_path("[G=]MODEL") && cli_is_path("OUT") && cli_is_path("BASE"));
+  ck_assert(!cli_is_path("N") && !cli_is_path("KEY=VALUE") && !cli_is_path("G") && !cli_is_path(NULL));
+}
+END_TEST
+
 START_TEST(test_version_text) {
   char *version = cli_version(&cli_merge_program);
   const char *library = strchr(version, '\n');
@@ -171,7 +234,7 @@ END_TEST
 
 /* The letters and names of a table are different. */
 START_TEST(test_table_is_unambiguous) {
-  const cli_program_t *p = &cli_merge_program;
+  const cli_program_t *p = all[_i];
   for (int i = 0; i < p->option_count; i++)
     for (int j = 0; j < i; j++) {
       ck_assert_str_ne(p->options[i].name, p->options[j].name);
@@ -205,7 +268,10 @@ int main(void) {
   tcase_add_test(cases, test_help_and_version_win);
   tcase_add_test(cases, test_help_text);
   tcase_add_test(cases, test_version_text);
-  tcase_add_test(cases, test_table_is_unambiguous);
+  tcase_add_test(cases, test_all_texts_have_all_options);
+  tcase_add_test(cases, test_man_page);
+  tcase_add_test(cases, test_paths);
+  tcase_add_loop_test(cases, test_table_is_unambiguous, 0, PROGRAMS);
   tcase_add_test(cases, test_go_on);
   const int code = run_tests("cli", cases);
   cli_merge_options_free(&o);

@@ -1,0 +1,52 @@
+"""Man pages and completion, as make writes them, in the programs that read them."""
+
+import shutil
+import subprocess
+
+import pytest
+import tools
+
+PROGRAMS = ["nps-convert", "nps-eval", "nps-inspect", "nps-merge"]
+
+
+@pytest.mark.skipif(not shutil.which("groff"), reason="needs groff")
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_man_page(program):
+    page = tools.BUILD / f"{program}.1"
+    result = subprocess.run(["groff", "-man", "-Tascii", "-P-cbou", "-ww", "-rLL=78n", str(page)], capture_output=True, text=True)
+    assert result.returncode == 0 and not result.stderr, result.stderr
+    words = " ".join(result.stdout.split())
+    assert all(f" {title} " in words for title in ("NAME", "SYNOPSIS", "DESCRIPTION", "OPTIONS", "EXAMPLES", "EXIT STATUS", "SEE ALSO"))
+    assert f"{program} - " in words and "-h, --help Print this text and exit." in words
+
+
+def complete(folder, program, *words):
+    """What bash offers for the last word; None where it completes names of files."""
+    script = f"""
+      source {tools.BUILD}/pages/{program}
+      compopt() {{ echo "compopt $*"; }}
+      COMP_WORDS=({" ".join(map(repr, (program, *words)))}) COMP_CWORD={len(words)}
+      _{program.replace("-", "_")}
+      echo "${{COMPREPLY[*]}}" """
+    result = subprocess.run(["bash", "-euc", script], cwd=folder, capture_output=True, text=True)
+    assert result.returncode == 0 and not result.stderr, result
+    if result.stdout.startswith("compopt +o default"):
+        return []
+    return result.stdout.split() or None
+
+
+def test_bash_completion(tmp_path):
+    assert complete(tmp_path, "nps-merge", "c.yaml", "--ra") == ["--ranks", "--ranks-per-node"]
+    assert complete(tmp_path, "nps-merge", "c.yaml", "--ou") == ["--output"]
+    assert complete(tmp_path, "nps-merge", "--ranks", "") == []
+    assert complete(tmp_path, "nps-merge", "--set", "a") == []
+    for words in (["c"], ["--log", "f"], ["-o", "f"], ["--log", "="], ["--log", "=", "f"]):
+        assert complete(tmp_path, "nps-merge", *words) is None, words
+    assert "--group" in complete(tmp_path, "nps-eval", "-")
+
+
+@pytest.mark.skipif(not shutil.which("zsh"), reason="needs zsh")
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_zsh_completion(program):
+    result = subprocess.run(["zsh", "-n", f"{tools.BUILD}/pages/_{program}"], capture_output=True, text=True)
+    assert result.returncode == 0 and not result.stderr, result
