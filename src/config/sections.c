@@ -9,8 +9,7 @@
 
 #define COUNT(array) ((int)(sizeof(array) / sizeof *(array)))
 
-/* All defaults of the sections but `stages` and `final`, which depend on other keys. docs/search.md tells how those of
- * search and fitness were chosen. */
+/* All defaults of the sections but of `stages` and what depends on them. */
 void nps_sections_default(nps_recipe_t *recipe) {
   recipe->nps = (nps_recipe_nps_t){
       .application = NPS_APPLICATION_FUSION,
@@ -24,7 +23,7 @@ void nps_sections_default(nps_recipe_t *recipe) {
       .bounds =
           {[NPS_VARIABLE_WEIGHT] = {-5, 5}, [NPS_VARIABLE_LOG_PRIORITY] = {-5, 5}, [NPS_VARIABLE_LAMBDA] = {-2, 2}},
       .start_weight = 1,
-      .generations = 30,
+      .generations = 20,
       .sigma = 0.3,
   };
   recipe->fitness = (nps_recipe_fitness_t){
@@ -57,17 +56,22 @@ static bool is_given(const nps_node_t *section, const char *key) {
   return entry && !nps_node_is_null(entry->value);
 }
 
-/* With held-out samples what generalises is wanted, without them the best score. */
-static void default_final(nps_recipe_t *recipe, const nps_node_t *root) {
-  const nps_entry_t *search = nps_node_find(root, "search");
-  if (search && search->value->kind == NPS_NODE_MAPPING && is_given(search->value, "final")) return;
-  recipe->search.final = recipe->fitness.holdout > 0 ? NPS_FINAL_AVERAGE : NPS_FINAL_BEST;
-}
-
 static bool has_stage(const nps_recipe_t *recipe, nps_stage_t stage) {
   for (int i = 0; i < recipe->search.stage_count; i++)
     if (recipe->search.stages[i] == stage) return true;
   return false;
+}
+
+/* Prune and fuse search as in the paper, joint in a way that generalises better: docs/search.md has measurements. */
+static void default_joint(nps_recipe_t *recipe, const nps_node_t *root) {
+  const nps_entry_t *entry = nps_node_find(root, "search");
+  const nps_node_t *given = entry && entry->value->kind == NPS_NODE_MAPPING ? entry->value : NULL;
+  const bool joint = has_stage(recipe, NPS_STAGE_JOINT);
+  nps_recipe_search_t *s = &recipe->search;
+  if (!given || !is_given(given, "final"))
+    s->final = joint || recipe->fitness.holdout > 0 ? NPS_FINAL_AVERAGE : NPS_FINAL_BEST;
+  if (joint && !(given && is_given(given, "sigma"))) s->sigma = 0.1;
+  if (joint && !(given && is_given(given, "generations"))) s->generations = 12;
 }
 
 static const char *find_model(const nps_recipe_t *recipe, const char *name, const char **near) {
@@ -226,7 +230,7 @@ static void refuse_sections(const nps_recipe_t *recipe, const nps_node_t *root) 
 
 void nps_sections_check(nps_recipe_t *recipe, const nps_node_t *root) {
   default_stages(recipe);
-  default_final(recipe, root);
+  default_joint(recipe, root);
   if (!recipe->merge_method) return;
   if (strcmp(recipe->merge_method, "nps") != 0) {
     refuse_sections(recipe, root);

@@ -61,9 +61,9 @@ START_TEST(defaults_are_those_of_the_manual) {
   ck_assert(r->search.start_weight == 1 && r->search.start_log_priority == 0);
   ck_assert_ptr_null(r->search.start_from);
   ck_assert_int_eq(r->search.restarts, 0);
-  ck_assert_int_eq(r->search.generations, 30);
+  ck_assert_int_eq(r->search.generations, 12);
   ck_assert_int_eq(r->search.population, 0);
-  ck_assert(r->search.sigma == 0.3);
+  ck_assert(r->search.sigma == 0.1);
   ck_assert_int_eq(r->search.max_evaluations, 0);
   ck_assert_int_eq(r->search.patience, 0);
   ck_assert_int_eq(r->fitness.evaluator, NPS_EVALUATOR_NATIVE);
@@ -72,6 +72,21 @@ START_TEST(defaults_are_those_of_the_manual) {
   ck_assert(r->fitness.holdout == 0.25);
   ck_assert_int_eq(r->fitness.batch, 64);
   ck_assert_int_eq(r->fitness.task_count, 0);
+  nps_recipe_free(r);
+}
+END_TEST
+
+START_TEST(defaults_of_other_stages_are_those_of_the_paper) {
+  nps_recipe_t *r =
+      parse(TWO "search: {stages: [prune, fuse]}\nfitness: {holdout: 0, tasks: [{name: a, data: d.h5}]}\n");
+  ck_assert_int_eq(r->search.final, NPS_FINAL_BEST);
+  ck_assert_int_eq(r->search.generations, 20);
+  ck_assert(r->search.sigma == 0.3);
+  nps_recipe_free(r);
+  r = parse(TWO "search: {stages: [joint], sigma: 0.3, generations: 20, final: best}\n" TASKS);
+  ck_assert_int_eq(r->search.final, NPS_FINAL_BEST);
+  ck_assert_int_eq(r->search.generations, 20);
+  ck_assert(r->search.sigma == 0.3);
   nps_recipe_free(r);
 }
 END_TEST
@@ -582,6 +597,7 @@ END_TEST
 int main(void) {
   TCase *cases = tcase_create("sections");
   tcase_add_test(cases, defaults_are_those_of_the_manual);
+  tcase_add_test(cases, defaults_of_other_stages_are_those_of_the_paper);
   tcase_add_test(cases, written_defaults_are_accepted);
   tcase_add_test(cases, every_key_is_read);
   tcase_add_test(cases, tasks_have_models_groups_and_heads);
