@@ -59,6 +59,22 @@ typedef struct nps_recipe_model {
   int line;                  /**< of its entry; 0 for --set */
 } nps_recipe_model_t;
 
+/** Layers of one model in a slice. */
+typedef struct nps_recipe_source {
+  int model;          /**< index into the recipe's models */
+  int64_t first, end; /**< layers [first, end), at least one */
+  nps_settings_t parameters;
+} nps_recipe_source_t;
+
+/** One entry of `slices`. */
+typedef struct nps_recipe_slice {
+  nps_recipe_source_t *sources; /**< [source_count] at least one, all with as many layers; owned */
+  int source_count;
+  char *base_model;          /**< as written, or NULL: the config's; owned */
+  nps_settings_t parameters; /**< of this slice */
+  int line;                  /**< of its entry; 0 for --set */
+} nps_recipe_slice_t;
+
 /** What magnitudes are ranked over. */
 typedef enum nps_scope { NPS_SCOPE_MODEL, NPS_SCOPE_TENSOR } nps_scope_t;
 
@@ -162,8 +178,11 @@ typedef struct nps_recipe {
   int method_line;
   char *base_model; /**< NULL when there is none */
   int base_line;
-  nps_recipe_model_t *models; /**< [model_count] in the order of the config */
+  nps_recipe_model_t *models; /**< [model_count] in the order of the config; with slices each model of a source once */
   int model_count;
+  nps_recipe_slice_t *slices; /**< [slice_count] none: whole models are merged */
+  int slice_count;
+  nps_settings_t module; /**< of the module `default`, between the levels of a slice and of all */
   nps_settings_t parameters; /**< global level */
   uint64_t seed;
   int64_t memory_per_rank; /**< bytes; 0: auto */

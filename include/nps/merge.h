@@ -54,7 +54,7 @@ typedef struct nps_merge_tensor {
   int64_t count;         /**< elements, over all ranks */
   int64_t rows, columns; /**< of a matrix: two dimensions, both at least 2; else 0 */
   nps_tensor_role_t role;
-  int models; /**< T */
+  int models; /**< T; in a slice with fewer sources less than in others */
   uint64_t seed;
   bool has_history;                    /**< there is an update already, which the models are added to */
   const double *param[NPS_MAX_PARAMS]; /**< by the method's parameters: [models] values; shared ones [1] */
@@ -191,6 +191,13 @@ typedef struct nps_merge_model {
   const nps_settings_t *settings; /**< its parameters, or NULL */
 } nps_merge_model_t;
 
+/** Parameters of one slice of layers. */
+typedef struct nps_merge_slice {
+  const nps_settings_t *settings;  /**< of the slice, or NULL */
+  const nps_settings_t **of_model; /**< [models] of its sources, in the order of the models; entries may be NULL */
+  int models;                      /**< that it has; those behind have no part in it */
+} nps_merge_slice_t;
+
 /** Subspaces and their weights under merge_method nps: what `nps:` in the config gives, or a search has found. */
 struct nps_merge_nps {
   nps_weighting_t
@@ -216,6 +223,10 @@ struct nps_merge_spec {
   int base;                        /**< index into inputs, or -1 */
   const nps_merge_model_t *models; /**< [model_count] in the order of the config */
   int model_count;
+  const nps_merge_slice_t
+      *slices; /**< [slice_count] instead of the models' own settings; none: whole models are merged */
+  int slice_count;
+  const nps_settings_t *module;   /**< level between a slice and all, or NULL */
   const nps_settings_t *settings; /**< global level */
   const char *config_file;        /**< for messages */
   uint64_t seed;

@@ -13,6 +13,32 @@
 #include "nps/h5.h"
 #include "nps/tensor.h"
 
+/** Where rows of a made tensor come from. */
+typedef struct nps_row_from {
+  int parent;  /**< index into the catalogue's parents */
+  int tensor;  /**< of that catalogue */
+  int64_t row; /**< the first */
+} nps_row_from_t;
+
+/** Consecutive rows of a made tensor. */
+typedef struct nps_span {
+  int64_t first, count;
+  int from; /**< first of its parts */
+  int parts; /**< 1: a copy; more: their mean; 0: zeros; NPS_SPAN_MEAN: in every row the mean of all rows before the span */
+} nps_span_t;
+enum { NPS_SPAN_MEAN = -1 };
+
+/** How a tensor is made of rows of other catalogues' tensors. */
+typedef struct nps_made {
+  int64_t row;       /**< elements of a row */
+  nps_span_t *spans; /**< [span_count] in order, without gaps; owned */
+  int span_count;
+  nps_row_from_t *from; /**< [from_count] owned */
+  int from_count;
+  int slice;    /**< slice that it belongs to, or -1: there are none */
+  double layer; /**< position t within the slice */
+} nps_made_t;
+
 /** One tensor of a catalogue. */
 typedef struct nps_tensor_info {
   char *name;        /**< Hugging Face name; owned by the catalogue */
@@ -24,7 +50,9 @@ typedef struct nps_tensor_info {
   int64_t offset; /**< of the first byte, from the start of that file */
   int rule; /**< 0: stored there; else computed when it is read, by a rule of the model's derivation; file and offset
                        then are those of what it is computed from */
-  nps_dtype_t written; /**< of computed ones: type in an output that keeps types, that of the base */
+  nps_dtype_t written; /**< of computed and made ones: type in an output that keeps types, that of the base */
+  nps_made_t *made; /**< how it is made of others, `file` and `offset` then being those of the first; NULL: it is not */
+  bool absent;      /**< a place in a slice that has fewer sources than others: it has no part in the merge */
 } nps_tensor_info_t;
 
 typedef struct nps_model_file {
@@ -37,7 +65,8 @@ typedef enum nps_model_form {
   NPS_FORM_SAFETENSORS,
   NPS_FORM_HDF5,
   NPS_FORM_ADAPTER, /**< a PEFT adapter by itself: its own tensors; config_json is its adapter_config.json */
-  NPS_FORM_DERIVED  /**< has a derivation */
+  NPS_FORM_DERIVED, /**< has a derivation */
+  NPS_FORM_MADE     /**< of others' tensors: nothing of its own on disk */
 } nps_model_form_t;
 
 /** The experts of a mixture: low-rank parts of linear layers, of which routers choose for every token. Owned by the model. */
@@ -67,9 +96,11 @@ typedef struct nps_model {
   int file_count;
   nps_tensor_info_t *tensors; /**< [tensor_count] in byte order of their names */
   int tensor_count;
-  char *config_json;            /**< Hugging Face config as text, or NULL */
-  nps_experts_t *experts;       /**< of a mixture, whose tensors are the base's; else NULL */
-  nps_derivation_t *derivation; /**< NULL: all tensors are stored */
+  char *config_json;                /**< Hugging Face config as text, or NULL */
+  nps_experts_t *experts;           /**< of a mixture, whose tensors are the base's; else NULL */
+  nps_derivation_t *derivation;     /**< NULL: all tensors are stored */
+  const struct nps_model **parents; /**< [parent_count] what its tensors are made of; they are borrowed; else NULL */
+  int parent_count;
 } nps_model_t;
 
 /** Find a model on disk. Local. BASE+ADAPTER names two folders or files, which are found one by one; its path is theirs with
@@ -107,6 +138,28 @@ int64_t nps_model_reader_bytes(const nps_model_t *model);
 /** Find a tensor by name. @return its index or -1 */
 int nps_model_find(const nps_model_t *model, const char *name);
 
+/** Start a catalogue whose tensors are made of those of others. Local. Freed with nps_model_free().
+ *  @param parents  [n] borrowed until then */
+nps_model_t *nps_made_new(const char *name, const char *path, const nps_model_t *const *parents, int n);
+
+/** Add a whole tensor of a parent under a name. Local. @return its description, good until the next is added */
+nps_tensor_info_t *nps_made_add(nps_model_t *made, const char *name, int parent, int tensor);
+
+/** Begin to make the tensor added last of rows instead of the whole, as many as are added then. Local. */
+void nps_made_rows(nps_tensor_info_t *info);
+
+/** Go on with rows: one row that is the mean of parts. Local. @param from  [parts] */
+void nps_made_row(nps_tensor_info_t *info, const nps_row_from_t *from, int parts);
+
+/** End with rows that are the mean of all before. Local. */
+void nps_made_pad(nps_tensor_info_t *info, int64_t count);
+
+/** Bring the tensors into their order. Local. @return NPS_ERR_INPUT: a name occurs twice, there are none */
+nps_err_t nps_made_end(nps_model_t *made);
+
+/** Give the name of the tensor that a made one begins with, or a stored one's own. Local. */
+const char *nps_model_origin(const nps_model_t *model, int tensor);
+
 /* ---- matching: what the merged model consists of ---- */
 
 typedef enum nps_action {
@@ -124,7 +177,8 @@ typedef struct nps_target {
   const int64_t *shape; /**< owned by a catalogue */
   int64_t count;
   const int *source; /**< [inputs] index of the tensor in every input's catalogue, -1 where it has no part */
-  double layer;      /**< position t within its stack of layers, 0 to 1; 0 outside of the layers */
+  double layer;      /**< position t within its stack of layers, or its slice, 0 to 1; 0 outside of the layers */
+  int slice;         /**< slice that it belongs to; 0 where there are none */
 } nps_target_t;
 
 /** The tensors of the merged model. */
@@ -156,6 +210,34 @@ nps_layout_t *nps_layout_copy(const nps_model_t *model);
  *  has none, when it is the longest. t = i/(L−1), 1 for L = 1. Used by nps_layout_match(). Local.
  *  @param names  [count]; @param config_json  may be NULL; @param[out] t  [count] */
 void nps_layer_positions(const char *const *names, int count, const char *config_json, double *t);
+
+/** Keys of a config for the number of layers, NULL-terminated. */
+extern const char *const nps_layer_keys[];
+
+/** A model's stack of layers. */
+typedef struct nps_stack {
+  const char *prefix; /**< [size] what comes before the layer's number; owned by the model */
+  size_t size;
+  int64_t length; /**< layers */
+} nps_stack_t;
+
+/** Find the only stack of a model. Local. @return NPS_ERR_INPUT: there is none, or several */
+nps_err_t nps_stack_find(const nps_model_t *model, nps_stack_t *out);
+
+/** Split the name of a tensor in a stack. Local.
+ *  @param[out] layer  its number
+ *  @return what follows the number; NULL: the tensor lies outside */
+const char *nps_stack_rest(const nps_stack_t *stack, const char *name, int64_t *layer);
+
+/** Whether the rows of a tensor of that name belong to tokens: embeddings, output heads, their biases. Local. */
+bool nps_is_vocabulary(const char *name);
+
+/** Whether a tensor outside of the layers comes before them: embeddings and what prepares them. Local. */
+bool nps_is_before_layers(const char *name);
+
+/** Whether a tensor of that name is an output head that may be tied to the embeddings / the embeddings of tokens. Local. */
+bool nps_is_head(const char *name);
+bool nps_is_embedding(const char *name);
 
 /* ---- reading ---- */
 

@@ -1,5 +1,6 @@
 #include "emit.h"
 #include "section.h"
+#include "slices.h"
 #include "value.h"
 
 #include <ctype.h>
@@ -102,13 +103,13 @@ static void add_value(nps_text_t *out, const nps_value_t *value) {
   }
 }
 
-static void add_pair(nps_text_t *out, const char *key, const char *text) {
+void nps_emit_pair(nps_text_t *out, const char *key, const char *text) {
   nps_text_add(out, "%s: ", key);
   nps_emit_text(out, text);
   nps_text_add(out, "\n");
 }
 
-static void add_settings(nps_text_t *out, const nps_settings_t *settings, const char *indent) {
+void nps_emit_settings(nps_text_t *out, const nps_settings_t *settings, const char *indent) {
   if (settings->count) nps_text_add(out, "%sparameters:\n", indent);
   for (int i = 0; i < settings->count; i++) {
     nps_text_add(out, "%s  ", indent);
@@ -134,21 +135,16 @@ static const char *type_name(nps_dtype_t dtype) {
 
 char *nps_recipe_emit(const nps_recipe_t *recipe) {
   nps_text_t out = {0};
-  add_pair(&out, "merge_method", recipe->merge_method);
-  if (recipe->base_model) add_pair(&out, "base_model", recipe->base_model);
-  nps_text_add(&out, "models:\n");
-  for (int i = 0; i < recipe->model_count; i++) {
-    add_pair(&out, "  - model", recipe->models[i].model);
-    add_pair(&out, "    name", recipe->models[i].name);
-    add_settings(&out, &recipe->models[i].parameters, "    ");
-  }
-  add_settings(&out, &recipe->parameters, "");
+  nps_emit_pair(&out, "merge_method", recipe->merge_method);
+  if (recipe->base_model) nps_emit_pair(&out, "base_model", recipe->base_model);
+  nps_slices_emit(&out, recipe);
+  nps_emit_settings(&out, &recipe->parameters, "");
   nps_text_add(&out, "seed: %" PRIu64 "\n", recipe->seed);
   if (recipe->memory_per_rank)
     nps_text_add(&out, "resources: {memory_per_rank: %" PRId64 "}\n", recipe->memory_per_rank);
   else
     nps_text_add(&out, "resources: {memory_per_rank: auto}\n");
-  if (recipe->has_out_dtype) add_pair(&out, "out_dtype", type_name(recipe->out_dtype));
+  if (recipe->has_out_dtype) nps_emit_pair(&out, "out_dtype", type_name(recipe->out_dtype));
   nps_sections_emit(&out, recipe);
   nps_text_add(&out, "tokenizer_source: base\n");
   nps_text_add(&out, "output: {");

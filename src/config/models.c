@@ -95,7 +95,7 @@ static void read_model(nps_recipe_model_t *model, const nps_node_t *node, const 
   static const nps_key_t keys[] = {{"model", NPS_KEY_READ, read_reference, NULL},
                                    {"name", NPS_KEY_READ, read_name, NULL},
                                    {"parameters", NPS_KEY_READ, read_parameters, NULL},
-                                   {"layer_range", NPS_KEY_NOT_BUILT, NULL, NULL}};
+                                   {"layer_range", NPS_KEY_ELSEWHERE, NULL, "slices.sources.layer_range"}};
   model->line = node->place.line;
   nps_level_read(node, what, keys, COUNT(keys), model);
   if (node->kind != NPS_NODE_MAPPING) return;
@@ -137,6 +137,7 @@ void nps_models_read(const nps_node_t *node, const char *what, nps_recipe_t *rec
     nps_place_fail(node->place, "%s: expected at most %d, found %d", what, NPS_MAX_MODELS, node->count);
     return;
   }
+  if (recipe->models) return; /* given twice, as models and in slices: that is reported */
   recipe->models = nps_xcalloc((size_t)node->count, sizeof *recipe->models);
   recipe->model_count = node->count;
   for (int i = 0; i < node->count; i++) {

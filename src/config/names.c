@@ -70,6 +70,10 @@ static char *unique_name(char *name, char *const *names, int count, bool *change
   }
 }
 
+char *nps_model_name(const char *model, char *const *names, int count, bool *changed) {
+  return unique_name(default_name(model), names, count, changed);
+}
+
 char **nps_model_names(const nps_node_t *models, bool *changed) {
   char **names = nps_xcalloc((size_t)models->count, sizeof *names);
   for (int i = 0; i < models->count; i++) {
@@ -80,7 +84,7 @@ char **nps_model_names(const nps_node_t *models, bool *changed) {
     const nps_entry_t *entry = nps_node_find(models->entries[i].value, "model");
     char *model = entry && !names[i] ? nps_model_text(entry->value) : NULL;
     bool numbered = false;
-    if (model) names[i] = unique_name(default_name(model), names, models->count, &numbered);
+    if (model) names[i] = nps_model_name(model, names, models->count, &numbered);
     if (changed) changed[i] = numbered;
     free(model);
   }

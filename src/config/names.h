@@ -12,6 +12,12 @@
  *  @return freed with free(); NULL when the node has neither form */
 char *nps_model_text(const nps_node_t *node);
 
+/** Derive a name from a model's path, made unique with -2, -3.
+ *  @param names  [count] taken ones, or NULL
+ *  @param[out] changed  whether it needed a number
+ *  @return freed with free() */
+char *nps_model_name(const char *model, char *const *names, int count, bool *changed);
+
 /** Name every entry of `models`: explicit names as they are, default names made unique with -2, -3 in order.
  *  @param models  a list of at most NPS_MAX_MODELS; entries may be anything
  *  @param[out] changed  [count] whether a default name needed a number; may be NULL

@@ -4,6 +4,7 @@
 #include "models.h"
 #include "override.h"
 #include "section.h"
+#include "slices.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -37,6 +38,14 @@ static void read_base(void *target, const nps_node_t *value, const char *what) {
 
 static void read_models(void *target, const nps_node_t *value, const char *what) {
   nps_models_read(value, what, ((draft_t *)target)->recipe);
+}
+
+static void read_slices(void *target, const nps_node_t *value, const char *what) {
+  nps_slices_read(value, what, ((draft_t *)target)->recipe);
+}
+
+static void read_modules(void *target, const nps_node_t *value, const char *what) {
+  nps_modules_read(value, what, ((draft_t *)target)->recipe);
 }
 
 static void read_parameters(void *target, const nps_node_t *value, const char *what) {
@@ -142,8 +151,8 @@ static const nps_key_t top_keys[] = {{"merge_method", NPS_KEY_READ, read_method,
                                      {"search", NPS_KEY_READ, read_search, NULL},
                                      {"fitness", NPS_KEY_READ, read_fitness, NULL},
                                      {"archive", NPS_KEY_NOT_BUILT, NULL, NULL},
-                                     {"slices", NPS_KEY_NOT_BUILT, NULL, NULL},
-                                     {"modules", NPS_KEY_NOT_BUILT, NULL, NULL},
+                                     {"slices", NPS_KEY_READ, read_slices, NULL},
+                                     {"modules", NPS_KEY_READ, read_modules, NULL},
                                      {"tokenizer", NPS_KEY_NOT_BUILT, NULL, NULL},
                                      {"chat_template", NPS_KEY_NOT_BUILT, NULL, NULL},
                                      {"pad_to_multiple_of", NPS_KEY_NOT_BUILT, NULL, NULL},
@@ -205,8 +214,7 @@ static void read_recipe(const nps_node_t *root, nps_recipe_t *recipe) {
   nps_sections_default(recipe);
   nps_level_read(root, "", top_keys, COUNT(top_keys), &draft);
   check_missing(root, "merge_method", "the name of a method");
-  if (!nps_node_find(root, "slices") && !nps_node_find(root, "modules"))
-    check_missing(root, "models", "a list of models");
+  nps_slices_check(recipe, root);
   check_head(&draft);
   nps_sections_check(recipe, root);
   if (recipe->has_out_dtype || !draft.has_dtype) return;
@@ -296,6 +304,7 @@ void nps_recipe_free(nps_recipe_t *recipe) {
     nps_settings_free(&recipe->models[i].parameters);
   }
   free(recipe->models);
+  nps_slices_free(recipe);
   nps_settings_free(&recipe->parameters);
   nps_sections_free(recipe);
   free(recipe->file);

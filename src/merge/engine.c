@@ -28,7 +28,7 @@ static void merge_chunk(nps_engine_t *e, const nps_target_t *target, const nps_m
                         const nps_merge_chunk_t *chunk, int64_t at, void *dst) {
   const nps_merge_spec_t *spec = spec_of(e);
   double out[NPS_CHUNK], base[NPS_CHUNK];
-  if (e->tau) nps_engine_add_norms(e, chunk);
+  if (e->tau) nps_engine_add_norms(e, tensor->models, chunk);
   spec->method->merge(e->state, tensor, chunk, out, e->kept);
   if (e->tau) {
     nps_tensor_widen(nps_engine_input_dtype(e, target, spec->base), nps_engine_raw_at(e, target, spec->base, at),
@@ -301,16 +301,23 @@ static double total_norm(const nps_engine_t *e, const double *own, double *batch
   return sqrt(total);
 }
 
+/* Elements of the merged tensors that a model has a part in. */
+static int64_t count_elements(const nps_merge_t *merge, int model) {
+  int64_t elements = 0;
+  for (int t = 0; t < merge->spec.layout->count; t++)
+    if (model < merge->tensors[t].models) elements += merge->tensors[t].count;
+  return elements;
+}
+
 static void gather_results(nps_engine_t *e, nps_merge_result_t *results) {
   const nps_merge_spec_t *spec = spec_of(e);
-  int64_t elements = 0;
   double *batch = nps_xcalloc((size_t)NORM_BATCH, sizeof *batch);
-  for (int t = 0; t < spec->layout->count; t++) elements += e->merge->tensors[t].count;
   nps_comm_sum_i64(e->comm, e->kept, spec->model_count);
   for (int m = 0; m < spec->model_count; m++) {
     results[m] = (nps_merge_result_t){.norm = NAN, .kept = 1};
     if (!e->tau) continue;
     results[m].norm = total_norm(e, e->norms[m], batch);
+    const int64_t elements = count_elements(e->merge, m);
     if (elements > 0) results[m].kept = (double)e->kept[m] / (double)elements;
   }
   free(batch);

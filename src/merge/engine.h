@@ -63,8 +63,8 @@ nps_err_t nps_engine_load(nps_engine_t *e, int64_t end);
 /** Fill tau or theta with n entries at offset `at` of the loaded slab. */
 void nps_engine_fill_chunk(nps_engine_t *e, const nps_target_t *target, int64_t at, int64_t n);
 
-/** Add a chunk of task vectors to the norms of the models. */
-void nps_engine_add_norms(nps_engine_t *e, const nps_merge_chunk_t *chunk);
+/** Add a chunk of task vectors to the norms of a tensor's models. */
+void nps_engine_add_norms(nps_engine_t *e, int models, const nps_merge_chunk_t *chunk);
 
 /** Write what lies in the output buffer: elements [first, first + count) of a piece's target. */
 nps_err_t nps_engine_write_out(nps_engine_t *e, const nps_piece_t *piece, int64_t first, int64_t count);

@@ -107,34 +107,76 @@ static nps_err_t check_values(const nps_merge_t *merge, const nps_settings_t *se
   return err;
 }
 
+/* Of a slice, or of the models. */
+static nps_err_t check_count(const nps_merge_t *merge, int count, const char *in) {
+  const nps_merge_spec_t *spec = &merge->spec;
+  const nps_merge_method_t *method = spec->method;
+  const char *what = method->base == NPS_BASE_TASK_VECTORS ? "model besides the base" : "model";
+  if (count < method->min_models)
+    return nps_fail(NPS_ERR_CONFIG, "%s: %s needs at least %d %s%s, found %d%s", spec->config_file, method->name,
+                    method->min_models, what, method->min_models > 1 ? "s (the base counts)" : "", count, in);
+  if (method->max_models && count > method->max_models)
+    return nps_fail(NPS_ERR_CONFIG, "%s: %s takes %d %s%s, found %d%s", spec->config_file, method->name,
+                    method->max_models, what, method->max_models > 1 ? "s (the base counts)" : "", count, in);
+  return NPS_OK;
+}
+
+/* What counts models over all tensors, or names them, has them everywhere. */
+static nps_err_t check_same_counts(const nps_merge_t *merge) {
+  const nps_merge_spec_t *spec = &merge->spec;
+  const nps_merge_method_t *method = spec->method;
+  for (int s = 0; s < spec->slice_count; s++)
+    if (spec->slices[s].models != spec->model_count &&
+        (method->subspaces || method->keeps_updates || method->plan_parts))
+      return nps_fail(NPS_ERR_CONFIG, "%s: %s needs as many models in every slice, found %d and %d", spec->config_file,
+                      method->name, spec->model_count, spec->slices[s].models);
+  return NPS_OK;
+}
+
 static nps_err_t check_counts(const nps_merge_t *merge) {
   const nps_merge_spec_t *spec = &merge->spec;
   const nps_merge_method_t *method = spec->method;
   if (method->base != NPS_BASE_LISTED && spec->base < 0)
     return nps_fail(NPS_ERR_CONFIG, "%s: %s needs base_model", spec->config_file, method->name);
-  const char *what = method->base == NPS_BASE_TASK_VECTORS ? "model besides the base" : "model";
-  if (spec->model_count < method->min_models)
-    return nps_fail(NPS_ERR_CONFIG, "%s: %s needs at least %d %s%s, found %d", spec->config_file, method->name,
-                    method->min_models, what, method->min_models > 1 ? "s (the base counts)" : "", spec->model_count);
-  if (method->max_models && spec->model_count > method->max_models)
-    return nps_fail(NPS_ERR_CONFIG, "%s: %s takes %d %s%s, found %d", spec->config_file, method->name,
-                    method->max_models, what, method->max_models > 1 ? "s (the base counts)" : "", spec->model_count);
-  return NPS_OK;
+  if (spec->slice_count == 0) return check_count(merge, spec->model_count, "");
+  nps_err_t err = check_same_counts(merge);
+  for (int s = 0; s < spec->slice_count; s++) {
+    char *in = nps_xstrf(" in slice %d", s);
+    err = nps_err_worse(err, check_count(merge, spec->slices[s].models, in));
+    free(in);
+  }
+  return err;
 }
 
-/* Looks a parameter up for one tensor: in the model's settings, then globally. */
+/* A model's own settings for a tensor. */
+static const nps_settings_t *settings_of(const nps_merge_spec_t *spec, int model, const nps_target_t *target) {
+  return spec->slice_count > 0 ? spec->slices[target->slice].of_model[model] : spec->models[model].settings;
+}
+
+/* The name that filters are compared with: in slices, where layers change their numbers, a model's parameters see its own
+ * names. */
+static const char *name_for(const nps_merge_spec_t *spec, const nps_param_t *param, int model,
+                            const nps_target_t *target) {
+  const int input = spec->models[model].input;
+  if (!param->per_model || spec->slice_count == 0) return target->name;
+  return nps_model_origin(spec->inputs[input], target->source[input]);
+}
+
+/* Looks a parameter up for one tensor: in the model's settings, its slice's, the module's, then globally. */
 static const nps_setting_t *look_up(const nps_merge_t *merge, const nps_param_t *param, int model,
                                     const nps_target_t *target, double *value) {
-  const nps_settings_t *levels[2] = {param->per_model ? merge->spec.models[model].settings : NULL,
-                                     merge->spec.settings};
-  for (int i = 0; i < 2; i++) {
+  const nps_merge_spec_t *spec = &merge->spec;
+  const nps_settings_t *levels[] = {param->per_model ? settings_of(spec, model, target) : NULL,
+                                    spec->slice_count > 0 ? spec->slices[target->slice].settings : NULL, spec->module,
+                                    spec->settings};
+  for (size_t i = 0; i < sizeof levels / sizeof *levels; i++) {
     const nps_setting_t *setting = levels[i] ? nps_settings_find(levels[i], param->name) : NULL;
     if (!setting) continue;
     if (param->kind == NPS_PARAM_CHOICE) {
       *value = find_choice(param, setting->value);
       return setting;
     }
-    if (nps_value_number(setting->value, target->name, target->layer, value)) return setting;
+    if (nps_value_number(setting->value, name_for(spec, param, model, target), target->layer, value)) return setting;
   }
   return NULL;
 }
@@ -173,7 +215,7 @@ static nps_err_t evaluate_param(nps_merge_t *merge, int p) {
   nps_err_t err = NPS_OK;
   for (int m = 0; m < rows; m++)
     for (int t = 0; t < layout->count; t++) {
-      if (layout->targets[t].action != NPS_ACTION_MERGE) continue;
+      if (layout->targets[t].action != NPS_ACTION_MERGE || m >= merge->tensors[t].models) continue;
       double *values = merge->values + ((int64_t)p * layout->count + t) * models;
       merge->tensors[t].param[p] = values;
       if (evaluate(merge, param, m, &layout->targets[t], &values[m]) == NPS_OK) continue;
@@ -230,6 +272,13 @@ static void find_roles(nps_merge_t *merge, const named_t *named, int count) {
   free(linear);
 }
 
+/* Models that have a part in a tensor: the first ones. */
+static int count_models(const nps_merge_spec_t *spec, const nps_target_t *target) {
+  int count = 0;
+  while (count < spec->model_count && target->source[spec->models[count].input] >= 0) count++;
+  return count;
+}
+
 static void describe_tensors(nps_merge_t *merge) {
   const nps_layout_t *layout = merge->spec.layout;
   named_t *named = nps_xcalloc((size_t)layout->count, sizeof *named);
@@ -246,7 +295,7 @@ static void describe_tensors(nps_merge_t *merge) {
     nps_merge_tensor_t *tensor = &merge->tensors[named[i].target];
     tensor->name = named[i].name;
     describe_shape(&layout->targets[named[i].target], tensor);
-    tensor->models = merge->spec.model_count;
+    tensor->models = count_models(&merge->spec, &layout->targets[named[i].target]);
     tensor->seed = merge->spec.seed;
     tensor->has_history = merge->spec.history.updates != NULL;
     tensor->order = i;
@@ -270,17 +319,30 @@ static nps_err_t check_tensors(const nps_merge_t *merge) {
   return NPS_OK;
 }
 
+static nps_err_t check_level(const nps_merge_t *merge, const nps_settings_t *settings, bool of_model) {
+  const nps_err_t err = check_names(merge, settings, of_model);
+  return nps_err_worse(err, check_values(merge, settings));
+}
+
+static nps_err_t check_settings(const nps_merge_t *merge) {
+  const nps_merge_spec_t *spec = &merge->spec;
+  nps_err_t err = check_level(merge, spec->settings, false);
+  err = nps_err_worse(err, check_level(merge, spec->module, false));
+  for (int m = 0; m < spec->model_count; m++)
+    err = nps_err_worse(err, check_level(merge, spec->models[m].settings, true));
+  for (int s = 0; s < spec->slice_count; s++) {
+    const nps_merge_slice_t *slice = &spec->slices[s];
+    err = nps_err_worse(err, check_level(merge, slice->settings, false));
+    for (int m = 0; m < slice->models; m++) err = nps_err_worse(err, check_level(merge, slice->of_model[m], true));
+  }
+  return err;
+}
+
 static nps_err_t prepare(nps_merge_t *merge) {
   const nps_merge_spec_t *spec = &merge->spec;
-  nps_err_t err = check_counts(merge);
-  err = nps_err_worse(err, check_names(merge, spec->settings, false));
-  err = nps_err_worse(err, check_values(merge, spec->settings));
-  for (int m = 0; m < spec->model_count; m++) {
-    err = nps_err_worse(err, check_names(merge, spec->models[m].settings, true));
-    err = nps_err_worse(err, check_values(merge, spec->models[m].settings));
-  }
-  if (err != NPS_OK) return err;
+  NPS_TRY(nps_err_worse(check_counts(merge), check_settings(merge)));
   describe_tensors(merge);
+  nps_err_t err = NPS_OK;
   for (int p = 0; p < spec->method->param_count; p++) err = nps_err_worse(err, evaluate_param(merge, p));
   if (err != NPS_OK || merge->first < 0) return err;
   NPS_TRY(check_tensors(merge));
@@ -382,10 +444,15 @@ bool nps_merge_plain_value(const nps_merge_t *merge, const char *name, int model
   const nps_param_t *param = find_param(merge->spec.method, name);
   if (!param || merge->first < 0) return false;
   const int p = (int)(param - merge->spec.method->params), row = param->per_model ? model : 0;
-  *value = merge->tensors[merge->first].param[p][row];
-  for (int t = 0; t < merge->spec.layout->count; t++)
-    if (merge->tensors[t].name && merge->tensors[t].param[p][row] != *value) return false;
-  return true;
+  bool found = false;
+  for (int t = 0; t < merge->spec.layout->count; t++) {
+    const nps_merge_tensor_t *tensor = &merge->tensors[t];
+    if (!tensor->name || row >= tensor->models) continue;
+    if (found && tensor->param[p][row] != *value) return false;
+    *value = tensor->param[p][row];
+    found = true;
+  }
+  return found;
 }
 
 const nps_merge_subspaces_t *nps_merge_subspaces(const nps_merge_t *merge) {

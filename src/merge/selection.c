@@ -33,8 +33,9 @@ static int part_of(int64_t entries, int64_t keep) {
 void nps_selection_start(nps_selection_t *selection, const nps_merge_tensor_t *tensor, bool whole_model,
                          const int64_t *keep) {
   selection->whole_model = whole_model;
+  selection->active = tensor->models;
   const int64_t entries = whole_model ? tensor->model_elements : tensor->count;
-  for (int m = 0; m < selection->models; m++) {
+  for (int m = 0; m < selection->active; m++) {
     nps_select_start(selection->select[m], keep[m]);
     const int stride = part_of(entries, keep[m]);
     if (stride > 1) nps_select_sample(selection->select[m], entries, stride);
@@ -79,12 +80,12 @@ void nps_selection_reduce(nps_selection_t *selection, const nps_merge_tensor_t *
   if (pass == 2)
     count_ties_before(selection, tensor->tensor_count, comm);
   else
-    for (int m = 0; m < selection->models; m++) nps_select_reduce(selection->select[m], pass, comm);
+    for (int m = 0; m < selection->active; m++) nps_select_reduce(selection->select[m], pass, comm);
 }
 
 int nps_selection_next(nps_selection_t *selection, int pass) {
   bool again = false;
-  for (int m = 0; pass == 1 && m < selection->models; m++) {
+  for (int m = 0; pass == 1 && m < selection->active; m++) {
     if (!nps_select_missed(selection->select[m])) continue;
     nps_select_restart(selection->select[m]);
     again = true;

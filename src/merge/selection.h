@@ -7,7 +7,8 @@
 #include "nps/merge.h"
 
 typedef struct nps_selection {
-  int models;
+  int models; /**< most that a tensor has */
+  int active; /**< those of the tensor in work */
   bool whole_model;
   nps_select_t **select; /**< [models] owned */
   int64_t *ties; /**< whole model: [tensors by name][models] entries at the threshold; later those before; owned */

@@ -78,21 +78,21 @@ nps_err_t nps_engine_load(nps_engine_t *e, int64_t end) {
 /* Fills tau or theta with entries at offset `at` of the loaded slab. */
 void nps_engine_fill_chunk(nps_engine_t *e, const nps_target_t *target, int64_t at, int64_t n) {
   const nps_merge_spec_t *spec = spec_of(e);
-  const void *tuned[spec->model_count];
-  nps_dtype_t dtype[spec->model_count];
-  for (int m = 0; m < spec->model_count; m++) {
+  const int models = e->merge->tensors[target - spec->layout->targets].models;
+  const void *tuned[models];
+  nps_dtype_t dtype[models];
+  for (int m = 0; m < models; m++) {
     dtype[m] = nps_engine_input_dtype(e, target, spec->models[m].input);
     tuned[m] = nps_engine_raw_at(e, target, spec->models[m].input, at);
   }
   if (e->tau)
-    nps_delta_form(nps_engine_input_dtype(e, target, spec->base), nps_engine_raw_at(e, target, spec->base, at),
-                   spec->model_count, dtype, tuned, n, e->tau);
+    nps_delta_form(nps_engine_input_dtype(e, target, spec->base), nps_engine_raw_at(e, target, spec->base, at), models,
+                   dtype, tuned, n, e->tau);
   else
-    for (int m = 0; m < spec->model_count; m++) nps_tensor_widen(dtype[m], tuned[m], n, e->theta[m]);
+    for (int m = 0; m < models; m++) nps_tensor_widen(dtype[m], tuned[m], n, e->theta[m]);
 }
 
-void nps_engine_add_norms(nps_engine_t *e, const nps_merge_chunk_t *chunk) {
-  const int models = spec_of(e)->model_count;
+void nps_engine_add_norms(nps_engine_t *e, int models, const nps_merge_chunk_t *chunk) {
   bool block_ends = chunk->piece_ends || (chunk->first + chunk->count) % NPS_BLOCK == 0;
   for (int m = 0; m < models; m++) {
     nps_lanes_add_squares(&e->lanes[m], chunk->tau[m], chunk->count);

@@ -157,6 +157,10 @@ static bool ties_check(const nps_merge_tensor_t *tensor, const nps_merge_tensor_
     snprintf(why, 160, "scope must be the same for all tensors");
     return false;
   }
+  if (tensor->param[SCOPE][0] == SCOPE_MODEL && tensor->models != first->models) {
+    snprintf(why, 160, "with scope: model, every slice must have as many models");
+    return false;
+  }
   for (int m = 0; tensor->param[SCOPE][0] == SCOPE_MODEL && m < tensor->models; m++)
     if (tensor->param[DENSITY][m] != first->param[DENSITY][m]) {
       snprintf(why, 160, "with scope: model, density must be the same for all tensors");
@@ -261,7 +265,7 @@ static size_t dare_bytes(const nps_merge_spec_t *spec) {
 
 static void dare_start(void *state, const nps_merge_tensor_t *tensor) {
   dare_state_t *s = state;
-  for (int m = 0; m < s->models; m++) {
+  for (int m = 0; m < tensor->models; m++) {
     nps_block_sums_start(&s->all[m], tensor->count);
     nps_block_sums_start(&s->kept[m], tensor->count);
   }
@@ -291,7 +295,7 @@ static int64_t drop_randomly(const nps_merge_tensor_t *tensor, int model, int64_
 static void dare_scan(void *state, const nps_merge_tensor_t *tensor, int pass, const nps_merge_chunk_t *chunk) {
   (void)pass;
   dare_state_t *s = state;
-  for (int m = 0; m < s->models; m++) {
+  for (int m = 0; m < tensor->models; m++) {
     nps_lanes_add_magnitudes(&s->all[m].lanes, chunk->tau[m], chunk->count);
     drop_randomly(tensor, m, chunk->first, chunk->tau[m], chunk->count);
     nps_lanes_add_magnitudes(&s->kept[m].lanes, chunk->tau[m], chunk->count);
@@ -301,10 +305,9 @@ static void dare_scan(void *state, const nps_merge_tensor_t *tensor, int pass, c
 }
 
 static void dare_reduce(void *state, const nps_merge_tensor_t *tensor, int pass, const nps_comm_t *comm) {
-  (void)tensor;
   (void)pass;
   dare_state_t *s = state;
-  for (int m = 0; m < s->models; m++) {
+  for (int m = 0; m < tensor->models; m++) {
     double all = nps_block_sums_total(&s->all[m], comm), kept = nps_block_sums_total(&s->kept[m], comm);
     s->scale[m] = all < TINY_L1 || kept < TINY_L1 ? 1 : all / kept;
   }

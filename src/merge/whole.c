@@ -16,6 +16,10 @@ typedef struct {
   double *rows; /* [count of the piece] of the update; on one rank all of it */
 } whole_t;
 
+static int models_of(const nps_engine_t *e, const nps_piece_t *piece) {
+  return e->merge->tensors[piece->target].models;
+}
+
 /* ---- room ---- */
 
 static nps_err_t make_task_vectors(int models, int64_t count, float **tau) {
@@ -48,13 +52,14 @@ static void free_room(int models, whole_t *w) {
 static void take_slab(nps_engine_t *e, const nps_piece_t *piece, int64_t first, int64_t count, whole_t *w) {
   const nps_merge_spec_t *spec = &e->merge->spec;
   const nps_target_t *target = &spec->layout->targets[piece->target];
+  const int models = models_of(e, piece);
   for (int64_t at = 0; at < count; at += NPS_CHUNK) {
     const int64_t n = nps_min64(count - at, NPS_CHUNK);
     const nps_merge_chunk_t chunk = {
         .first = first + at, .count = n, .piece_ends = first + at + n == piece->count, .tau = e->tau};
     nps_engine_fill_chunk(e, target, at, n);
-    nps_engine_add_norms(e, &chunk);
-    for (int m = 0; m < spec->model_count; m++) memcpy(w->tau[m] + first + at, e->tau[m], (size_t)n * sizeof(float));
+    nps_engine_add_norms(e, models, &chunk);
+    for (int m = 0; m < models; m++) memcpy(w->tau[m] + first + at, e->tau[m], (size_t)n * sizeof(float));
     nps_tensor_widen(nps_engine_input_dtype(e, target, spec->base), nps_engine_raw_at(e, target, spec->base, at), n,
                      w->base + first + at);
   }
@@ -138,10 +143,10 @@ static nps_err_t apply(nps_engine_t *e, const nps_piece_t *piece, whole_t *w) {
   const nps_merge_spec_t *spec = &e->merge->spec;
   const nps_merge_tensor_t *tensor = &e->merge->tensors[piece->target];
   NPS_TRY(make_update(tensor, w));
-  for (int m = 0; m < spec->model_count && w->comm; m++) NPS_TRY(spread(piece, w, m));
+  for (int m = 0; m < tensor->models && w->comm; m++) NPS_TRY(spread(piece, w, m));
   if (spec->history.updates) NPS_TRY(load_history(e, piece, w));
   NPS_TRY(spec->method->merge_whole(tensor, w->tau, &w->update));
-  free_task_vectors(spec->model_count, w);
+  free_task_vectors(tensor->models, w);
   if (w->comm) return collect(piece, w);
   w->rows = w->update.local;
   w->update.local = NULL;
@@ -185,7 +190,7 @@ static double squares_of_tau(const float *x, int64_t n) {
 
 /* Reads this rank's rows. Collective over the group: one that cannot go on stops all. */
 static nps_err_t read_rows(nps_engine_t *e, const nps_piece_t *piece, whole_t *w) {
-  nps_err_t err = make_room(e->merge->spec.model_count, piece->count, w);
+  nps_err_t err = make_room(models_of(e, piece), piece->count, w);
   if (err == NPS_OK) err = gather(e, piece, nps_min64(e->plan->slab, NPS_STEP), w);
   return w->comm ? nps_engine_agree_sharers(e, w->comm, err) : err;
 }
@@ -200,8 +205,8 @@ static void hold(nps_engine_t *e, const nps_piece_t *piece, whole_t *w) {
 
 static nps_err_t merge_rows(nps_engine_t *e, const nps_piece_t *piece, whole_t *w) {
   const nps_merge_spec_t *spec = &e->merge->spec;
-  const int models = spec->model_count;
-  double *squares = spec->method->scale ? e->squares + (int64_t)piece->target * (models + 1) : NULL;
+  const int models = models_of(e, piece), columns = spec->model_count + 1;
+  double *squares = spec->method->scale ? e->squares + (int64_t)piece->target * columns : NULL;
   e->norm_at = e->own_first_block[own_index(e, piece)];
   NPS_TRY(read_rows(e, piece, w));
   if (e->stopped) return NPS_OK;
@@ -210,7 +215,7 @@ static nps_err_t merge_rows(nps_engine_t *e, const nps_piece_t *piece, whole_t *
   NPS_TRY(apply(e, piece, w));
   for (int m = 0; m < models; m++) e->kept[m] += piece->count;
   if (!squares) return put(e, piece, 1, w->base, w->rows);
-  squares[models] = squares_of(w->rows, piece->count);
+  squares[columns - 1] = squares_of(w->rows, piece->count);
   hold(e, piece, w);
   return NPS_OK;
 }
@@ -220,7 +225,7 @@ nps_err_t nps_engine_merge_whole(nps_engine_t *e, const nps_piece_t *piece) {
   w.comm = nps_grid_comm(w.grid);
   nps_err_t err = merge_rows(e, piece, &w);
   if (w.comm) err = nps_engine_agree_sharers(e, w.comm, err);
-  free_room(e->merge->spec.model_count, &w);
+  free_room(models_of(e, piece), &w);
   return err;
 }
 

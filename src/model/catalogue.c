@@ -62,7 +62,11 @@ void nps_model_free(nps_model_t *model) {
   free_experts(model->experts);
   nps_derivation_free(model->derivation);
   for (int i = 0; i < model->file_count; i++) free(model->files[i].path);
-  for (int i = 0; i < model->tensor_count; i++) free(model->tensors[i].name);
+  for (int i = 0; i < model->tensor_count; i++) {
+    free(model->tensors[i].name);
+    nps_made_free(model->tensors[i].made);
+  }
+  free(model->parents);
   free(model->files);
   free(model->tensors);
   free(model->config_json);

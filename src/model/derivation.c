@@ -38,10 +38,13 @@ void nps_derivation_free(nps_derivation_t *d) {
   free(d);
 }
 
-nps_dtype_t nps_tensor_written(const nps_tensor_info_t *info) { return info->rule ? info->written : info->dtype; }
+nps_dtype_t nps_tensor_written(const nps_tensor_info_t *info) {
+  return info->rule || info->made ? info->written : info->dtype;
+}
 
 int64_t nps_model_reader_bytes(const nps_model_t *model) {
   const nps_derivation_t *d = model->derivation;
+  if (model->form == NPS_FORM_MADE) return nps_made_reader_bytes(model);
   return d ? d->form->bytes(model) + nps_model_reader_bytes(d->base) : 0;
 }
 

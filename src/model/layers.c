@@ -48,13 +48,14 @@ static int64_t measure_stacks(place_t *places, int count) {
   return longest;
 }
 
+const char *const nps_layer_keys[] = {"num_hidden_layers", "n_layer", "num_layers", NULL};
+
 static int64_t config_layers(const char *config_json) {
-  static const char *const keys[] = {"num_hidden_layers", "n_layer", "num_layers"};
   json_error_t error;
   json_t *root = config_json ? json_loads(config_json, 0, &error) : NULL;
   int64_t layers = 0;
-  for (size_t i = 0; i < sizeof keys / sizeof *keys && layers == 0; i++) {
-    const json_t *value = json_object_get(root, keys[i]);
+  for (int i = 0; nps_layer_keys[i] && layers == 0; i++) {
+    const json_t *value = json_object_get(root, nps_layer_keys[i]);
     if (json_is_integer(value) && json_integer_value(value) > 0) layers = json_integer_value(value);
   }
   json_decref(root);
@@ -75,4 +76,41 @@ void nps_layer_positions(const char *const *names, int count, const char *config
     t[p->at] = layers == 1 ? 1 : (double)p->index / (double)(layers - 1);
   }
   free(places);
+}
+
+nps_err_t nps_stack_find(const nps_model_t *model, nps_stack_t *out) {
+  const int count = model->tensor_count;
+  place_t *places = nps_xcalloc((size_t)count + 1, sizeof *places);
+  for (int i = 0; i < count; i++) places[i] = parse_name(model->tensors[i].name, i);
+  qsort(places, (size_t)count, sizeof *places, compare_stacks);
+  const int64_t longest = measure_stacks(places, count);
+  int64_t layers = config_layers(model->config_json);
+  if (layers == 0) layers = longest;
+  const place_t *found = NULL, *other = NULL;
+  for (int i = 0; i < count; i++) {
+    if (places[i].prefix == 0 || places[i].length != layers) continue;
+    if (!found)
+      found = &places[i];
+    else if (compare_stacks(found, &places[i]) != 0)
+      other = &places[i];
+  }
+  nps_err_t err = NPS_OK;
+  if (!found)
+    err = nps_fail(NPS_ERR_INPUT, "%s: %s: has no stack of layers to cut slices from", model->name, model->path);
+  else if (other)
+    err = nps_fail(
+        NPS_ERR_INPUT,
+        "%s: %s: has several stacks of %lld layers, %.*s* and %.*s*: slices of such models are not built yet",
+        model->name, model->path, (long long)layers, (int)found->prefix, found->name, (int)other->prefix, other->name);
+  else
+    *out = (nps_stack_t){found->name, found->prefix, layers};
+  free(places);
+  return err;
+}
+
+const char *nps_stack_rest(const nps_stack_t *stack, const char *name, int64_t *layer) {
+  const place_t place = parse_name(name, 0);
+  if (place.prefix != stack->size || strncmp(name, stack->prefix, stack->size) != 0) return NULL;
+  *layer = place.index;
+  return name + place.prefix + strspn(name + place.prefix, "0123456789");
 }

@@ -88,6 +88,11 @@ static bool find_sources(match_t *m, const nps_tensor_info_t *t, int *source) {
   bool everywhere = true;
   for (int k = 0; k < m->n; k++) {
     source[k] = nps_model_find(m->inputs[k], t->name);
+    if (source[k] >= 0 && m->inputs[k]->tensors[source[k]].absent) {
+      m->used[k][source[k]] = true;
+      source[k] = -1;
+      continue;
+    }
     if (source[k] >= 0) continue;
     everywhere = false;
     if (m->base >= 0) nps_checks_fail(&m->checks[k], "lacks tensor %s of the base", t->name);
@@ -101,14 +106,21 @@ static bool check_kind(match_t *m, int k, const nps_tensor_info_t *t) {
   return false;
 }
 
+/* What helps where embeddings have different numbers of rows. */
+static const char *hint_of(const nps_tensor_info_t *t, const nps_tensor_info_t *other) {
+  const bool rows = t->ndim == 2 && other->ndim == 2 && t->shape[1] == other->shape[1];
+  return rows && nps_is_vocabulary(t->name) ? "; tokenizer_source brings different vocabularies together" : "";
+}
+
 /* Compares input k's tensor with the reference's. */
 static void check_pair(match_t *m, int k, const nps_tensor_info_t *t, const nps_tensor_info_t *other) {
   const nps_dtype_kind_t kind = nps_dtype_kind(t->dtype), other_kind = nps_dtype_kind(other->dtype);
   const char *name = m->inputs[m->reference]->name;
   char a[192], b[192];
   if (other->ndim != t->ndim || memcmp(other->shape, t->shape, (size_t)t->ndim * sizeof *t->shape) != 0)
-    nps_checks_fail(&m->checks[k], "tensor %s has shape %s, expected %s as in %s", t->name,
-                    nps_shape_format(other->ndim, other->shape, a), nps_shape_format(t->ndim, t->shape, b), name);
+    nps_checks_fail(&m->checks[k], "tensor %s has shape %s, expected %s as in %s%s", t->name,
+                    nps_shape_format(other->ndim, other->shape, a), nps_shape_format(t->ndim, t->shape, b), name,
+                    hint_of(t, other));
   if (!check_kind(m, k, other) || kind == NPS_KIND_OPAQUE) return;
   if (kind != other_kind || (kind == NPS_KIND_EXACT && t->dtype != other->dtype))
     nps_checks_fail(&m->checks[k], "tensor %s has type %s, in %s %s", t->name, nps_dtype_name(other->dtype), name,
@@ -136,6 +148,7 @@ static void match_common(match_t *m) {
     }
     check_kind(m, m->reference, t);
     for (int k = 0; k < m->n; k++) {
+      if (source[k] < 0) continue;
       m->used[k][source[k]] = true;
       if (k != m->reference) check_pair(m, k, t, &m->inputs[k]->tensors[source[k]]);
     }
@@ -191,6 +204,14 @@ static void note_extras(const match_t *m) {
   free(extras);
 }
 
+/* Where slices are, a tensor knows its place. */
+static const nps_made_t *find_place(const match_t *m, int target) {
+  const nps_model_t *reference = m->inputs[m->reference];
+  const int source = m->layout->source[(size_t)target * (size_t)m->n + (size_t)m->reference];
+  const nps_made_t *made = source >= 0 ? reference->tensors[source].made : NULL;
+  return made && made->slice >= 0 ? made : NULL;
+}
+
 static void set_layers(match_t *m) {
   nps_layout_t *layout = m->layout;
   const char **names = nps_xcalloc((size_t)layout->count, sizeof *names);
@@ -198,7 +219,9 @@ static void set_layers(match_t *m) {
   for (int i = 0; i < layout->count; i++) names[i] = layout->targets[i].name;
   nps_layer_positions(names, layout->count, m->inputs[m->reference]->config_json, t);
   for (int i = 0; i < layout->count; i++) {
-    layout->targets[i].layer = t[i];
+    const nps_made_t *place = find_place(m, i);
+    layout->targets[i].layer = place ? place->layer : t[i];
+    layout->targets[i].slice = place ? place->slice : 0;
     layout->targets[i].source = layout->source + (size_t)i * (size_t)m->n;
   }
   free(t);

@@ -75,6 +75,33 @@ void nps_peft_compare(const char *config, const char *other, const char *other_n
 nps_err_t nps_adapter_open(const char *base, const char *adapter, const char *path, const char *name,
                            nps_model_t **out);
 
+/* ---- reader.c, made.c ---- */
+
+struct nps_reader {
+  const nps_model_t *model;
+  nps_digest_t *digest;
+  int file;               /**< the one last used, open as fd: a model may have more files than a process may open */
+  int fd;                 /**< -1: none yet */
+  void *state;            /**< of computed tensors; NULL: none was read yet */
+  nps_reader_t **parents; /**< [parent_count] of a made catalogue, from their first use; else NULL */
+  int mean_of;            /**< tensor whose rows' mean is `mean`, or -1 */
+  double *mean;           /**< [row] or NULL */
+};
+
+/** Give the reader of a parent. */
+nps_reader_t *nps_reader_parent(nps_reader_t *reader, int parent);
+
+/** Find where elements of a made tensor are stored as they are: all in one span of copies. Changes nothing where they are not. */
+void nps_made_resolve(nps_reader_t **reader, int *tensor, int64_t *first, int64_t count);
+
+/** Read elements of a made tensor. */
+nps_err_t nps_made_read(nps_reader_t *reader, int i, int64_t first, int64_t count, void *dst);
+
+void nps_made_free(nps_made_t *made);
+
+/** Predict what a reader of a made catalogue keeps: what its parents' readers do, and the mean of a tensor's rows. */
+int64_t nps_made_reader_bytes(const nps_model_t *model);
+
 /* ---- one file each ---- */
 
 /** Read and check the header of file `file` and add its tensors. */

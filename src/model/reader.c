@@ -10,20 +10,19 @@
 #define PART_BYTES ((size_t)1 << 20)
 #define PAIR_ELEMENTS ((int64_t)1 << 16)
 
-struct nps_reader {
-  const nps_model_t *model;
-  nps_digest_t *digest;
-  int file;    /* the one last used, open as fd: a model may have more files than a process may open */
-  int fd;      /* -1: none yet */
-  void *state; /* of computed tensors; NULL: none was read yet */
-};
-
 nps_reader_t *nps_reader_new(const nps_model_t *model, nps_digest_t *digest) {
   nps_reader_t *reader = nps_xcalloc(1, sizeof *reader);
   reader->model = model;
   reader->digest = digest;
-  reader->fd = -1;
+  reader->fd = reader->mean_of = -1;
   return reader;
+}
+
+nps_reader_t *nps_reader_parent(nps_reader_t *reader, int parent) {
+  const nps_model_t *model = reader->model;
+  if (!reader->parents) reader->parents = nps_xcalloc((size_t)model->parent_count, sizeof *reader->parents);
+  if (!reader->parents[parent]) reader->parents[parent] = nps_reader_new(model->parents[parent], reader->digest);
+  return reader->parents[parent];
 }
 
 static nps_err_t use_file(nps_reader_t *reader, int file) {
@@ -77,6 +76,8 @@ static nps_err_t compute(nps_reader_t *reader, int i, int64_t first, int64_t cou
 
 nps_err_t nps_reader_read(nps_reader_t *reader, int i, int64_t first, int64_t count, void *dst) {
   nps_digest_part_t part;
+  nps_made_resolve(&reader, &i, &first, count);
+  if (reader->model->tensors[i].made) return nps_made_read(reader, i, first, count, dst);
   if (reader->model->tensors[i].rule) return compute(reader, i, first, count, dst);
   NPS_TRY(find_bytes(reader, i, first, count, &part));
   size_t left = part.n;
@@ -91,22 +92,21 @@ nps_err_t nps_reader_read(nps_reader_t *reader, int i, int64_t first, int64_t co
   return NPS_OK;
 }
 
-static bool is_computed(const nps_read_t *read) { return read->reader->model->tensors[read->tensor].rule != 0; }
-
-static nps_err_t read_one_by_one(const nps_read_t read[2], int64_t first, int64_t count) {
-  NPS_TRY(nps_reader_read(read[0].reader, read[0].tensor, first, count, read[0].dst));
-  return nps_reader_read(read[1].reader, read[1].tensor, first, count, read[1].dst);
+/* Whether its bytes are not simply there. */
+static bool is_computed(const nps_read_t *read) {
+  const nps_tensor_info_t *t = &read->reader->model->tensors[read->tensor];
+  return t->rule != 0 || t->made;
 }
 
-nps_err_t nps_reader_read_two(const nps_read_t read[2], int64_t first, int64_t count) {
+/* @param begin  [2] first element of each */
+static nps_err_t read_stored(const nps_read_t read[2], const int64_t begin[2], int64_t count) {
   nps_digest_t *digest = read[0].reader->digest;
-  if (is_computed(&read[0]) || is_computed(&read[1])) return read_one_by_one(read, first, count);
   char *to[] = {read[0].dst, read[1].dst};
   for (int64_t at = 0; at < count; at += PAIR_ELEMENTS) {
     const int64_t n = count - at < PAIR_ELEMENTS ? count - at : PAIR_ELEMENTS;
     nps_digest_part_t part[2];
     for (int i = 0; i < 2; i++) {
-      NPS_TRY(find_bytes(read[i].reader, read[i].tensor, first + at, n, &part[i]));
+      NPS_TRY(find_bytes(read[i].reader, read[i].tensor, begin[i] + at, n, &part[i]));
       NPS_TRY(read_part(read[i].reader->fd, part[i].path, to[i], part[i].n, part[i].offset));
       part[i].bytes = to[i];
       to[i] += part[i].n;
@@ -116,9 +116,21 @@ nps_err_t nps_reader_read_two(const nps_read_t read[2], int64_t first, int64_t c
   return NPS_OK;
 }
 
+nps_err_t nps_reader_read_two(const nps_read_t read[2], int64_t first, int64_t count) {
+  nps_read_t stored[2] = {read[0], read[1]};
+  int64_t begin[2] = {first, first};
+  for (int i = 0; i < 2; i++) nps_made_resolve(&stored[i].reader, &stored[i].tensor, &begin[i], count);
+  if (!is_computed(&stored[0]) && !is_computed(&stored[1])) return read_stored(stored, begin, count);
+  NPS_TRY(nps_reader_read(stored[0].reader, stored[0].tensor, begin[0], count, stored[0].dst));
+  return nps_reader_read(stored[1].reader, stored[1].tensor, begin[1], count, stored[1].dst);
+}
+
 void nps_reader_free(nps_reader_t *reader) {
   if (!reader) return;
   if (reader->fd >= 0) close(reader->fd);
   if (reader->state) reader->model->derivation->form->end(reader->state);
+  for (int i = 0; reader->parents && i < reader->model->parent_count; i++) nps_reader_free(reader->parents[i]);
+  free(reader->parents);
+  free(reader->mean);
   free(reader);
 }

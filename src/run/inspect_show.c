@@ -29,6 +29,8 @@ static const char *form_name(nps_model_form_t form) {
     return "adapter";
   case NPS_FORM_DERIVED:
     return "computed from a base";
+  case NPS_FORM_MADE: /* not on disk */
+    break;
   }
   return "";
 }

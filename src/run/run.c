@@ -10,6 +10,10 @@ static void free_run(nps_run_state_t *run) {
   nps_factors_free(run->factors);
   for (int i = 0; i < run->input_count; i++) nps_model_free(run->inputs[i]);
   free(run->inputs);
+  for (int i = 0; i < run->source_count; i++) nps_model_free(run->sources[i]);
+  free(run->sources);
+  free(run->slice_base);
+  nps_run_free_slices(run);
   free(run->input_of);
   free(run->models);
   nps_sidecars_free(run->sidecars, run->sidecar_count);
@@ -232,11 +236,13 @@ static nps_err_t show_plans(nps_run_state_t *run) {
 static nps_err_t run_phases(nps_run_state_t *run) {
   const nps_run_options_t *o = run->options;
   NPS_TRY(nps_run_validate(run));
-  for (int i = 0; i < run->input_count; i++)
-    nps_report_detail(run->report, "input %s: %s, %d tensors in %d files", run->inputs[i]->name, run->inputs[i]->path,
-                      run->inputs[i]->tensor_count, run->inputs[i]->file_count);
+  int count;
+  nps_model_t *const *sources = nps_run_sources(run, &count);
+  for (int i = 0; i < count; i++)
+    nps_report_detail(run->report, "input %s: %s, %d tensors in %d files", sources[i]->name, sources[i]->path,
+                      sources[i]->tensor_count, sources[i]->file_count);
   if (o->check) {
-    nps_report_line(run->report, "%s: config and %d inputs are fine: %s, %d tensors", o->config, run->input_count,
+    nps_report_line(run->report, "%s: config and %d inputs are fine: %s, %d tensors", o->config, count,
                     run->method->name, run->outputs[0].layout->count);
     return NPS_OK;
   }

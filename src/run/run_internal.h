@@ -57,21 +57,29 @@ typedef struct nps_run_history {
 typedef struct nps_run_state {
   const nps_comm_t *comm;
   const nps_run_options_t *options;
-  nps_report_t *report; /**< NULL but on rank 0 */
+  nps_report_t *report;     /**< NULL but on rank 0 */
   double started, deadline; /**< by nps_now() */
 
   nps_recipe_t *recipe;
   char *recipe_text;
-  nps_model_t **inputs; /**< [input_count] all different; the base is first */
+  nps_model_t *
+      *sources; /**< [source_count] the models as they lie on disk, where something else is merged; else NULL */
+  int source_count;
+  int source_base; /**< index into sources, else into inputs; or -1 */
+  int *slice_base; /**< [recipe->slice_count] of a slice that names one, likewise; else -1 */
+  nps_model_t *
+      *inputs; /**< [input_count] what is merged: the models, all different, the base first; or what is composed */
   int input_count;
-  int base;      /**< index into inputs, or -1 */
-  int head;      /**< index into inputs, or -1 */
-  int *input_of; /**< [recipe->model_count] index into inputs */
+  int base; /**< index into inputs, or -1 */
+  int head; /**< index into inputs, or -1 */
+  int *
+      input_of; /**< [recipe->model_count] index into sources, else into inputs: where whole models are merged the same */
   nps_run_history_t history;
 
   const nps_merge_method_t *method;
   nps_merge_model_t *models; /**< [model_count] as the method counts them */
   int model_count;
+  nps_merge_slice_t *slices; /**< [recipe->slice_count] their parameters in the order of the models */
   nps_run_output_t *outputs; /**< [output_count] */
   int output_count;
   nps_layout_t *layout; /**< of all models together; that of the only output, or owned */
@@ -89,6 +97,25 @@ typedef struct nps_run_state {
 
 /** Read config and headers, check everything against everything, choose the method. Collective. */
 nps_err_t nps_run_validate(nps_run_state_t *run);
+
+/* ---- slices.c ---- */
+
+/** Compose what is merged, where that is not the models as they are. Local, the same on every rank.
+ *  NPS_ERR_CONFIG, NPS_ERR_INPUT */
+nps_err_t nps_run_compose(nps_run_state_t *run);
+
+/** Give the models as they lie on disk. */
+nps_model_t *const *nps_run_sources(const nps_run_state_t *run, int *count);
+
+/** Give the model, an index into those, whose config and tokenizer the merged model has. */
+int nps_run_reference(const nps_run_state_t *run);
+
+/** List the places of slices as models, in the order of the method. Local. */
+void nps_run_choose_places(nps_run_state_t *run);
+
+/** Print what slices the merged model has. Local, does nothing where there is no report. */
+void nps_run_show_slices(const nps_run_state_t *run);
+void nps_run_free_slices(nps_run_state_t *run);
 
 /** Whether a path leads to one of the inputs. Local. */
 bool nps_run_is_input(const nps_run_state_t *run, const char *path);

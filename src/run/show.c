@@ -117,6 +117,7 @@ void nps_run_show_plan(const nps_run_state_t *run, const nps_run_output_t *outpu
   nps_report_line(run->report, "models: %d%s; tensors: %d merged, %d copied as they are, %d of a head",
                   output->model_count, run->method->base == NPS_BASE_TASK_VECTORS ? " and the base" : "",
                   layout->count - copied - head, copied, head);
+  nps_run_show_slices(run);
   nps_report_line(run->report, "ranks: %d, at most %d a node of %d cores%s", output->plan->ranks,
                   output->plan->ranks_per_node, output->plan->cores_per_node,
                   run->options->ranks ? " (--ranks-per-node)" : "");

@@ -11,8 +11,10 @@ char *nps_run_config_folder(const nps_run_state_t *run) {
 }
 
 bool nps_run_is_input(const nps_run_state_t *run, const char *path) {
-  for (int i = 0; i < run->input_count; i++)
-    if (nps_run_is_of_model(run->inputs[i], path)) return true;
+  int count;
+  nps_model_t *const *sources = nps_run_sources(run, &count);
+  for (int i = 0; i < count; i++)
+    if (nps_run_is_of_model(sources[i], path)) return true;
   return run->history.home && nps_run_same_place(run->history.home, path);
 }
 
@@ -49,6 +51,13 @@ static nps_err_t open_inputs(nps_run_state_t *run) {
     const nps_recipe_model_t *model = &recipe->models[m];
     err = nps_err_worse(err, add_input(run, model->model, model->name, &run->input_of[m]));
   }
+  run->slice_base = nps_xcalloc((size_t)recipe->slice_count + 1, sizeof *run->slice_base);
+  for (int s = 0; s < recipe->slice_count; s++) {
+    run->slice_base[s] = -1;
+    if (recipe->slices[s].base_model)
+      err = nps_err_worse(err, add_input(run, recipe->slices[s].base_model, "base", &run->slice_base[s]));
+  }
+  run->source_base = run->base;
   return err;
 }
 
@@ -67,6 +76,10 @@ static bool takes_part(const nps_run_state_t *run, int input) {
 /* Lists the models in the method's order. */
 static void choose_models(nps_run_state_t *run) {
   const nps_recipe_t *recipe = run->recipe;
+  if (recipe->slice_count > 0) {
+    nps_run_choose_places(run);
+    return;
+  }
   const nps_recipe_model_t *listed_base = NULL;
   run->models = nps_xcalloc((size_t)recipe->model_count + 1, sizeof *run->models);
   const bool base_first = run->method->base == NPS_BASE_FIRST && run->base >= 0;
@@ -86,36 +99,40 @@ static void choose_models(nps_run_state_t *run) {
                                          listed_base ? &listed_base->parameters : NULL};
 }
 
+/* nps has two forms. */
+static void choose_form(nps_run_state_t *run) {
+  if (run->method && nps_run_is_singular(run)) run->method = nps_merge_method_singular();
+}
+
 /* Makes every rank know rank 0's recipe, inputs and choices. Collective. */
 static nps_err_t broadcast(nps_run_state_t *run) {
   const bool root = nps_comm_rank(run->comm) == 0;
-  int numbers[4] = {run->input_count, run->base, run->head, root ? run->recipe->model_count : 0};
+  int numbers[4] = {0, run->source_base, run->head, root ? run->recipe->model_count : 0};
+  nps_model_t *const *sources = nps_run_sources(run, &numbers[0]);
   char *text = root ? nps_recipe_emit(run->recipe) : NULL;
   nps_err_t err = NPS_OK;
   nps_comm_bcast_text(run->comm, &text);
+  run->recipe_text = text;
   nps_comm_bcast(run->comm, numbers, sizeof numbers);
   if (!root) {
     err = nps_recipe_parse(text, run->options->config, NULL, 0, &run->recipe);
     run->input_count = numbers[0];
-    run->base = numbers[1];
+    run->base = run->source_base = numbers[1];
     run->head = numbers[2];
     run->inputs = nps_xcalloc((size_t)run->input_count, sizeof *run->inputs);
     run->input_of = nps_xcalloc((size_t)numbers[3], sizeof *run->input_of);
+    run->slice_base = nps_xcalloc(err == NPS_OK ? (size_t)run->recipe->slice_count + 1 : 1, sizeof *run->slice_base);
   }
-  run->recipe_text = text;
+  NPS_TRY(nps_comm_agree(run->comm, err));
+  nps_comm_bcast(run->comm, run->slice_base, (size_t)run->recipe->slice_count * sizeof *run->slice_base);
   nps_comm_bcast(run->comm, run->input_of, (size_t)numbers[3] * sizeof *run->input_of);
-  for (int i = 0; i < run->input_count; i++) {
-    char *packed = root ? nps_model_pack(run->inputs[i]) : NULL;
+  for (int i = 0; i < numbers[0]; i++) {
+    char *packed = root ? nps_model_pack(sources[i]) : NULL;
     nps_comm_bcast_text(run->comm, &packed);
     if (!root && err == NPS_OK) err = nps_model_unpack(packed, &run->inputs[i]);
     free(packed);
   }
   return nps_comm_agree(run->comm, err);
-}
-
-/* nps has two forms. */
-static void choose_form(nps_run_state_t *run) {
-  if (run->method && nps_run_is_singular(run)) run->method = nps_merge_method_singular();
 }
 
 static nps_err_t find_method(nps_run_state_t *run) {
@@ -139,13 +156,21 @@ static nps_err_t look_at_files(nps_run_state_t *run) {
   const nps_err_t opened = open_inputs(run);
   err = nps_err_worse(err, opened);
   find_head(run);
-  return opened == NPS_OK ? nps_err_worse(err, nps_run_find_tasks(run)) : err;
+  if (opened != NPS_OK || !run->method) return err;
+  const nps_err_t composed = nps_run_compose(run);
+  err = nps_err_worse(err, composed);
+  return composed == NPS_OK ? nps_err_worse(err, nps_run_find_tasks(run)) : err;
+}
+
+/* What the other ranks do besides. */
+static nps_err_t prepare(nps_run_state_t *run) {
+  NPS_TRY(nps_merge_method_find(run->recipe->merge_method, "", &run->method));
+  choose_form(run);
+  return nps_run_compose(run);
 }
 
 /* The same on every rank: what is merged, with which parameters. */
 static nps_err_t build(nps_run_state_t *run) {
-  if (!run->method) NPS_TRY(nps_merge_method_find(run->recipe->merge_method, "", &run->method));
-  choose_form(run);
   choose_models(run);
   return nps_run_make_outputs(run);
 }
@@ -153,6 +178,7 @@ static nps_err_t build(nps_run_state_t *run) {
 nps_err_t nps_run_validate(nps_run_state_t *run) {
   NPS_TRY(nps_comm_agree(run->comm, nps_comm_rank(run->comm) == 0 ? look_at_files(run) : NPS_OK));
   NPS_TRY(broadcast(run));
+  NPS_TRY(nps_comm_agree(run->comm, nps_comm_rank(run->comm) == 0 ? NPS_OK : prepare(run)));
   NPS_TRY(nps_run_share_history(run));
   NPS_TRY(nps_run_share_tasks(run));
   return nps_comm_agree(run->comm, build(run));

@@ -10,7 +10,7 @@ LAYER = {
     "comm": 1, "tensor": 1, "rng": 1, "json": 1, "blas": 1, "schedule": 1,
     "h5": 2, "config": 2, "cmaes": 2,
     "model": 3, "report": 3, "dmat": 3,
-    "plan": 4, "svd": 4,
+    "compose": 4, "plan": 4, "svd": 4,
     "delta": 5, "fitness": 5,
     "merge": 6, "search": 6,
     "run": 7,

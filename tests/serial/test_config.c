@@ -428,8 +428,7 @@ START_TEST(wrong_keys_are_named_with_line_and_nearest) {
 END_TEST
 
 START_TEST(what_is_not_built_is_refused) {
-  static const char *const keys[] = {"archive",   "slices",        "modules",
-                                     "tokenizer", "chat_template", "pad_to_multiple_of"};
+  static const char *const keys[] = {"archive", "tokenizer", "chat_template", "pad_to_multiple_of"};
   for (int i = 0; i < COUNT(keys); i++) {
     char *text = nps_xstrf("merge_method: ties\nmodels: [{model: a}]\n%s: {}\n", keys[i]);
     char *expected = nps_xstrf("c.yaml:3: %s: not built yet", keys[i]);
@@ -437,11 +436,82 @@ START_TEST(what_is_not_built_is_refused) {
     free(text);
     free(expected);
   }
-  expect_problems("merge_method: passthrough\nslices:\n- sources: []\n", "c.yaml:2: slices: not built yet");
-  expect_problems("merge_method: ties\nmodels: [{model: a, layer_range: [0, 1]}]\n",
-                  "c.yaml:2: models.0.layer_range: not built yet");
   expect_problems("merge_method: ties\nmodels: [{model: a}]\ntokenizer_source: union\n",
                   "c.yaml:3: tokenizer_source: expected base, as others are not built yet, found the text 'union'");
+}
+END_TEST
+
+/* Two slices of two models; the module's parameters lie between the slices' and all. */
+static const char sliced[] = "merge_method: ties\n"
+                             "base_model: x/base\n"
+                             "modules:\n"
+                             "  default:\n"
+                             "    slices:\n"
+                             "      - sources:\n"
+                             "          - {model: x/base, layer_range: [0, 2]}\n"
+                             "          - model: y/base\n"
+                             "            layer_range: [4, 6]\n"
+                             "            parameters: {weight: [0, 1], density: {filter: mlp, value: 0.5}}\n"
+                             "        parameters: {weight: 0.5}\n"
+                             "      - sources: [{model: y/base, layer_range: [2, 3]}]\n"
+                             "        base_model: y/base\n"
+                             "        residual_weight: 1.0\n"
+                             "    parameters: {density: 0.25}\n"
+                             "parameters: {weight: 1}\n";
+
+static void check_sliced(const nps_recipe_t *r) {
+  ck_assert_int_eq(r->slice_count, 2);
+  ck_assert_int_eq(r->model_count, 2);
+  ck_assert_str_eq(r->models[0].model, "x/base");
+  ck_assert_str_eq(r->models[1].name, "base-2");
+  const nps_recipe_slice_t *slice = &r->slices[0];
+  ck_assert_int_eq(slice->source_count, 2);
+  ck_assert_int_eq(slice->sources[1].model, 1);
+  ck_assert_int_eq(slice->sources[1].first, 4);
+  ck_assert_int_eq(slice->sources[1].end, 6);
+  ck_assert(number_of(value_of(&slice->sources[1].parameters, "weight"), "x", 0.25) == 0.25);
+  ck_assert(number_of(value_of(&slice->parameters, "weight"), "x", 0) == 0.5);
+  ck_assert_ptr_null(slice->base_model);
+  ck_assert_str_eq(r->slices[1].base_model, "y/base");
+  ck_assert(number_of(value_of(&r->module, "density"), "x", 0) == 0.25);
+}
+
+START_TEST(slices_are_read_and_written) {
+  nps_recipe_t *r = parse(sliced);
+  check_sliced(r);
+  char *text = nps_recipe_emit(r), *again;
+  nps_recipe_free(r);
+  r = parse(text);
+  check_sliced(r);
+  again = nps_recipe_emit(r);
+  ck_assert_str_eq(again, text);
+  nps_recipe_free(r);
+  free(text);
+  free(again);
+}
+END_TEST
+
+START_TEST(slices_that_are_wrong_are_reported) {
+  expect_problems("merge_method: ties\nmodels: [{model: a, layer_range: [0, 1]}]\n",
+                  "c.yaml:2: unknown key 'layer_range' in models.0, did you mean 'slices.sources.layer_range'?");
+  expect_problems("merge_method: passthrough\nslices:\n- sources: []\n",
+                  "c.yaml:3: slices.0.sources: expected a list of {model, layer_range}, at most 1000, found an empty list");
+  expect_problems("merge_method: passthrough\nslices:\n- sources:\n  - model: a\n    layer_range: [2, 1]\n"
+                  "  - layer_range: [0, 1]\n",
+                  "c.yaml:5: slices.0.sources.0.layer_range: expected [first, end], two whole numbers with 0 <= first < "
+                  "end, found another list\n"
+                  "c.yaml:6: slices.0.sources.1: 'model' is missing, expected a path or org/name");
+  expect_problems("merge_method: slerp\nslices:\n- sources:\n  - {model: a, layer_range: [0, 2]}\n"
+                  "  - {model: b, layer_range: [0, 3]}\n",
+                  "c.yaml:5: slices.0.sources.1.layer_range: expected 2 layers as in the first source, found 3");
+  expect_problems("merge_method: passthrough\nslices: [{sources: [{model: a, layer_range: [0, 2]}]}]\nmodels: "
+                  "[{model: a}]\n",
+                  "c.yaml:2: expected only one of models, slices and modules");
+  expect_problems("merge_method: linear\nmodules:\n  text: {models: [{model: a}]}\n",
+                  "c.yaml:3: modules.text: models of several modules are not built yet, expected only the module "
+                  "'default'");
+  expect_problems("merge_method: nps\nbase_model: a\nslices: [{sources: [{model: b, layer_range: [0, 2]}]}]\n",
+                  "c.yaml:3: slices: merge_method nps merges whole models, expected models");
 }
 END_TEST
 
@@ -962,6 +1032,8 @@ int main(void) {
   tcase_add_test(cases, broken_values_are_refused);
   tcase_add_test(cases, wrong_keys_are_named_with_line_and_nearest);
   tcase_add_test(cases, what_is_not_built_is_refused);
+  tcase_add_test(cases, slices_are_read_and_written);
+  tcase_add_test(cases, slices_that_are_wrong_are_reported);
   tcase_add_test(cases, wrong_types_say_what_was_expected_and_found);
   tcase_add_test(cases, models_are_checked);
   tcase_add_test(cases, broken_yaml_is_refused_with_its_line);
