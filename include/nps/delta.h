@@ -48,11 +48,10 @@ size_t nps_select_bytes(void);
  *  @param keep  k, over all ranks */
 void nps_select_start(nps_select_t *select, int64_t keep);
 
-/** Let pass 0 look at a part of the entries, as may be said after nps_select_start(). Pass 1 then may miss the k-th largest.
- *  Local.
- *  @param entries  how many there are over all ranks
- *  @param stride   one of so many is looked at */
-void nps_select_sample(nps_select_t *select, int64_t entries, int stride);
+/** Say, after nps_select_start(), that pass 0 will be shown only a part of the entries, such as is like the whole. Pass 1
+ *  then may miss the k-th largest. Local.
+ *  @param entries  how many there are over all ranks */
+void nps_select_sample(nps_select_t *select, int64_t entries);
 
 /** Whether pass 1 missed the k-th largest, after its reduction; the same on every rank. Then nps_select_restart(), and both
  *  passes again, which now cannot miss. A selection that has found its threshold ignores further passes. Local. */

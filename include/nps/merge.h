@@ -126,6 +126,9 @@ typedef struct nps_merge_method {
   void (*start)(void *state, const nps_merge_tensor_t *tensor);
   /** Prepare for this rank's piece of a tensor, before each pass over it (`passes`: the merging pass). May be NULL. */
   void (*piece)(void *state, const nps_merge_tensor_t *tensor, int pass);
+  /** Give the part of the next n entries that a statistics pass looks at. NULL: all.
+   *  @param[out] from  where it begins, from 0; @return its length, 1 to n */
+  int64_t (*part)(void *state, int pass, int64_t n, int64_t *from);
   /** Look at a chunk in statistics pass `pass`, from 0. */
   void (*scan)(void *state, const nps_merge_tensor_t *tensor, int pass, const nps_merge_chunk_t *chunk);
   /** Put the statistics of the ranks together after a pass. Collective over the ranks that share the tensor(s). */

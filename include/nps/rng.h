@@ -22,4 +22,8 @@ void nps_philox4x32(const uint32_t counter[4], const uint32_t key[2], uint32_t o
  *  @param[out] out  [n] */
 void nps_rng_words(uint64_t key, uint32_t lane, int64_t first, int64_t n, uint32_t *out);
 
+/** Tell which of such words are below a limit.
+ *  @param[out] bits  [(n + 7) / 8] bit i mod 8 of byte i div 8 is word i's; bits after the last word's are 0 */
+void nps_rng_below(uint64_t key, uint32_t lane, int64_t first, int64_t n, uint32_t limit, uint8_t *bits);
+
 #endif

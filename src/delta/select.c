@@ -14,16 +14,12 @@
 #define BRACKET 4
 #define COUNTERS (BRACKET * NPS_LOW_BINS)
 
-/* Consecutive entries that are looked at when pass 0 looks at a part, and how many standard deviations of that part's
- * quantile the bracket reaches. */
-#define RUN 64
+/* How many standard deviations of a part's quantile the bracket reaches, when pass 0 sees only a part. */
 #define DEVIATIONS 4
 
 struct nps_select {
   int64_t keep;
-  int64_t entries;         /* over all ranks, where pass 0 looks at a part of them; else 0 */
-  int stride;              /* it looks at one run of so many */
-  uint32_t runs;           /* looked at so far */
+  int64_t entries;         /* over all ranks, where pass 0 sees a part of them; else 0 */
   uint32_t least;          /* magnitude bits at which the bracket begins, after pass 0 */
   int bins;                /* its width; 0: nothing is kept */
   int64_t above;           /* entries above the bracket */
@@ -31,6 +27,7 @@ struct nps_select {
   uint32_t threshold;      /* when found */
   int64_t ties;            /* entries at the threshold that are kept, over all ranks */
   int64_t ties_left;       /* of those, what this rank may still keep */
+  int64_t used;            /* of the counters: the others are 0 */
   int64_t count[COUNTERS]; /* pass 0: COPIES histograms; pass 1: by the bits from `least` on */
 };
 
@@ -42,12 +39,13 @@ void nps_select_free(nps_select_t *select) { free(select); }
 
 size_t nps_select_bytes(void) { return sizeof(nps_select_t); }
 
-void nps_select_start(nps_select_t *select, int64_t keep) { *select = (nps_select_t){.keep = keep}; }
-
-void nps_select_sample(nps_select_t *select, int64_t entries, int stride) {
-  select->entries = entries;
-  select->stride = stride;
+void nps_select_start(nps_select_t *select, int64_t keep) {
+  memset(select->count, 0, (size_t)select->used * sizeof *select->count);
+  memset(select, 0, offsetof(nps_select_t, count));
+  select->keep = keep;
 }
+
+void nps_select_sample(nps_select_t *select, int64_t entries) { select->entries = entries; }
 
 bool nps_select_missed(const nps_select_t *select) { return select->missed; }
 
@@ -74,75 +72,94 @@ static void count_bins(nps_select_t *select, const float *x, int64_t n) {
   if (i < n) even[bin[i]]++;
 }
 
-/* One run of each `stride`, at changing places, so that no columns of a matrix are preferred. */
-static void count_part(nps_select_t *select, const float *x, int64_t n) {
-  const int64_t step = (int64_t)select->stride * RUN;
-  for (int64_t from = 0; from < n; from += step) {
-    const int64_t at = from + (select->runs++ * 0x9E3779B1u >> 16) % (uint32_t)select->stride * RUN;
-    if (at < n) count_bins(select, x + at, n - at < RUN ? n - at : RUN);
+/* ---- pass 1: the bits within the bracket ---- */
+
+#define LANES 8
+#define GROUP 32 /* entries after which it is asked whether one of them needs a closer look */
+
+typedef int32_t lanes_t __attribute__((vector_size(4 * LANES)));
+
+typedef struct {
+  int32_t first, width;    /* magnitude bits */
+  lanes_t above;           /* entries above it */
+  lanes_t starts[BRACKET]; /* entries at the start of its bins */
+} bracket_t;
+
+/* Counts a group of entries. @return whether some of them lie within the bracket at no start of a bin */
+static inline __attribute__((always_inline)) bool look_at_group(const float *x, const int bins, bracket_t *bracket) {
+  lanes_t within = {0};
+  for (int i = 0; i < GROUP; i += LANES) {
+    lanes_t bits;
+    memcpy(&bits, x + i, sizeof bits);
+    bits = (bits & (int32_t)NPS_MAGNITUDE) - bracket->first;
+    const lanes_t above = bits >= bracket->width;
+    bracket->above -= above;
+    for (int b = 0; b < bins; b++) bracket->starts[b] -= bits == b * NPS_LOW_BINS;
+    within |= (bits >= 0) & ~above & ((bits & (NPS_LOW_BINS - 1)) != 0);
+  }
+  int64_t pair[LANES / 2];
+  memcpy(pair, &within, sizeof pair);
+  return (pair[0] | pair[1] | pair[2] | pair[3]) != 0;
+}
+
+/* Counts by all bits the entries within the bracket that are at no start of a bin. */
+static void count_within(nps_select_t *select, const float *x, int64_t n) {
+  const uint32_t width = (uint32_t)select->bins * NPS_LOW_BINS;
+  for (int64_t i = 0; i < n; i++) {
+    const uint32_t bits = nps_magnitude_bits(x[i]) - select->least;
+    if (bits < width && bits % NPS_LOW_BINS != 0) select->count[bits]++;
   }
 }
 
-/* ---- pass 1: the bits within the bracket ---- */
+static inline __attribute__((always_inline)) void look_at(nps_select_t *select, const float *x, int64_t n,
+                                                          const int bins) {
+  bracket_t bracket = {.first = (int32_t)select->least, .width = bins * NPS_LOW_BINS};
+  for (int64_t at = 0; at < n; at += GROUP)
+    if (look_at_group(x + at, bins, &bracket)) count_within(select, x + at, GROUP);
+  for (int i = 0; i < LANES; i++) select->above += bracket.above[i];
+  for (int b = 0; b < bins; b++)
+    for (int i = 0; i < LANES; i++) select->count[b * NPS_LOW_BINS] += bracket.starts[b][i];
+}
 
-typedef struct {
-  int32_t first, last;      /* magnitude bits, inclusive */
-  int32_t start[BRACKET];   /* of its bins; -1: no such bin */
-  uint32_t above;           /* entries above it */
-  uint32_t starts[BRACKET]; /* entries at the start of its bins */
-} bracket_t;
-
-/* Counts a chunk and marks the entries within the bracket that are at no start of a bin. */
 NPS_VECTOR_CLONES
-static void look_at_bracket(const float *x, int64_t n, bracket_t *bracket, uint8_t *restrict mark) {
-  const int32_t first = bracket->first, last = bracket->last;
-  const int32_t s0 = bracket->start[0], s1 = bracket->start[1], s2 = bracket->start[2], s3 = bracket->start[3];
-  uint32_t above = 0, n0 = 0, n1 = 0, n2 = 0, n3 = 0;
-  for (int64_t i = 0; i < n; i++) {
-    int32_t bits;
-    memcpy(&bits, &x[i], sizeof bits);
-    bits &= (int32_t)NPS_MAGNITUDE;
-    above += bits > last;
-    n0 += bits == s0;
-    n1 += bits == s1;
-    n2 += bits == s2;
-    n3 += bits == s3;
-    mark[i] = (bits >= first) & (bits <= last) & ((bits & (NPS_LOW_BINS - 1)) != 0);
+static void look_at_groups(nps_select_t *select, const float *x, int64_t n) {
+  switch (select->bins) {
+  case 1:
+    look_at(select, x, n, 1);
+    break;
+  case 2:
+    look_at(select, x, n, 2);
+    break;
+  case 3:
+    look_at(select, x, n, 3);
+    break;
+  default:
+    look_at(select, x, n, BRACKET);
   }
-  bracket->above = above;
-  bracket->starts[0] = n0;
-  bracket->starts[1] = n1;
-  bracket->starts[2] = n2;
-  bracket->starts[3] = n3;
 }
 
 /* Few entries lie within the bracket, and of differences between bfloat16 values, which seldom need more than the upper
- * bits, most at the start of a bin: these are counted at once, the others found by their marks, eight at a time. */
+ * bits, most at the start of a bin: these are counted at once, the others one by one. */
 static void count_bits(nps_select_t *select, const float *x, int64_t n) {
-  uint8_t mark[NPS_CHUNK + 8];
-  bracket_t bracket = {.first = (int32_t)select->least};
-  bracket.last = (int32_t)(select->least + (uint32_t)select->bins * NPS_LOW_BINS - 1);
-  for (int b = 0; b < BRACKET; b++) bracket.start[b] = b < select->bins ? bracket.first + b * NPS_LOW_BINS : -1;
-  look_at_bracket(x, n, &bracket, mark);
-  select->above += bracket.above;
-  for (int b = 0; b < select->bins; b++) select->count[b * NPS_LOW_BINS] += bracket.starts[b];
-  memset(mark + n, 0, 8);
-  for (int64_t at = 0; at < n; at += 8) {
-    uint64_t eight;
-    memcpy(&eight, mark + at, sizeof eight);
-    for (; eight; eight &= eight - 1)
-      select->count[nps_magnitude_bits(x[at + __builtin_ctzll(eight) / 8]) - select->least]++;
+  const int64_t whole = n / GROUP * GROUP;
+  look_at_groups(select, x, whole);
+  for (int64_t i = whole; i < n; i++) {
+    const uint32_t bits = nps_magnitude_bits(x[i]);
+    if (bits < select->least) continue;
+    if (bits - select->least < (uint32_t)select->bins * NPS_LOW_BINS)
+      select->count[bits - select->least]++;
+    else
+      select->above++;
   }
 }
 
 void nps_select_count(nps_select_t *select, int pass, const float *x, int64_t n) {
   if (select->found || (pass == 1 && select->bins == 0)) return;
+  select->used = pass == 0 ? COUNTERS : select->bins * NPS_LOW_BINS;
   for (int64_t at = 0; at < n; at += NPS_CHUNK) {
     int64_t count = n - at < NPS_CHUNK ? n - at : NPS_CHUNK;
     if (pass == 1)
       count_bits(select, x + at, count);
-    else if (select->stride > 1)
-      count_part(select, x + at, count);
     else
       count_bins(select, x + at, count);
   }
@@ -165,32 +182,53 @@ static uint32_t find_counter(const int64_t *count, uint32_t counters, int64_t k,
   return found;
 }
 
-static uint32_t bin_of(const nps_select_t *select, double k) {
+static uint32_t bin_of(const nps_select_t *select, uint32_t bins, double k) {
   int64_t rest;
-  return find_counter(select->count, NPS_HIGH_BINS, k < 1 ? 1 : (int64_t)k, &rest);
+  return find_counter(select->count, bins, k < 1 ? 1 : (int64_t)k, &rest);
+}
+
+/* How many bins there are up to the last that is not empty. */
+static uint32_t bins_in_use(const nps_select_t *select) {
+  enum { AT_ONCE = 64 };
+  uint32_t bins = NPS_HIGH_BINS;
+  for (; bins > 0; bins -= AT_ONCE) {
+    int64_t any = 0;
+    for (int i = 1; i <= AT_ONCE; i++) any |= select->count[bins - (uint32_t)i];
+    if (any) break;
+  }
+  return bins;
 }
 
 /* Where pass 0 saw all entries: the bin of the k-th largest. Else the bins in which it lies if the part is like the whole,
  * give or take some standard deviations. */
 static void choose_bracket(nps_select_t *select) {
-  double seen = 0;
-  for (int i = 0; i < NPS_HIGH_BINS; i++) seen += (double)select->count[i];
-  const double k = select->stride > 1 ? (double)select->keep / (double)select->entries * seen : (double)select->keep;
-  const double more = select->stride > 1 ? DEVIATIONS * sqrt(fabs(k * (1 - k / fmax(seen, 1)))) + 1 : 0;
+  const uint32_t bins = bins_in_use(select);
+  int64_t entries = 0;
+  for (uint32_t i = 0; i < bins; i++) entries += select->count[i];
+  const double seen = (double)entries;
+  const bool part = select->entries > 0;
+  const double k = part ? (double)select->keep / (double)select->entries * seen : (double)select->keep;
+  const double more = part ? DEVIATIONS * sqrt(fabs(k * (1 - k / fmax(seen, 1)))) + 1 : 0;
   if (select->keep == 0 || seen == 0) return;
-  uint32_t high = bin_of(select, k - more), low = bin_of(select, ceil(k + more));
-  const uint32_t middle = bin_of(select, k);
+  uint32_t high = bin_of(select, bins, k - more), low = bin_of(select, bins, ceil(k + more));
+  const uint32_t middle = bin_of(select, bins, k);
   if (high - low >= BRACKET && middle > low) low = middle - 1;
   if (high - low >= BRACKET) high = low + BRACKET - 1;
   select->least = low << NPS_LOW_BITS;
   select->bins = (int)(high - low) + 1;
 }
 
+NPS_VECTOR_CLONES
+static void add_copies(int64_t *count) {
+  for (int i = 0; i < NPS_HIGH_BINS; i++) count[i] += count[NPS_HIGH_BINS + i];
+}
+
 static void reduce_bins(nps_select_t *select, const nps_comm_t *comm) {
-  for (int i = 0; i < NPS_HIGH_BINS; i++) select->count[i] += select->count[NPS_HIGH_BINS + i];
+  add_copies(select->count);
   if (nps_comm_size(comm) > 1) nps_comm_sum_i64(comm, select->count, NPS_HIGH_BINS);
   choose_bracket(select);
-  memset(select->count, 0, sizeof select->count);
+  memset(select->count, 0, (size_t)select->used * sizeof *select->count);
+  select->used = 0;
 }
 
 /* Takes the threshold from the counts of all ranks. @return its counter, or ABOVE_ALL when nothing is kept */
@@ -200,7 +238,7 @@ static uint32_t find_threshold(nps_select_t *select) {
   for (uint32_t i = 0; i < counters; i++) within += select->count[i];
   const bool too_low = select->above >= select->keep && select->keep > 0;
   const bool too_high = select->above + within < select->keep && select->least > 0;
-  select->missed = select->stride > 1 && (too_low || too_high || select->bins == 0) && select->keep > 0;
+  select->missed = select->entries > 0 && (too_low || too_high || select->bins == 0) && select->keep > 0;
   select->found = !select->missed;
   const uint32_t at = find_counter(select->count, counters, select->keep - select->above, &select->ties);
   select->threshold = at == ABOVE_ALL ? ABOVE_ALL : select->least + at;

@@ -19,6 +19,9 @@
 /* Room for the metadata that closing writes. */
 #define META_ROOM ((int64_t)4 << 20)
 
+/* Bytes of this rank after which the system is asked to begin to write. */
+#define SEND_BYTES ((int64_t)32 << 20)
+
 static herr_t keep_first(unsigned n, const H5E_error2_t *entry, void *ctx) {
   char **text = ctx;
   if (n == 0 && entry->desc) *text = nps_xstrdup(entry->desc);
@@ -73,6 +76,14 @@ nps_err_t nps_h5_fail_write(const nps_h5_t *file, const char *what, const void *
   int cause = data ? probe_write(file->fd, data, bytes, (off_t)offset) : probe_end(file->fd);
   if (cause) return nps_fail(NPS_ERR_IO, "%s: %s cannot be written: %s", file->path, what, strerror(cause));
   return nps_h5_fail(file, NPS_ERR_IO, "%s cannot be written", what);
+}
+
+void nps_h5_send(nps_h5_t *file, int64_t bytes) {
+  file->unsent += bytes;
+  if (file->unsent < SEND_BYTES) return;
+  file->unsent = 0;
+  /* A hint: closing waits for all bytes, and reports what fails. */
+  if (sync_file_range(file->fd, 0, 0, SYNC_FILE_RANGE_WRITE) != 0) errno = 0;
 }
 
 nps_err_t nps_h5_agree(const nps_h5_t *file, nps_err_t err) {

@@ -46,17 +46,20 @@ static void sweep_chunks(nps_engine_t *e, const nps_piece_t *piece, int pass, co
   const nps_target_t *target = &spec_of(e)->layout->targets[piece->target];
   const nps_merge_tensor_t *tensor = &e->merge->tensors[piece->target];
   for (int64_t at = begin; at < end; at += NPS_CHUNK) {
-    const int64_t n = nps_min64(end - at, NPS_CHUNK), first = e->slab_first + at;
+    const nps_merge_method_t *method = spec_of(e)->method;
+    int64_t skipped = 0, n = nps_min64(end - at, NPS_CHUNK);
+    if (pass < e->merge->passes && method->part) n = method->part(e->state, pass, n, &skipped);
+    const int64_t first = e->slab_first + at + skipped;
     const nps_merge_chunk_t chunk = {.first = first,
                                      .count = n,
                                      .piece_ends = first + n == piece->first + piece->count,
                                      .tau = e->tau,
                                      .theta = e->theta};
-    nps_engine_fill_chunk(e, target, at, n);
+    nps_engine_fill_chunk(e, target, at + skipped, n);
     if (pass == e->merge->passes)
       merge_chunk(e, target, tensor, &chunk, at, e->out + (size_t)(at - begin) * nps_dtype_size(target->dtype));
     else
-      spec_of(e)->method->scan(e->state, tensor, pass, &chunk);
+      method->scan(e->state, tensor, pass, &chunk);
   }
 }
 

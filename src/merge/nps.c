@@ -117,6 +117,12 @@ static void nps_piece(void *state, const nps_merge_tensor_t *tensor, int pass) {
   if (pass == PARTITION_PASSES + NPS_SELECTION_PASSES(true)) nps_selection_piece(s->selection, tensor);
 }
 
+static int64_t nps_part(void *state, int pass, int64_t n, int64_t *from) {
+  nps_state_t *s = state;
+  *from = 0;
+  return pass < PARTITION_PASSES ? n : nps_selection_part(s->selection, pass - PARTITION_PASSES, n, from);
+}
+
 /* Values and scores of a chunk of one model; either may be NULL. */
 static void weigh(const nps_state_t *s, const nps_merge_tensor_t *tensor, int model, const nps_merge_chunk_t *chunk,
                   float *value, float *score) {
@@ -220,6 +226,7 @@ const nps_merge_method_t nps_method_nps = {
     .state_bytes = nps_bytes,
     .start = nps_start,
     .piece = nps_piece,
+    .part = nps_part,
     .scan = nps_scan,
     .reduce = nps_reduce,
     .next = nps_next,

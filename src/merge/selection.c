@@ -35,10 +35,14 @@ void nps_selection_start(nps_selection_t *selection, const nps_merge_tensor_t *t
   selection->whole_model = whole_model;
   selection->active = tensor->models;
   const int64_t entries = whole_model ? tensor->model_elements : tensor->count;
+  selection->stride = part_of(entries, keep[0]);
+  for (int m = 1; m < selection->active; m++) {
+    const int stride = part_of(entries, keep[m]);
+    if (stride < selection->stride) selection->stride = stride;
+  }
   for (int m = 0; m < selection->active; m++) {
     nps_select_start(selection->select[m], keep[m]);
-    const int stride = part_of(entries, keep[m]);
-    if (stride > 1) nps_select_sample(selection->select[m], entries, stride);
+    if (selection->stride > 1) nps_select_sample(selection->select[m], entries);
   }
   if (!whole_model) return;
   free(selection->ties);
@@ -47,6 +51,14 @@ void nps_selection_start(nps_selection_t *selection, const nps_merge_tensor_t *t
 
 static int64_t *ties_of(nps_selection_t *selection, const nps_merge_tensor_t *tensor, int model) {
   return &selection->ties[(int64_t)tensor->order * selection->models + model];
+}
+
+int64_t nps_selection_part(nps_selection_t *selection, int pass, int64_t n, int64_t *from) {
+  *from = 0;
+  if (pass > 0 || selection->stride <= 1) return n;
+  const int64_t run = n < selection->stride ? 1 : n / selection->stride;
+  *from = (int64_t)((selection->runs++ * 0x9E3779B1u >> 16) % (uint32_t)(n / run)) * run;
+  return run;
 }
 
 void nps_selection_scan(nps_selection_t *selection, const nps_merge_tensor_t *tensor, int pass, int model,
@@ -90,6 +102,7 @@ int nps_selection_next(nps_selection_t *selection, int pass) {
     nps_select_restart(selection->select[m]);
     again = true;
   }
+  if (again) selection->stride = 1;
   return again ? 0 : pass + 1;
 }
 

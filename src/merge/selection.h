@@ -10,6 +10,8 @@ typedef struct nps_selection {
   int models; /**< most that a tensor has */
   int active; /**< those of the tensor in work */
   bool whole_model;
+  int stride;            /* pass 0 looks at one entry of so many */
+  uint32_t runs;         /* of entries looked at so far */
   nps_select_t **select; /**< [models] owned */
   int64_t *ties; /**< whole model: [tensors by name][models] entries at the threshold; later those before; owned */
 } nps_selection_t;
@@ -28,6 +30,10 @@ size_t nps_selection_bytes(int models, int tensors);
  *  @param keep  [models] entries that are kept, over all ranks */
 void nps_selection_start(nps_selection_t *selection, const nps_merge_tensor_t *tensor, bool whole_model,
                          const int64_t *keep);
+
+/** Give the part of the next n entries that a pass wants to see: a run at changing places, so that no columns of a matrix are
+ *  preferred. Local. @param[out] from  where it begins, from 0; @return its length, 1 to n */
+int64_t nps_selection_part(nps_selection_t *selection, int pass, int64_t n, int64_t *from);
 
 /** Look at entries of one model in pass 0, 1 or, over the whole model, 2. Local. */
 void nps_selection_scan(nps_selection_t *selection, const nps_merge_tensor_t *tensor, int pass, int model,

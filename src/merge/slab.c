@@ -42,9 +42,12 @@ void nps_engine_begin_slab(nps_engine_t *e, int t, int64_t first, int64_t count)
   e->loaded = 0;
 }
 
+/* Elements read at a time: two inputs' stay in the cache until they are hashed and checked. */
+#define PART ((int64_t)1 << 15)
+
 /* Reads elements [at, end) of the slab from one or two inputs. */
-static nps_err_t read_inputs(nps_engine_t *e, const nps_target_t *target, const int *input, int inputs, int64_t at,
-                             int64_t end) {
+static nps_err_t read_part(nps_engine_t *e, const nps_target_t *target, const int *input, int inputs, int64_t at,
+                           int64_t end) {
   nps_read_t read[2];
   for (int k = 0; k < inputs; k++)
     read[k] = (nps_read_t){e->reader[input[k]], target->source[input[k]], nps_engine_raw_at(e, target, input[k], at)};
@@ -53,6 +56,13 @@ static nps_err_t read_inputs(nps_engine_t *e, const nps_target_t *target, const 
   else if (inputs == 1)
     NPS_TRY(nps_reader_read(read->reader, read->tensor, e->slab_first + at, end - at, read->dst));
   for (int k = 0; k < inputs; k++) NPS_TRY(check_finite(e, target, input[k], at, end - at));
+  return NPS_OK;
+}
+
+static nps_err_t read_inputs(nps_engine_t *e, const nps_target_t *target, const int *input, int inputs, int64_t begin,
+                             int64_t end) {
+  for (int64_t at = begin; at < end; at += PART)
+    NPS_TRY(read_part(e, target, input, inputs, at, nps_min64(end, at + PART)));
   return NPS_OK;
 }
 

@@ -1,6 +1,7 @@
 /* The task-arithmetic family, one pipeline over task vectors τ_i = θ_i − θ0:
  * δ_i = τ_i → sparsify and rescale → × w_i → consensus → Σ → × λ → ÷ divisor if normalize → + θ0.
  * task_arithmetic (Ilharco et al., arXiv 2212.04089), ties (Yadav et al., 2306.01708), dare (Yu et al., 2311.03099). */
+#include "combine.h"
 #include "merge_internal.h"
 #include "nps/rng.h"
 #include "selection.h"
@@ -24,100 +25,35 @@ static const char *const rescale_choices[] = {"false", "true", "expectation", NU
 
 /* ---- combining the models of a chunk ---- */
 
-/* Elements combined at a time: their sums stay in the first cache while model after model is added. */
-enum { GROUP = 512 };
-
 NPS_VECTOR_CLONES
-static void add_weighted(const float *delta, double weight, double scale, int n, double *restrict sum) {
-  for (int i = 0; i < n; i++) sum[i] += weight * (scale * (double)delta[i]);
-}
-
-/* x where `yes`, else 0: by bits, as a choice between numbers becomes a branch without masked instructions. */
-static inline double where(bool yes, double x) {
-  uint64_t bits;
-  memcpy(&bits, &x, sizeof bits);
-  bits &= -(uint64_t)yes;
-  memcpy(&x, &bits, sizeof bits);
-  return x;
-}
-
-static inline double negate_where(bool yes, double x) {
-  uint64_t bits;
-  memcpy(&bits, &x, sizeof bits);
-  bits ^= (uint64_t)yes << 63;
-  memcpy(&x, &bits, sizeof bits);
-  return x;
-}
-
-/* Adds the entries that have the elected sign (+ where elected >= 0), and their weights to the divisor. */
-NPS_VECTOR_CLONES
-static void add_agreeing(const float *delta, double weight, double scale, const double *restrict elected, int n,
-                         double *restrict sum, double *restrict divisor) {
-  for (int i = 0; i < n; i++) {
-    const double value = weight * (scale * (double)delta[i]);
-    const bool agrees = negate_where(elected[i] < 0, value) > 0;
-    sum[i] += where(agrees, value);
-    divisor[i] += where(agrees, weight);
-  }
-}
-
-NPS_VECTOR_CLONES
-static void divide_each(double *restrict sum, double lambda, const double *restrict divisor, int n) {
-  for (int i = 0; i < n; i++) sum[i] = lambda * sum[i] / (divisor[i] == 0 ? 1.0 : divisor[i]);
-}
-
-NPS_VECTOR_CLONES
-static void divide_all(double *sum, double lambda, double divisor, int n) {
-  for (int i = 0; i < n; i++) sum[i] = lambda * sum[i] / divisor;
-}
-
-/* out = λ Σ w_i s_i δ_i / divisor */
-static void sum_models(float *const *delta, const double *weight, const double *scale, int models, double lambda,
-                       double divisor, int n, double *out) {
-  memset(out, 0, (size_t)n * sizeof *out);
-  for (int m = 0; m < models; m++) add_weighted(delta[m], weight[m], scale[m], n, out);
-  if (lambda != 1 || divisor != 1) divide_all(out, lambda, divisor, n);
-}
-
-/* out = λ Σ w_i s_i δ_i over the entries that have the elected sign, divided by the sum of their weights where `normalize`
- * and that sum is not 0. */
-static void sum_agreeing(float *const *delta, const double *weight, const double *scale, int models, double lambda,
-                         bool normalize, int64_t first, int n, double *out) {
-  double elected[GROUP] = {0}, divisor[GROUP] = {0};
-  memset(out, 0, (size_t)n * sizeof *out);
-  for (int m = 0; m < models; m++) add_weighted(delta[m] + first, weight[m], scale[m], n, elected);
-  for (int m = 0; m < models; m++) add_agreeing(delta[m] + first, weight[m], scale[m], elected, n, out, divisor);
-  if (normalize)
-    divide_each(out, lambda, divisor, n);
-  else if (lambda != 1)
-    divide_all(out, lambda, 1, n);
-}
-
-/* scale [models] may be NULL: 1. */
-static const double *scale_or_one(const double *scale, int models, double *one) {
-  for (int m = 0; m < models; m++) one[m] = 1;
-  return scale ? scale : one;
+static void divide_all(double *sum, double lambda, double divisor, int64_t n) {
+  for (int64_t i = 0; i < n; i++) sum[i] = lambda * sum[i] / divisor;
 }
 
 static void combine_sum(const nps_merge_tensor_t *tensor, const nps_merge_chunk_t *chunk, const double *scale,
                         double *out) {
-  const double *weight = tensor->param[WEIGHT];
-  double one[tensor->models], divisor = 0;
+  const double *weight = tensor->param[WEIGHT], lambda = tensor->param[LAMBDA][0];
+  double divisor = 0;
   for (int m = 0; m < tensor->models; m++) divisor += weight[m];
   if (tensor->param[NORMALIZE][0] == 0 || fabs(divisor) < TINY_WEIGHT) divisor = 1;
-  sum_models(chunk->tau, weight, scale_or_one(scale, tensor->models, one), tensor->models, tensor->param[LAMBDA][0],
-             divisor, (int)chunk->count, out);
+  nps_combine(&(nps_combination_t){.models = tensor->models, .tau = chunk->tau, .weight = weight, .scale = scale},
+              chunk->count, out);
+  if (lambda != 1 || divisor != 1) divide_all(out, lambda, divisor, chunk->count);
 }
 
 static void combine_consensus(const nps_merge_tensor_t *tensor, const nps_merge_chunk_t *chunk, const double *scale,
                               double *out) {
-  double one[tensor->models];
-  scale = scale_or_one(scale, tensor->models, one);
-  for (int64_t at = 0; at < chunk->count; at += GROUP) {
-    int n = chunk->count - at < GROUP ? (int)(chunk->count - at) : GROUP;
-    sum_agreeing(chunk->tau, tensor->param[WEIGHT], scale, tensor->models, tensor->param[LAMBDA][0],
-                 tensor->param[NORMALIZE][0] != 0, at, n, out + at);
-  }
+  const bool normalize = tensor->param[NORMALIZE][0] != 0;
+  const double lambda = tensor->param[LAMBDA][0];
+  nps_combine(&(nps_combination_t){.models = tensor->models,
+                                   .tau = chunk->tau,
+                                   .weight = tensor->param[WEIGHT],
+                                   .scale = scale,
+                                   .consensus = true,
+                                   .normalize = normalize,
+                                   .lambda = lambda},
+              chunk->count, out);
+  if (!normalize && lambda != 1) divide_all(out, lambda, 1, chunk->count);
 }
 
 static void keep_all(const nps_merge_tensor_t *tensor, const nps_merge_chunk_t *chunk, int64_t *kept) {
@@ -192,6 +128,10 @@ static void ties_piece(void *state, const nps_merge_tensor_t *tensor, int pass) 
   if (state && pass == NPS_SELECTION_PASSES(true)) nps_selection_piece(state, tensor);
 }
 
+static int64_t ties_part(void *state, int pass, int64_t n, int64_t *from) {
+  return nps_selection_part(state, pass, n, from);
+}
+
 static void ties_scan(void *state, const nps_merge_tensor_t *tensor, int pass, const nps_merge_chunk_t *chunk) {
   for (int m = 0; m < tensor->models; m++) nps_selection_scan(state, tensor, pass, m, chunk->tau[m], chunk->count);
 }
@@ -214,10 +154,17 @@ static void ties_merge(void *state, const nps_merge_tensor_t *tensor, const nps_
 
 /* ---- dare: random entries, rescaled ---- */
 
+/* Entries of a piece whose random choice is kept from the statistics pass for the merging pass; it is made again for those
+ * that follow. */
+#define REMEMBERED ((int64_t)1 << 25)
+
 typedef struct {
   int models;
   nps_block_sums_t *all, *kept; /* [models] sums of magnitudes */
   double *scale;                /* [models] */
+  uint8_t **choice;             /* [models] a bit an entry of this rank's piece, set where it stays */
+  int64_t room;                 /* entries that `choice` has room for */
+  int64_t first;                /* of the piece; -1: not known yet */
 } dare_state_t;
 
 static bool dare_check(const nps_merge_tensor_t *tensor, const nps_merge_tensor_t *first, char why[160]) {
@@ -244,6 +191,7 @@ static void *dare_new(const nps_merge_spec_t *spec) {
   s->all = nps_xcalloc((size_t)models, sizeof *s->all);
   s->kept = nps_xcalloc((size_t)models, sizeof *s->kept);
   s->scale = nps_xcalloc((size_t)models, sizeof *s->scale);
+  s->choice = nps_xcalloc((size_t)models, sizeof *s->choice);
   return s;
 }
 
@@ -252,7 +200,9 @@ static void dare_free(void *state) {
   for (int m = 0; m < s->models; m++) {
     nps_block_sums_free(&s->all[m]);
     nps_block_sums_free(&s->kept[m]);
+    free(s->choice[m]);
   }
+  free(s->choice);
   free(s->all);
   free(s->kept);
   free(s->scale);
@@ -260,44 +210,50 @@ static void dare_free(void *state) {
 }
 
 static size_t dare_bytes(const nps_merge_spec_t *spec) {
-  return (size_t)spec->model_count * (sizeof(nps_block_sums_t) * 2 + sizeof(double));
+  int64_t most = 0;
+  for (int t = 0; t < spec->layout->count; t++) most = nps_max64(most, spec->layout->targets[t].count);
+  return (size_t)spec->model_count *
+         (sizeof(nps_block_sums_t) * 2 + sizeof(double) + (size_t)nps_min64(most, REMEMBERED) / 8);
 }
 
 static void dare_start(void *state, const nps_merge_tensor_t *tensor) {
   dare_state_t *s = state;
+  const int64_t wanted = nps_min64((tensor->count + 7) / 8 * 8, REMEMBERED);
+  for (int m = 0; m < s->models && wanted > s->room; m++)
+    s->choice[m] = nps_xrealloc(s->choice[m], (size_t)wanted / 8, 1);
   for (int m = 0; m < tensor->models; m++) {
     nps_block_sums_start(&s->all[m], tensor->count);
     nps_block_sums_start(&s->kept[m], tensor->count);
   }
+  s->room = nps_max64(s->room, wanted);
+  s->first = -1;
 }
 
-NPS_VECTOR_CLONES
-static int64_t drop(float *delta, const uint32_t *word, uint32_t limit, int64_t n) {
-  uint32_t kept = 0;
-  for (int64_t i = 0; i < n; i++) {
-    uint32_t stays = word[i] < limit;
-    delta[i] = stays ? delta[i] : 0.0f;
-    kept += stays;
-  }
-  return kept;
+/* Chooses the entries of a chunk that stay: entry i of a tensor where word i of the stream (seed XOR hash of the tensor's
+ * name, model) is below density × 2^32. */
+static void choose(const nps_merge_tensor_t *tensor, int model, const nps_merge_chunk_t *chunk, uint8_t *stays) {
+  const uint32_t limit = (uint32_t)(tensor->param[DENSITY][model] * 4294967296.0);
+  nps_rng_below(tensor->seed ^ nps_name_hash(tensor->name), (uint32_t)model, chunk->first, chunk->count, limit, stays);
 }
 
-/* Keeps entry i of a tensor where word i of the stream (seed XOR hash of the tensor's name, model) is below
- * density × 2^32. @return how many are kept */
-static int64_t drop_randomly(const nps_merge_tensor_t *tensor, int model, int64_t first, float *delta, int64_t n) {
-  uint32_t word[NPS_CHUNK];
-  const double density = tensor->param[DENSITY][model];
-  if (density >= 1) return n;
-  nps_rng_words(tensor->seed ^ nps_name_hash(tensor->name), (uint32_t)model, first, n, word);
-  return drop(delta, word, (uint32_t)(density * 4294967296.0), n);
+/* Where the choice of a chunk is kept; NULL where it is not. */
+static uint8_t *choice_of(const dare_state_t *s, int model, const nps_merge_chunk_t *chunk) {
+  const int64_t at = s && s->first >= 0 ? chunk->first - s->first : REMEMBERED;
+  return at + chunk->count <= (s ? s->room : 0) ? s->choice[model] + at / 8 : NULL;
 }
 
 static void dare_scan(void *state, const nps_merge_tensor_t *tensor, int pass, const nps_merge_chunk_t *chunk) {
   (void)pass;
   dare_state_t *s = state;
+  uint8_t scratch[NPS_CHUNK / 8];
+  if (s->first < 0) s->first = chunk->first;
   for (int m = 0; m < tensor->models; m++) {
+    uint8_t *kept = choice_of(s, m, chunk), *stays = kept ? kept : scratch;
     nps_lanes_add_magnitudes(&s->all[m].lanes, chunk->tau[m], chunk->count);
-    drop_randomly(tensor, m, chunk->first, chunk->tau[m], chunk->count);
+    if (tensor->param[DENSITY][m] < 1) {
+      choose(tensor, m, chunk, stays);
+      nps_drop(chunk->tau[m], stays, chunk->count);
+    }
     nps_lanes_add_magnitudes(&s->kept[m].lanes, chunk->tau[m], chunk->count);
     nps_block_sums_advance(&s->all[m], chunk->first, chunk->count, chunk->piece_ends);
     nps_block_sums_advance(&s->kept[m], chunk->first, chunk->count, chunk->piece_ends);
@@ -322,16 +278,25 @@ static void dare_scale(const dare_state_t *s, const nps_merge_tensor_t *tensor, 
   }
 }
 
-static void dare_drop(const nps_merge_tensor_t *tensor, const nps_merge_chunk_t *chunk, int64_t *kept) {
-  for (int m = 0; m < tensor->models; m++)
-    kept[m] += drop_randomly(tensor, m, chunk->first, chunk->tau[m], chunk->count);
+static void dare_drop(const dare_state_t *s, const nps_merge_tensor_t *tensor, const nps_merge_chunk_t *chunk,
+                      int64_t *kept) {
+  uint8_t scratch[NPS_CHUNK / 8];
+  for (int m = 0; m < tensor->models; m++) {
+    if (tensor->param[DENSITY][m] >= 1) {
+      kept[m] += chunk->count;
+      continue;
+    }
+    const uint8_t *stays = choice_of(s, m, chunk);
+    if (!stays) choose(tensor, m, chunk, scratch);
+    kept[m] += nps_drop(chunk->tau[m], stays ? stays : scratch, chunk->count);
+  }
 }
 
 static void dare_linear_merge(void *state, const nps_merge_tensor_t *tensor, const nps_merge_chunk_t *chunk,
                               double *out, int64_t *kept) {
   double scale[tensor->models];
   dare_scale(state, tensor, scale);
-  dare_drop(tensor, chunk, kept);
+  dare_drop(state, tensor, chunk, kept);
   combine_sum(tensor, chunk, scale, out);
 }
 
@@ -339,7 +304,7 @@ static void dare_ties_merge(void *state, const nps_merge_tensor_t *tensor, const
                             int64_t *kept) {
   double scale[tensor->models];
   dare_scale(state, tensor, scale);
-  dare_drop(tensor, chunk, kept);
+  dare_drop(state, tensor, chunk, kept);
   combine_consensus(tensor, chunk, scale, out);
 }
 
@@ -385,6 +350,7 @@ const nps_merge_method_t nps_method_ties = {
     .state_bytes = ties_bytes,
     .start = ties_start,
     .piece = ties_piece,
+    .part = ties_part,
     .scan = ties_scan,
     .reduce = ties_reduce,
     .next = ties_next,

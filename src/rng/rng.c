@@ -29,12 +29,26 @@ static void philox_blocks(uint64_t key, uint32_t lane, uint64_t first_block, int
 
 static bool has_wide_vectors(void) { return __builtin_cpu_supports("avx2"); }
 
+/* The keys of all rounds. */
+typedef struct {
+  __m256i k0[ROUNDS], k1[ROUNDS];
+} group_keys_t;
+
+__attribute__((target("avx2"))) static void spread_keys(uint64_t key, group_keys_t *keys) {
+  uint32_t key_0 = (uint32_t)key, key_1 = (uint32_t)(key >> 32);
+  for (int round = 0; round < ROUNDS; round++) {
+    keys->k0[round] = _mm256_set1_epi64x(key_0);
+    keys->k1[round] = _mm256_set1_epi64x(key_1);
+    key_0 += WEYL_0;
+    key_1 += WEYL_1;
+  }
+}
+
 /* Written by hand, as compilers make this ten times slower: the upper halves of the lanes need no masking here. */
-__attribute__((target("avx2"))) static void philox_group(uint64_t key, uint32_t lane, uint64_t first_block,
+__attribute__((target("avx2"))) static void philox_group(const group_keys_t *keys, uint32_t lane, uint64_t first_block,
                                                          uint32_t out[4 * WIDTH]) {
   const __m256i multiplier_0 = _mm256_set1_epi64x((long long)MULTIPLIER_0);
   const __m256i multiplier_1 = _mm256_set1_epi64x((long long)MULTIPLIER_1);
-  uint32_t key_0 = (uint32_t)key, key_1 = (uint32_t)(key >> 32);
   __m256i a[VECTORS], b[VECTORS], c[VECTORS], d[VECTORS];
   for (int v = 0; v < VECTORS; v++) {
     a[v] = _mm256_add_epi64(_mm256_set1_epi64x((long long)first_block + 4 * v), _mm256_set_epi64x(3, 2, 1, 0));
@@ -44,7 +58,7 @@ __attribute__((target("avx2"))) static void philox_group(uint64_t key, uint32_t 
   }
 #pragma GCC unroll 10
   for (int round = 0; round < ROUNDS; round++) {
-    const __m256i k0 = _mm256_set1_epi64x(key_0), k1 = _mm256_set1_epi64x(key_1);
+    const __m256i k0 = keys->k0[round], k1 = keys->k1[round];
     for (int v = 0; v < VECTORS; v++) {
       const __m256i p = _mm256_mul_epu32(a[v], multiplier_0), q = _mm256_mul_epu32(c[v], multiplier_1);
       a[v] = _mm256_xor_si256(_mm256_srli_epi64(q, 32), _mm256_xor_si256(b[v], k0));
@@ -52,8 +66,6 @@ __attribute__((target("avx2"))) static void philox_group(uint64_t key, uint32_t 
       c[v] = _mm256_xor_si256(_mm256_srli_epi64(p, 32), _mm256_xor_si256(d[v], k1));
       d[v] = p;
     }
-    key_0 += WEYL_0;
-    key_1 += WEYL_1;
   }
   for (int v = 0; v < VECTORS; v++) {
     const __m256i ab = _mm256_blend_epi32(a[v], _mm256_slli_epi64(b[v], 32), 0xaa);
@@ -65,11 +77,29 @@ __attribute__((target("avx2"))) static void philox_group(uint64_t key, uint32_t 
   }
 }
 
+__attribute__((target("avx2"))) static uint32_t group_below(const uint32_t word[4 * WIDTH], uint32_t limit) {
+  const __m256i top = _mm256_set1_epi32(INT32_MIN), most = _mm256_xor_si256(_mm256_set1_epi32((int)limit), top);
+  uint32_t bits = 0;
+  for (int v = 0; v < 4; v++) {
+    const __m256i x = _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)(const void *)word + v), top);
+    bits |= (uint32_t)_mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32(most, x))) << (8 * v);
+  }
+  return bits;
+}
+
 #else
 
+typedef uint64_t group_keys_t;
+
 static bool has_wide_vectors(void) { return false; }
-static void philox_group(uint64_t key, uint32_t lane, uint64_t first_block, uint32_t out[4 * WIDTH]) {
-  philox_blocks(key, lane, first_block, WIDTH, out);
+static void spread_keys(uint64_t key, group_keys_t *keys) { *keys = key; }
+static uint32_t group_below(const uint32_t word[4 * WIDTH], uint32_t limit) {
+  uint32_t bits = 0;
+  for (int i = 0; i < 4 * WIDTH; i++) bits |= (uint32_t)(word[i] < limit) << i;
+  return bits;
+}
+static void philox_group(const group_keys_t *keys, uint32_t lane, uint64_t first_block, uint32_t out[4 * WIDTH]) {
+  philox_blocks(*keys, lane, first_block, WIDTH, out);
 }
 
 #endif
@@ -77,14 +107,37 @@ static void philox_group(uint64_t key, uint32_t lane, uint64_t first_block, uint
 void nps_rng_words(uint64_t key, uint32_t lane, int64_t first, int64_t n, uint32_t *out) {
   uint64_t block = (uint64_t)first / 4;
   int64_t at = 0;
-  if (has_wide_vectors())
-    for (; at + 4 * WIDTH <= n; at += 4 * WIDTH, block += WIDTH) philox_group(key, lane, block, out + at);
+  if (has_wide_vectors()) {
+    group_keys_t keys;
+    spread_keys(key, &keys);
+    for (; at + 4 * WIDTH <= n; at += 4 * WIDTH, block += WIDTH) philox_group(&keys, lane, block, out + at);
+  }
   philox_blocks(key, lane, block, (n - at) / 4, out + at);
   at += (n - at) / 4 * 4;
   if (at == n) return;
   uint32_t rest[4];
   philox_blocks(key, lane, (uint64_t)(first + at) / 4, 1, rest);
   memcpy(out + at, rest, (size_t)(n - at) * sizeof *out);
+}
+
+void nps_rng_below(uint64_t key, uint32_t lane, int64_t first, int64_t n, uint32_t limit, uint8_t *bits) {
+  uint32_t word[4 * WIDTH];
+  int64_t at = 0;
+  if (has_wide_vectors()) {
+    group_keys_t keys;
+    spread_keys(key, &keys);
+    for (; at + 4 * WIDTH <= n; at += 4 * WIDTH) {
+      philox_group(&keys, lane, (uint64_t)(first + at) / 4, word);
+      const uint32_t some = group_below(word, limit);
+      for (int b = 0; b < WIDTH / 2; b++) bits[at / 8 + b] = (uint8_t)(some >> (8 * b));
+    }
+  }
+  for (; at < n; at += 8) {
+    const int64_t count = n - at < 8 ? n - at : 8;
+    nps_rng_words(key, lane, first + at, count, word);
+    bits[at / 8] = 0;
+    for (int i = 0; i < count; i++) bits[at / 8] |= (uint8_t)((word[i] < limit) << i);
+  }
 }
 
 void nps_philox4x32(const uint32_t counter[4], const uint32_t key[2], uint32_t out[4]) {

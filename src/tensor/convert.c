@@ -80,6 +80,27 @@ static inline uint16_t narrow_bf16(double x) {
   return (uint16_t)((bits & 0x7fffffffu) > 0x7f800000u ? quiet_nan : rounded);
 }
 
+/* float64 → bfloat16 by integer arithmetic on the float64's bits, as far as all results are normal numbers: of the others,
+ * and of 0, rounding is another.
+ * @return whether they are */
+NPS_VECTOR_CLONES
+static bool narrow_normal_bf16(const double *src, int64_t n, uint16_t *dst) {
+  const uint64_t below = (UINT64_C(1) << 45) - 1; /* the bits that are dropped */
+  uint32_t least = UINT32_MAX, most = 0;
+  for (int64_t i = 0; i < n; i++) {
+    uint64_t bits;
+    double rounded;
+    memcpy(&bits, &src[i], sizeof bits);
+    bits = (bits + (below >> 1) + ((bits >> 45) & 1)) & ~below;
+    memcpy(&rounded, &bits, sizeof rounded);
+    const uint32_t single = bits_of_float((float)rounded), magnitude = single & 0x7fffffffu;
+    least = magnitude < least ? magnitude : least;
+    most = magnitude > most ? magnitude : most;
+    dst[i] = (uint16_t)(single >> 16);
+  }
+  return least >= 0x00800000u && most < 0x7f800000u;
+}
+
 static inline uint16_t narrow_f16(double x) {
   uint32_t bits = round_to_odd(x);
   uint32_t sign = (bits >> 16) & 0x8000u;
@@ -95,7 +116,7 @@ static inline uint16_t narrow_f16(double x) {
 }
 
 NPS_VECTOR_CLONES
-void nps_tensor_narrow(const double *src, int64_t n, nps_dtype_t dtype, void *dst) {
+static void narrow(const double *src, int64_t n, nps_dtype_t dtype, void *dst) {
   uint16_t *half = dst;
   float *single = dst;
   switch (dtype) {
@@ -110,6 +131,21 @@ void nps_tensor_narrow(const double *src, int64_t n, nps_dtype_t dtype, void *ds
     break;
   default:
     memcpy(dst, src, (size_t)n * sizeof *src);
+  }
+}
+
+/* Elements that are taken to be alike: all normal numbers. */
+#define ALIKE 1024
+
+void nps_tensor_narrow(const double *src, int64_t n, nps_dtype_t dtype, void *dst) {
+  if (dtype != NPS_BF16) {
+    narrow(src, n, dtype, dst);
+    return;
+  }
+  for (int64_t at = 0; at < n; at += ALIKE) {
+    const int64_t count = n - at < ALIKE ? n - at : ALIKE;
+    uint16_t *to = (uint16_t *)dst + at;
+    if (!narrow_normal_bf16(src + at, count, to)) narrow(src + at, count, dtype, to);
   }
 }
 

@@ -53,10 +53,10 @@ static bool selects_as_one_rank_does(int kind, int how, int64_t k, int stride, u
   float *mine = found + cut[rank];
   const int64_t n = cut[rank + 1] - cut[rank];
   nps_select_start(selection, k);
-  if (stride > 1) nps_select_sample(selection, N, stride);
+  if (stride > 1) nps_select_sample(selection, N);
   for (int round = 0; round < 2; round++) {
     for (int pass = 0; pass < 2; pass++) {
-      nps_select_count(selection, pass, mine, n);
+      nps_select_count(selection, pass, mine, pass == 0 && round == 0 ? n / stride : n);
       nps_select_reduce(selection, pass, comm);
     }
     if (!nps_select_missed(selection)) break;

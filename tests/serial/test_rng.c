@@ -97,6 +97,20 @@ START_TEST(words_do_not_depend_on_the_cut) {
 }
 END_TEST
 
+START_TEST(words_below_a_limit_are_marked) {
+  enum { N = 101 };
+  const uint32_t limits[] = {0, 1, 0x7fffffff, 0x80000000, 0xccccccccu, 0xffffffffu};
+  for (int n = 0; n <= N; n++)
+    for (int l = 0; l < 6; l++) {
+      uint8_t bits[(N + 7) / 8];
+      memset(bits, 0xff, sizeof bits);
+      nps_rng_below(17, 3, 64, n, limits[l], bits);
+      for (int i = 0; i < (n + 7) / 8 * 8; i++)
+        ck_assert_int_eq(bits[i / 8] >> (i % 8) & 1, i < n && word_at(17, 3, 64 + i) < limits[l]);
+    }
+}
+END_TEST
+
 /* A gross check that nothing was lost on the way to the array: 16 standard deviations. */
 START_TEST(bits_are_balanced) {
   enum { N = 1 << 16 };
@@ -116,6 +130,7 @@ int main(void) {
   tcase_add_test(cases, blocks_are_those_of_the_definition);
   tcase_add_loop_test(cases, words_are_the_blocks_one_after_the_other, 0, (int)(sizeof starts / sizeof *starts));
   tcase_add_test(cases, words_do_not_depend_on_the_cut);
+  tcase_add_test(cases, words_below_a_limit_are_marked);
   tcase_add_test(cases, bits_are_balanced);
   return run_tests("rng", cases);
 }

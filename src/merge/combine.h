@@ -1,0 +1,28 @@
+/** @file combine.h
+ *  The arithmetic of the task-arithmetic family on a chunk. Everything here is local. */
+#ifndef NPS_MERGE_COMBINE_H
+#define NPS_MERGE_COMBINE_H
+
+#include "nps/base.h"
+
+/** How the task vectors of a chunk are put together. */
+typedef struct nps_combination {
+  int models;
+  float *const *tau;    /**< [models][n] */
+  const double *weight; /**< [models] */
+  const double *scale;  /**< [models] factors of the task vectors; NULL: 1 */
+  bool consensus;       /**< only the entries that have the sign of the sum of all, + where it is 0 */
+  bool normalize;       /**< of consensus: divided by the sum of their weights, where that is not 0 */
+  double lambda;        /**< factor of a sum that is divided */
+} nps_combination_t;
+
+/** Sum weight × (scale × τ) over the models, in float64, in order.
+ *  @param[out] out  [n] */
+void nps_combine(const nps_combination_t *combination, int64_t n, double *out);
+
+/** Set the entries to zero whose bit is not set.
+ *  @param stays  bit i mod 8 of byte i div 8 is entry i's
+ *  @return how many stay */
+int64_t nps_drop(float *x, const uint8_t *stays, int64_t n);
+
+#endif
