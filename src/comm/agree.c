@@ -1,4 +1,5 @@
 #include "nps/comm_mpi.h"
+#include "nps/watch.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -63,9 +64,11 @@ nps_err_t nps_comm_agree(const nps_comm_t *comm, nps_err_t err) {
   struct {
     int value, rank;
   } mine = {badness(err), nps_comm_rank(comm)}, worst;
+  nps_watch_begin_wait();
   MPI_Allreduce(&mine, &worst, 1, MPI_2INT, MPI_MINLOC, nps_comm_mpi(comm));
   nps_err_t agreed = of_badness(worst.value);
   if (agreed != NPS_OK) gather_problems(comm, worst.rank);
+  nps_watch_end();
   return agreed;
 }
 
@@ -112,6 +115,7 @@ nps_pulse_t *nps_pulse_start(const nps_comm_t *comm) {
 }
 
 bool nps_pulse_beat(nps_pulse_t *pulse, int64_t done, int64_t *total) {
+  nps_watch_beat();
   advance(pulse, done);
   if (total) *total = pulse->total;
   return !pulse->stop;
@@ -120,6 +124,7 @@ bool nps_pulse_beat(nps_pulse_t *pulse, int64_t done, int64_t *total) {
 nps_err_t nps_pulse_end(nps_pulse_t *pulse, int64_t done, nps_err_t err, void (*idle)(void *ctx, int64_t total),
                         void *ctx) {
   double shown = nps_now();
+  nps_watch_begin_wait();
   pulse->ended = true;
   pulse->failed = err != NPS_OK;
   while (!pulse->finished) {
@@ -132,6 +137,7 @@ nps_err_t nps_pulse_end(nps_pulse_t *pulse, int64_t done, nps_err_t err, void (*
       shown = nps_now();
     }
   }
+  nps_watch_end();
   MPI_Comm_free(&pulse->mpi);
   const nps_comm_t *comm = pulse->comm;
   free(pulse);

@@ -2,6 +2,8 @@
  * opened it: nothing is left behind, however the run ends. */
 #include "factors_internal.h"
 
+#include "nps/watch.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -97,7 +99,7 @@ void nps_blocks_free(nps_blocks_t *b) {
 
 static nps_err_t write_all(const nps_blocks_t *b, const char *data, size_t bytes, off_t at) {
   while (bytes > 0) {
-    const ssize_t done = pwrite(b->file, data, bytes, at);
+    const ssize_t done = nps_watch_pwrite(b->file, data, bytes, at, "singular factors");
     if (done < 0 && errno == EINTR) continue;
     if (done <= 0) return file_error("written", NULL);
     data += done;
@@ -109,7 +111,7 @@ static nps_err_t write_all(const nps_blocks_t *b, const char *data, size_t bytes
 
 static nps_err_t read_all(const nps_blocks_t *b, char *data, size_t bytes, off_t at) {
   while (bytes > 0) {
-    const ssize_t done = pread(b->file, data, bytes, at);
+    const ssize_t done = nps_watch_pread(b->file, data, bytes, at, "singular factors");
     if (done < 0 && errno == EINTR) continue;
     if (done == 0) errno = EIO;
     if (done <= 0) return file_error("read", NULL);

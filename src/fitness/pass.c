@@ -1,6 +1,8 @@
 /* Passes: the steps of a network, rows of logits, scores. */
 #include "fitness_internal.h"
+
 #include "mixture.h"
+#include "nps/watch.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -169,6 +171,8 @@ nps_score_t nps_logits_score(const float *logits, int classes, const nps_dataset
 
 nps_score_t nps_net_score(const nps_net_t *net, const float *const *weights, const nps_dataset_t *data,
                           const int64_t *samples, int n, void *scratch) {
+  nps_watch_begin("scoring a batch of", data->path);
   nps_net_logits(net, weights, data, samples, n, scratch, NULL);
+  nps_watch_end();
   return nps_net_finish(net, data, n, scratch);
 }

@@ -1,5 +1,7 @@
 #include "h5_internal.h"
 
+#include "nps/watch.h"
+
 #include <stdlib.h>
 #include <string.h>
 
@@ -98,7 +100,9 @@ static int64_t write_box(nps_h5_dataset_t *d, int64_t first, int64_t count, cons
   if (n > 0) {
     hsize_t extent = (hsize_t)n;
     memory = H5Screate_simple(1, &extent, NULL);
+    nps_watch_begin("writing", d->file->path);
     if (memory < 0 || H5Dwrite(d->id, d->type, memory, space, H5P_DEFAULT, data) < 0) n = -1;
+    nps_watch_end();
   }
   if (memory >= 0) H5Sclose(memory);
   if (space >= 0) H5Sclose(space);

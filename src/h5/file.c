@@ -2,6 +2,8 @@
 
 #include "h5_internal.h"
 
+#include "nps/watch.h"
+
 #include "nps/comm_mpi.h"
 
 #include <errno.h>
@@ -253,7 +255,9 @@ nps_err_t nps_h5_open(const char *path, nps_h5_t **out) {
   nps_err_t err = check_readable(file);
   *out = NULL;
   if (err == NPS_OK) {
+    nps_watch_begin("opening", path);
     file->id = access < 0 ? access : H5Fopen(path, H5F_ACC_RDONLY, access);
+    nps_watch_end();
     if (file->id < 0) err = nps_h5_fail(file, NPS_ERR_INPUT, "cannot be opened as an HDF5 file");
   }
   if (access >= 0) H5Pclose(access);
@@ -267,7 +271,7 @@ nps_err_t nps_h5_open(const char *path, nps_h5_t **out) {
 
 /* After H5Fclose, so that the last metadata is on the device too. */
 static nps_err_t sync_descriptor(nps_h5_t *file) {
-  int cause = fsync(file->fd) != 0 ? errno : 0;
+  int cause = nps_watch_fsync(file->fd, file->path) != 0 ? errno : 0;
   if (close(file->fd) != 0 && !cause) cause = errno;
   file->fd = -1;
   if (!cause) return NPS_OK;
@@ -284,7 +288,10 @@ nps_err_t nps_h5_close(nps_h5_t *file) {
     nps_h5_abandon(file);
     return err;
   }
-  if (H5Fclose(file->id) < 0)
+  nps_watch_begin("closing", file->path);
+  const bool closed = H5Fclose(file->id) >= 0;
+  nps_watch_end();
+  if (!closed)
     err = written ? nps_h5_fail_write(file, "the file's metadata", NULL, 0, 0)
                   : nps_h5_fail(file, NPS_ERR_INPUT, "cannot be closed");
   file->id = H5I_INVALID_HID;

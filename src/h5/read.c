@@ -1,5 +1,7 @@
 #include "h5_internal.h"
 
+#include "nps/watch.h"
+
 #include <stdlib.h>
 
 /* HDF5 would clamp a value that does not fit, and say nothing. */
@@ -27,8 +29,10 @@ static hid_t native_type(nps_dtype_t dtype) {
 static nps_err_t read_all(const nps_h5_t *file, hid_t id, const char *path, nps_dtype_t dtype, void *data) {
   bool outside = false;
   hid_t transfer = H5Pcreate(H5P_DATASET_XFER);
+  nps_watch_begin("reading", file->path);
   const bool read = transfer >= 0 && H5Pset_type_conv_cb(transfer, stop_out_of_range, &outside) >= 0 &&
                     H5Dread(id, native_type(dtype), H5S_ALL, H5S_ALL, transfer, data) >= 0;
+  nps_watch_end();
   if (transfer >= 0) H5Pclose(transfer);
   if (read) return NPS_OK;
   if (outside)

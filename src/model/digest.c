@@ -1,4 +1,5 @@
 #include "nps/model.h"
+#include "nps/watch.h"
 #include "sha256.h"
 
 #include <assert.h>
@@ -128,7 +129,7 @@ static int hash_from_file(nps_digest_t *d, file_t *f, int64_t index, int64_t end
   while (b->hashed < end) {
     int64_t left = end - b->hashed;
     size_t want = left < (int64_t)BUFFER_BYTES ? (size_t)left : BUFFER_BYTES;
-    ssize_t got = pread(d->fd, d->buffer, want, index * BLOCK_BYTES + b->hashed);
+    ssize_t got = nps_watch_pread(d->fd, d->buffer, want, index * BLOCK_BYTES + b->hashed, f->path);
     if (got < 0 && errno == EINTR) continue;
     if (got <= 0) return got < 0 ? errno : -1;
     hash_bytes(f, index, d->buffer, (size_t)got);

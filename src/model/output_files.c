@@ -1,5 +1,7 @@
 #include "writer_internal.h"
 
+#include "nps/watch.h"
+
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -39,7 +41,7 @@ nps_err_t nps_path_sync(const char *path) {
   if (fd < 0) return fail_errno(path);
   nps_err_t err = NPS_OK;
   /* Some file systems cannot sync a folder and say EINVAL. */
-  if (fsync(fd) != 0 && errno != EINVAL) err = fail_errno(path);
+  if (nps_watch_fsync(fd, path) != 0 && errno != EINVAL) err = fail_errno(path);
   close(fd);
   return err;
 }
@@ -47,7 +49,7 @@ nps_err_t nps_path_sync(const char *path) {
 nps_err_t nps_fd_write(int fd, const char *path, const void *data, size_t n, int64_t offset) {
   const char *p = data;
   while (n > 0) {
-    ssize_t put = pwrite(fd, p, n, offset);
+    ssize_t put = nps_watch_pwrite(fd, p, n, offset, path);
     if (put < 0 && errno == EINTR) continue;
     if (put < 0) return fail_errno(path);
     p += put;
@@ -63,7 +65,7 @@ nps_err_t nps_file_put(const char *folder, const char *name, const void *data, s
   char *path = nps_xstrf("%s/%s", folder, name);
   int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
   nps_err_t err = fd < 0 ? fail_errno(path) : nps_fd_write(fd, path, data, size, 0);
-  if (err == NPS_OK && fsync(fd) != 0) err = fail_errno(path);
+  if (err == NPS_OK && nps_watch_fsync(fd, path) != 0) err = fail_errno(path);
   if (fd >= 0 && close(fd) != 0 && err == NPS_OK) err = fail_errno(path);
   free(path);
   return err;

@@ -1,5 +1,7 @@
 #include "model_internal.h"
 
+#include "nps/watch.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -38,7 +40,7 @@ static nps_err_t use_file(nps_reader_t *reader, int file) {
 
 static nps_err_t read_part(int fd, const char *path, char *dst, size_t n, int64_t offset) {
   while (n > 0) {
-    const ssize_t got = pread(fd, dst, n, (off_t)offset);
+    const ssize_t got = nps_watch_pread(fd, dst, n, (off_t)offset, path);
     if (got < 0 && errno == EINTR) continue;
     if (got < 0) return nps_fail(NPS_ERR_INPUT, "%s: cannot be read: %s", path, strerror(errno));
     if (got == 0) return nps_fail(NPS_ERR_INPUT, "%s: is shorter than when it was checked", path);

@@ -1,5 +1,7 @@
 #include "model_internal.h"
 
+#include "nps/watch.h"
+
 #include <endian.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -26,7 +28,7 @@ typedef struct {
 
 static nps_err_t read_at(int fd, const nps_model_file_t *file, void *dst, size_t n, off_t at) {
   for (char *p = dst; n > 0;) {
-    ssize_t got = pread(fd, p, n, at);
+    ssize_t got = nps_watch_pread(fd, p, n, at, file->path);
     if (got < 0 && errno == EINTR) continue;
     if (got < 0) return nps_fail(NPS_ERR_INPUT, "%s: cannot be read: %s", file->path, strerror(errno));
     if (got == 0)

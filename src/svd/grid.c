@@ -1,6 +1,8 @@
 /* A matrix on a grid of ranks: as svd.c, and on one rank the same. */
 #include "grid_internal.h"
 
+#include "nps/watch.h"
+
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -176,12 +178,15 @@ nps_err_t nps_svd_on_grid(const nps_dmat_t *a, const nps_svd_options_t *options,
   const int64_t all = nps_min64(a->rows, a->columns);
   memset(out, 0, sizeof *out);
   if (nps_grid_ranks(a->grid) == 1) return compute_here(a, options, out);
+  nps_watch_begin("factorising, together with other ranks,", options->name);
   out->svd = (nps_svd_t){.rows = a->rows, .columns = a->columns, .energy = 1};
   out->svd.count = options->leading > 0 ? nps_min64(options->leading, all) : all;
   out->svd.sigma = nps_xcalloc((size_t)out->svd.count + 1, sizeof *out->svd.sigma);
   out->u = nps_dmat_shape(a->grid, out->svd.count, a->rows);
   out->v = nps_dmat_shape(a->grid, out->svd.count, a->columns);
-  return compute_there(a, options, out);
+  const nps_err_t err = compute_there(a, options, out);
+  nps_watch_end();
+  return err;
 }
 
 /* ---- polar factors ---- */

@@ -1,6 +1,8 @@
 /* One matrix on one rank: the choice of the algorithm, its certificate, and the next one where that does not hold. */
 #include "svd_internal.h"
 
+#include "nps/watch.h"
+
 #include "nps/blas.h"
 #include "nps/rng.h"
 
@@ -335,7 +337,10 @@ nps_err_t nps_svd_compute(const double *a, int64_t rows, int64_t columns, const 
   NPS_TRY(check_finite(a, rows, columns, out->norm, options->name));
   if (rows == 0 || columns == 0) return NPS_OK;
   NPS_TRY(make_room(wanted_count(rows, columns, options->leading), out));
-  return is_tame(out->norm) ? compute_tame(a, options, out) : compute_wild(a, options, out);
+  nps_watch_begin("factorising", options->name);
+  const nps_err_t err = is_tame(out->norm) ? compute_tame(a, options, out) : compute_wild(a, options, out);
+  nps_watch_end();
+  return err;
 }
 
 /* values [n] of the Gram matrix of rows, ascending → σ, descending. */

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import pathlib
 import random
 import shlex
 import signal
@@ -69,16 +68,6 @@ def outputs(models, tmp_path_factory):
     return found
 
 
-def ranks_of(session):
-    def name(process):
-        try:
-            return pathlib.Path(f"/proc/{process}/comm").read_text().strip()
-        except OSError:
-            return ""
-
-    return [process for process in tools.session_processes(session) if name(process) == "nps-merge"]
-
-
 def put_old(old, out):
     if old.is_dir():
         tools.copy_folder(old, out)
@@ -88,7 +77,7 @@ def put_old(old, out):
 
 def strike(process, how, chance):
     """Kill a random rank at once, or end or kill mpirun."""
-    victims = ranks_of(process.pid)
+    victims = tools.ranks_of(process.pid)
     if how != "rank":
         process.send_signal(how)
     elif victims:
@@ -121,7 +110,7 @@ def test_killed_at_a_random_moment(form, with_old, how, attempt, outputs, tmp_pa
     process = tools.start(tools.MERGE, outputs["config"], out, "--force", ranks=RANKS)
     time.sleep(moment)
     strike(process, how, chance)
-    assert tools.wait_for(lambda: not ranks_of(process.pid), END_LIMIT), "ranks hang"
+    assert tools.wait_for(lambda: not tools.ranks_of(process.pid), END_LIMIT), "ranks hang"
     result = tools.finish(process, END_LIMIT)
     state = assert_whole(out, old_print if with_old else None, new_print)
     assert state == "new" or result.code != 0, result

@@ -18,7 +18,8 @@ LAYER = {
 }  # fmt: skip
 
 # Headers whose name is not their module's.
-MODULE_OF_HEADER = {"comm_mpi": "comm", "convert": "run", "eval": "run", "factors": "delta", "inspect": "run"}
+MODULE_OF_HEADER = {"comm_mpi": "comm", "convert": "run", "eval": "run", "factors": "delta", "inspect": "run",
+                    "watch": "base"}  # fmt: skip
 
 OWNERS = {
     "mpi.h": {"comm", "h5", "dmat", "cli"},

@@ -75,6 +75,18 @@ def kill_session(session):
             pass
 
 
+def ranks_of(session):
+    """The processes of a session that run nps-merge."""
+
+    def name(process):
+        try:
+            return pathlib.Path(f"/proc/{process}/comm").read_text().strip()
+        except OSError:
+            return ""
+
+    return [process for process in session_processes(session) if name(process) == "nps-merge"]
+
+
 class Result:
     def __init__(self, code, out, err):
         self.code, self.out, self.err = code, out, err
