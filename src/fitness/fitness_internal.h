@@ -28,7 +28,8 @@ typedef struct nps_pass {
   const int64_t *samples; /**< [n] */
   int64_t n;
   float *x;             /**< the activation */
-  nps_tally_t *tallies; /**< of the rows of logits */
+  nps_tally_t *tallies; /**< [rows] of the rows of logits */
+  int64_t rows;         /**< most of them */
   float *logits;        /**< where they are wanted: [rows][classes]; else NULL */
   int classes;
 } nps_pass_t;
@@ -36,6 +37,7 @@ typedef struct nps_pass {
 /** A family of networks: one file, and one line in the table of net.c. */
 typedef struct nps_net_family {
   const char *model_type;           /**< of config.json */
+  const void *variant;              /**< what tells families of one file apart; NULL: there is one only */
   const char *const *linear_layers; /**< NULL-terminated: linear layers of the body are PREFIX.NUMBER.ONE_OF_THESE */
 
   /** Read the config, add the tensors, set the number of classes. Records all problems.
@@ -53,7 +55,7 @@ typedef struct nps_net_family {
   void (*run)(const void *shape, const nps_pass_t *pass, const nps_net_step_t *step, float *scratch);
 } nps_net_family_t;
 
-extern const nps_net_family_t nps_net_vit, nps_net_llama;
+extern const nps_net_family_t nps_net_vit, nps_net_llama, nps_net_mistral, nps_net_qwen2, nps_net_qwen3;
 
 struct nps_net {
   const nps_net_family_t *family;

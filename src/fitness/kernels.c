@@ -258,6 +258,8 @@ static inline void hide_unseen(const nps_attention_t *a, int64_t lanes) {
   const int64_t before = a->tokens - a->queries; /* query i sees the tokens up to before + i */
   for (int64_t t = before + 1; a->causal && t < a->tokens; t++)
     for (int64_t i = 0; i < t - before; i++) a->scores[t * lanes + i] = far;
+  for (int64_t t = 0; a->window && t + a->window < a->tokens; t++)
+    for (int64_t i = nps_max64(t + a->window - before, 0); i < a->queries; i++) a->scores[t * lanes + i] = far;
 }
 
 /* x[t][i] = e^(scale·(x[t][i] − the largest of column i)), and sum[i] = Σ_t of them.

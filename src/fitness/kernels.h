@@ -55,6 +55,7 @@ typedef struct nps_attention {
   int64_t queries, tokens, width, ldq, ldk, ldv, ldo;
   float scale;
   bool causal;         /**< the last query sees all tokens, each one before it one token less */
+  int64_t window;      /**< with causal: a query sees at most so many tokens; 0: no bound */
   const int32_t *mask; /**< [tokens] 0: not seen by any query; NULL: all are */
 } nps_attention_t;
 

@@ -5,7 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const nps_net_family_t *const families[] = {&nps_net_vit, &nps_net_llama};
+static const nps_net_family_t *const families[] = {&nps_net_vit, &nps_net_llama, &nps_net_mistral, &nps_net_qwen2,
+                                                   &nps_net_qwen3};
 
 #define FAMILIES (sizeof families / sizeof *families)
 

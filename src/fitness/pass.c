@@ -80,17 +80,17 @@ size_t nps_net_scratch_bytes(const nps_net_t *net, const nps_dataset_t *data, in
 
 /* ---- passes ---- */
 
-static void start_tallies(const nps_net_t *net, const nps_pass_t *pass) {
-  const int64_t rows = net->family->rows(net->shape, pass->data, pass->n);
-  for (int64_t i = 0; i < rows; i++) pass->tallies[i] = (nps_tally_t){.most = -INFINITY, .best = -1, .label = -1};
+static void start_tallies(const nps_pass_t *pass) {
+  for (int64_t i = 0; i < pass->rows; i++) pass->tallies[i] = (nps_tally_t){.most = -INFINITY, .best = -1, .label = -1};
 }
 
 static void run(const nps_net_t *net, const nps_net_step_t *step, nps_pass_t *pass, void *scratch) {
   pass->mixture = net->mixture;
   pass->mixing = scratch;
   pass->classes = net->classes;
+  pass->rows = net->family->rows(net->shape, pass->data, pass->n);
   pass->tallies = tallies_of(net, pass->data, (int)pass->n, pass->x);
-  if (step->stage == net->stages - 1 && step->first == 0) start_tallies(net, pass);
+  if (step->stage == net->stages - 1 && step->first == 0) start_tallies(pass);
   net->family->run(net->shape, pass, step, pass->mixing + mixing_room(net));
 }
 

@@ -1,22 +1,13 @@
-"""Llamas against transformers: tiny random ones and the example family; texts that do not fit.
-
-The log-probabilities of every token at every place are what nps-eval gives as nll where only that place is asked for that
-token: one group a row, place and token.
-"""
+"""Llamas, Mistral and Qwen against transformers: tiny random ones and the example family; texts that do not fit."""
 
 import json
-import os
 
 import h5py
 import numpy as np
 import pytest
+import texts
 import tools
-
-os.environ["HF_HUB_OFFLINE"] = "1"
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-transformers.utils.logging.set_verbosity_error()
-transformers.utils.logging.disable_progress_bar()
+from texts import check, check_long, transformers
 
 FAMILY = tools.MODELS / "bytes-llama"
 TASKS = tools.TASKS["bytes-llama"]
@@ -39,47 +30,35 @@ CONFIGS = {
     "gelu": {"hidden_act": "gelu"},
 }  # fmt: skip
 
+# Few positions, and heads wide enough to have all kinds of waves.
+SCALED = {"max_position_embeddings": 16, "head_dim": 12}
+SCALINGS = {
+    "linear": {"factor": 2.5},
+    "dynamic": {"factor": 3.0},
+    "llama3": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 3.0, "original_max_position_embeddings": 12},
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": 4, "beta_fast": 0.5, "beta_slow": 0.1},
+    "yarn with a long ramp": {"factor": 4.0, "original_max_position_embeddings": 9},
+    "yarn with scales": {"factor": 4.0, "original_max_position_embeddings": 9, "mscale": 0.7, "mscale_all_dim": 1.3},
+    "yarn with a factor": {"factor": 2.0, "original_max_position_embeddings": 9, "attention_factor": 1.5, "truncate": False},
+}  # fmt: skip
 
-def random_model(seed=1, **changes):
-    torch.manual_seed(seed)
-    config = transformers.LlamaConfig(**{**SMALL, **changes}, attn_implementation="eager")
-    model = transformers.LlamaForCausalLM(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(0, 0.3)
-    return model
-
-
-def random_texts(vocabulary, rows=2, tokens=9):
-    return np.random.default_rng(3).integers(0, vocabulary, (rows, tokens)).astype(np.int32)
-
-
-def expected(model, ids):
-    """[rows][tokens − 1][vocabulary] log-probabilities in float64."""
-    with torch.no_grad():
-        logits = model.double()(torch.from_numpy(ids).long()).logits
-        return torch.log_softmax(logits, -1).numpy()[:, :-1]
-
-
-def log_probabilities(folder, ids, vocabulary, path):
-    rows, tokens = ids.shape
-    places = [(r, p, t) for r in range(rows) for p in range(tokens - 1) for t in range(vocabulary)]
-    with h5py.File(path, "w") as file:
-        for r, p, t in places:
-            labels = np.full((1, tokens), -100, np.int32)
-            labels[0, p + 1] = t
-            file[f"{r}-{p}-{t}/input_ids"] = ids[r : r + 1]
-            file[f"{r}-{p}-{t}/labels"] = labels
-    found = tools.evaluate(folder, "--data", path)["tasks"]
-    values = [-found[f"{r}-{p}-{t}"]["nll"] for r, p, t in places]
-    return np.array(values).reshape(rows, tokens - 1, vocabulary)
+OTHERS = {
+    "mistral": ("Mistral", {}),
+    "mistral with a window": ("Mistral", {"sliding_window": 3}),
+    "mistral without a window": ("Mistral", {"sliding_window": None, "head_dim": 6, "tie_word_embeddings": True}),
+    "qwen2": ("Qwen2", {}),
+    "qwen2 with a window": ("Qwen2", {"use_sliding_window": True, "sliding_window": 2, "max_window_layers": 1}),
+    "qwen2 with types": ("Qwen2", {"use_sliding_window": True, "sliding_window": 4,
+                                   "layer_types": ["sliding_attention", "full_attention"]}),
+    "qwen3": ("Qwen3", {"head_dim": 8}),
+    "qwen3 with biases": ("Qwen3", {"attention_bias": True, "tie_word_embeddings": True, "head_dim": 14}),
+    "qwen3 with a window": ("Qwen3", {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 0}),
+}  # fmt: skip
 
 
-def check(model, folder, tmp_path):
-    vocabulary = model.config.vocab_size
-    ids = random_texts(vocabulary)
-    want = expected(model, ids)
-    tools.check_log_probabilities(log_probabilities(folder, ids, vocabulary, tmp_path / "data.h5"), want)
+def random_model(seed=1, kind="Llama", **changes):
+    config = getattr(transformers, f"{kind}Config")(**{**SMALL, **changes}, attn_implementation="eager")
+    return texts.random_model(getattr(transformers, f"{kind}ForCausalLM"), config, seed)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -89,6 +68,22 @@ def test_random_networks(name, tmp_path):
     check(model, tmp_path / "model", tmp_path)
 
 
+@pytest.mark.parametrize("name", SCALINGS)
+def test_scaled_positions(name, tmp_path):
+    rope = {"rope_type": name.split()[0], "rope_theta": 100.0, **SCALINGS[name]}
+    model = random_model(**SCALED, rope_parameters=rope)
+    model.save_pretrained(tmp_path / "model")
+    check(model, tmp_path / "model", tmp_path, rows=1, tokens=25, classes=[2, 7])
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_relatives(name, tmp_path):
+    kind, changes = OTHERS[name]
+    model = random_model(kind=kind, **changes)
+    model.save_pretrained(tmp_path / "model")
+    check(model, tmp_path / "model", tmp_path, rows=1, classes=[0, 3, 10])
+
+
 def test_several_shards_in_bfloat16(tmp_path):
     model = random_model().bfloat16()
     model.save_pretrained(tmp_path / "model", max_shard_size="8KB")
@@ -96,41 +91,23 @@ def test_several_shards_in_bfloat16(tmp_path):
     check(model, tmp_path / "model", tmp_path)
 
 
-def test_theta_of_older_configs(tmp_path):
-    model = random_model(rope_parameters={"rope_type": "default", "rope_theta": 37.0})
+@pytest.mark.parametrize("scaling", [None, {"type": "linear", "factor": 2.0}])
+def test_positions_of_older_configs(scaling, tmp_path):
+    rope = {"rope_type": "linear", "factor": 2.0} if scaling else {"rope_type": "default"}
+    model = random_model(rope_parameters={**rope, "rope_theta": 37.0})
     model.save_pretrained(tmp_path / "model")
     path = tmp_path / "model/config.json"
     config = json.loads(path.read_text())
     del config["rope_parameters"]
-    path.write_text(json.dumps({**config, "rope_theta": 37.0, "rope_scaling": None}))
+    path.write_text(json.dumps({**config, "rope_theta": 37.0, "rope_scaling": scaling}))
     check(model, tmp_path / "model", tmp_path)
 
 
-def test_long_rows_with_holes(tmp_path):
-    """More positions than the kernel takes at once; padding on either side is neither seen nor asked for."""
-    model = random_model()
+@pytest.mark.parametrize("window", [0, 20, 70])
+def test_long_rows_with_holes(window, tmp_path):
+    model = random_model(kind="Mistral", sliding_window=window) if window else random_model()
     model.save_pretrained(tmp_path / "model")
-    ids = random_texts(11, rows=3, tokens=150)
-    mask = np.ones_like(ids)
-    mask[1, 90:] = 0
-    mask[2, :30] = 0
-    with h5py.File(tmp_path / "data.h5", "w") as file:
-        for name, m in (("whole", None), ("padded", mask)):
-            file[f"{name}/input_ids"] = ids
-            if m is not None:
-                file[f"{name}/attention_mask"] = m
-    want = {}
-    for name, m in (("whole", np.ones_like(ids)), ("padded", mask)):
-        texts = [row[keep != 0] for row, keep in zip(ids, m)]  # only distances between positions count
-        tables = [expected(model, text[None])[0] for text in texts]
-        chosen = np.concatenate([table[range(len(table)), text[1:]] for table, text in zip(tables, texts)])
-        correct = sum(int((table.argmax(-1) == text[1:]).sum()) for table, text in zip(tables, texts))
-        want[name] = (correct, len(chosen), -chosen.mean())
-    for batch in (1, 2, 64):
-        found = tools.evaluate(tmp_path / "model", "--data", tmp_path / "data.h5", "--batch", batch)["tasks"]
-        for name, (correct, total, nll) in want.items():
-            assert (found[name]["correct"], found[name]["total"]) == (correct, total)
-            assert found[name]["nll"] == pytest.approx(nll, abs=1e-5)
+    check_long(model, tmp_path / "model", tmp_path)
 
 
 # ---- the example family ---------------------------------------------------------------------------------------------
@@ -179,7 +156,14 @@ def test_a_search_on_texts_is_the_same_on_any_number_of_ranks(tmp_path):
 
 
 MODELS = {
-    "scaled positions": ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_scaling: rope_type linear is not"),
+    "scaled positions": ({"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, "rope_scaling: rope_type longrope is not"),
+    "no factor": ({"rope_scaling": {"type": "linear"}}, "the scaling of positions needs factor, which is not there"),
+    "waves": ({"rope_scaling": {"rope_type": "llama3", "factor": 2, "low_freq_factor": 4, "high_freq_factor": 1}},
+              "expected 0 < low_freq_factor < high_freq_factor, found 4 and 1"),
+    "part of a head": ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not implemented, only 1"),
+    "type": ({"model_type": "mamba"}, "model_type mamba has no native evaluator (there are: vit, llama, mistral, "),
+    "kind of layer": ({"model_type": "qwen3", "layer_types": ["full_attention", "linear_attention"]},
+                      "expected full_attention or sliding_attention for layer 1, found linear_attention"),
     "theta": ({"rope_theta": 0}, "rope_theta: expected a number above 0, found 0"),
     "groups": ({"num_key_value_heads": 3}, "num_attention_heads 4 is no multiple of num_key_value_heads 3"),
     "odd heads": ({"head_dim": 31}, "head_dim: expected an even number, found 31"),

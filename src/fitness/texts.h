@@ -1,0 +1,81 @@
+/** @file texts.h
+ *  What networks of texts share: checks of the data, the embedding and the head of a vocabulary that comes in parts, and
+ *  attention of whole texts. Everything here is local. */
+#ifndef NPS_FITNESS_TEXTS_H
+#define NPS_FITNESS_TEXTS_H
+
+#include "fitness_internal.h"
+
+enum {
+  NPS_NOT_ASKED = -100,     /**< a label that does not count, as in transformers */
+  NPS_MOST_TOKENS = 1 << 16 /**< in a row of text */
+};
+
+/* ---- data ---- */
+
+/** Give the mask of the batch's text i, [tokens]; NULL: none. */
+const int32_t *nps_texts_mask(const nps_pass_t *pass, int64_t i);
+
+/** Whether place p of a text of the data is asked for a token, and which that is. */
+typedef bool nps_asks_fn(const nps_dataset_t *data, int64_t text, int64_t p, int *label);
+
+/** Asks a place for the token after it, unless the mask or the labels leave that out. */
+nps_asks_fn nps_texts_ask_next;
+
+/** Check that data are texts of `least` tokens or more, all within the vocabulary. NPS_ERR_INPUT. */
+nps_err_t nps_texts_check(const nps_net_t *net, const nps_dataset_t *data, int64_t vocabulary, int64_t least);
+
+/** Check the labels of next tokens, and that some token is asked for. NPS_ERR_INPUT. */
+nps_err_t nps_texts_check_next(const nps_dataset_t *data, int64_t vocabulary);
+
+/* ---- the vocabulary ---- */
+
+/** Put the rows of a step's part of the table where their tokens are. @param x  [positions][width] of one text */
+void nps_texts_embed(const nps_pass_t *pass, const nps_net_step_t *step, const int32_t *ids, int64_t positions,
+                     int64_t width, float *x);
+
+/** Move the rows of the activation that are asked for a token together, and note their labels.
+ *  @param[in,out] x  [texts · positions][width]; @return how many */
+int64_t nps_texts_gather(const nps_pass_t *pass, int64_t positions, int64_t width, nps_asks_fn *asks, float *x);
+
+/** Give the logits of a step's part of the vocabulary to all rows that are asked for a token.
+ *  @param x  those rows, [rows][width]; @param scale  of the logits
+ *  @param room  nps_texts_logit_room() numbers */
+void nps_texts_logits(const nps_pass_t *pass, const nps_net_step_t *step, int64_t width, float scale, const float *x,
+                      float *room);
+int64_t nps_texts_logit_room(int64_t vocabulary, int64_t width);
+
+/* ---- attention ---- */
+
+/** Attention of texts, all heads. Queries are taken in blocks, whatever the length of the texts. */
+typedef struct nps_heads {
+  const float *query; /**< [texts][queries][ldq]: heads·width numbers of each row */
+  const float *keys;  /**< [texts][tokens][ldk]: groups·width of each row */
+  const float *value; /**< likewise */
+  float *out;         /**< [texts][queries][ldo]: heads·width of each row */
+  int64_t ldq, ldk, ldo;
+  int64_t texts, queries, tokens, heads, groups, width; /**< a group's keys and values serve heads/groups heads */
+  float scale;
+  bool causal;    /**< query i sees the tokens up to i */
+  bool masked;    /**< tokens that the data's mask leaves out are not seen */
+  int64_t window; /**< with causal: of them only so many; 0: all */
+} nps_heads_t;
+
+/** Give the numbers of working memory. */
+int64_t nps_heads_room(int64_t tokens, int64_t width);
+
+/** out = softmax(scale · query · keysᵀ) · value, head by head. @param room  nps_heads_room(), aligned to 64 bytes */
+void nps_heads_attend(const nps_pass_t *pass, const nps_heads_t *heads, float *room);
+
+/* ---- working memory ---- */
+
+/** One part of it. */
+typedef struct nps_room_part {
+  float **to;
+  int64_t count;
+} nps_room_part_t;
+
+/** Hand out memory, each part aligned to NPS_PAD numbers. @param memory  NULL: only count. @return numbers */
+int64_t nps_room_lay_out(const nps_room_part_t *parts, int count, float *memory);
+
+#endif
