@@ -30,6 +30,10 @@ void nps_dgemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t
 /** Gram matrix of rows: G = A·Aᵀ, both triangles (dsyrk). @param a  [n][k]; @param[out] g  [n][n] */
 void nps_dgram(int64_t n, int64_t k, const double *a, double *g);
 
+/** The half of −A·Aᵀ that nps_dsyevd() reads; its smallest eigenvalues are the largest of A·Aᵀ.
+ *  @param[out] g  [n][n] the numbers on and to the right of the diagonal; the others are not set */
+void nps_dgram_negative(int64_t n, int64_t k, const double *a, double *g);
+
 /** Make rows orthonormal, in their order (Householder QR). @param n  at least k; @param[in,out] q  [k][n]
  *  @return NPS_ERR_RUNTIME (recorded) */
 nps_err_t nps_dorthonormalise(int64_t k, int64_t n, double *q);
@@ -42,7 +46,8 @@ nps_err_t nps_dorthonormalise(int64_t k, int64_t n, double *q);
 nps_err_t nps_dsyev(int64_t n, double *a, double *values);
 
 /** As nps_dsyev(), faster on large matrices: divide and conquer, as dsyevd, with reflections in wider blocks.
- *  @param[in,out] a  [n][n] destroyed; @param[out] vectors  [n][n] eigenvector k is row k */
+ *  @param[in,out] a  [n][n] only what is on and to the right of the diagonal is read; destroyed
+ *  @param[out] vectors  [n][n] eigenvector k is row k */
 nps_err_t nps_dsyevd(int64_t n, double *a, double *values, double *vectors);
 
 /** The eigenvalues alone (dsyevd). @param[in,out] a  [n][n] destroyed */

@@ -105,6 +105,12 @@ void nps_dgram(int64_t n, int64_t k, const double *a, double *g) {
         for (int64_t j = j0; j < i && j < j0 + TILE; j++) g[j * n + i] = g[i * n + j];
 }
 
+void nps_dgram_negative(int64_t n, int64_t k, const double *a, double *g) {
+  const int order = narrow(n), inner = narrow(k);
+  const double minus = -1, zero = 0;
+  if (order > 0) dsyrk_("L", "T", &order, &inner, &minus, a, &inner, &zero, g, &order);
+}
+
 /* Working memory of a LAPACK routine, as its query tells it: a number that may have been rounded down. */
 static nps_err_t get_work(double query, int *count, double **work) {
   assert(query >= 0 && query < INT_MAX - 1);

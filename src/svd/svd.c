@@ -11,7 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { PROBES = NPS_SVD_PROBES, BLOCK = 1024 };
+enum { BLOCK = 1024 };
 
 /* From this part of σ1 on, the values of a Gram matrix are sure. */
 #define SURE 1e-6
@@ -146,62 +146,6 @@ int64_t nps_svd_bytes(int64_t rows, int64_t columns, int64_t leading, nps_svd_me
 
 /* ---- certificates ---- */
 
-/* out [PROBES][rows] = x·aᵀ, x [PROBES][columns]. */
-static void apply(const double *a, int64_t rows, int64_t columns, const double *x, int64_t probes, double *out) {
-  nps_dgemm(false, true, probes, rows, columns, 1, x, columns, a, columns, 0, out, rows);
-}
-
-/* ‖A − UᵀSV‖ by probes z [probes][columns]: E‖(A − UᵀSV)z‖² = ‖A − UᵀSV‖². */
-static nps_err_t probe_residual(const double *a, const nps_svd_t *s, const double *z, int64_t probes, double *out) {
-  double *y = NULL, *c = NULL;
-  nps_err_t err = NPS_OK;
-  NPS_GOTO(nps_buffer_alloc((size_t)(probes * s->rows) * sizeof *y, "probes", &y));
-  NPS_GOTO(nps_buffer_alloc((size_t)(probes * s->count) * sizeof *c, "probes", &c));
-  apply(a, s->rows, s->columns, z, probes, y);
-  apply(s->v, s->count, s->columns, z, probes, c);
-  for (int64_t i = 0; i < probes * s->count; i++) c[i] *= s->sigma[i % s->count];
-  nps_dgemm(false, false, probes, s->rows, s->count, -1, c, s->count, s->u, s->rows, 1, y, s->rows);
-  *out = sqrt(nps_svd_norm2(y, probes * s->rows));
-done:
-  free(y);
-  free(c);
-  return err;
-}
-
-/* ‖XXᵀ − I‖ over the first k rows of x [][n], by random signs. */
-static nps_err_t probe_orthogonality(const double *x, int64_t k, int64_t n, double *out) {
-  double *w = NULL, *y = NULL;
-  nps_err_t err = NPS_OK;
-  *out = 0;
-  if (k == 0) return NPS_OK;
-  NPS_GOTO(nps_buffer_alloc((size_t)(PROBES * k) * sizeof *w, "probes", &w));
-  NPS_GOTO(nps_buffer_alloc((size_t)(PROBES * n) * sizeof *y, "probes", &y));
-  for (int p = 0; p < PROBES; p++) nps_svd_signs((uint32_t)(NPS_SVD_ORTHOGONALITY_STREAM + p), 0, k, w + p * k);
-  nps_dgemm(false, false, PROBES, n, k, 1, w, k, x, n, 0, y, n);
-  nps_dgemm(false, true, PROBES, k, n, -1, y, n, x, n, 1, w, k);
-  *out = sqrt(nps_svd_norm2(w, PROBES * k) / PROBES);
-done:
-  free(w);
-  free(y);
-  return err;
-}
-
-static nps_err_t certify(const double *a, nps_svd_t *s) {
-  double *z = NULL, v = 0;
-  nps_err_t err = NPS_OK;
-  NPS_GOTO(nps_buffer_alloc((size_t)(PROBES * s->columns) * sizeof *z, "probes", &z));
-  for (int p = 0; p < PROBES; p++)
-    nps_svd_signs((uint32_t)(NPS_SVD_RESIDUAL_STREAM + p), 0, s->columns, z + p * s->columns);
-  NPS_GOTO(probe_residual(a, s, z, PROBES, &s->residual));
-  s->residual = s->norm > 0 ? s->residual / (s->norm * sqrt(PROBES)) : 0;
-  NPS_GOTO(probe_orthogonality(s->u, s->present, s->rows, &s->orthogonality));
-  NPS_GOTO(probe_orthogonality(s->v, s->present, s->columns, &v));
-  s->orthogonality = fmax(s->orthogonality, v);
-done:
-  free(z);
-  return err;
-}
-
 static double or_default(double value, double standard) { return value > 0 ? value : standard; }
 
 double nps_svd_least_energy(const nps_svd_options_t *options) { return or_default(options->energy, NPS_SVD_ENERGY); }
@@ -218,32 +162,6 @@ nps_err_t nps_svd_fail_tolerance(const nps_svd_t *s, const nps_svd_options_t *op
   return nps_fail(NPS_ERR_RUNTIME,
                   "%s: no singular value decomposition within its tolerance: residual %.1e, orthogonality %.1e",
                   options->name ? options->name : "a matrix", s->residual, s->orthogonality);
-}
-
-static nps_err_t gram_defect(const double *x, int64_t k, int64_t n, double *out) {
-  double *g = NULL;
-  NPS_TRY(nps_buffer_alloc((size_t)(k * k) * sizeof *g, "a Gram matrix", &g));
-  nps_dgram(k, n, x, g);
-  for (int64_t i = 0; i < k; i++) g[i * k + i] -= 1;
-  *out = sqrt(nps_svd_norm2(g, k * k));
-  free(g);
-  return NPS_OK;
-}
-
-nps_err_t nps_svd_verify(const double *a, const nps_svd_t *s, double *residual, double *orthogonality) {
-  double *unit = NULL, v = 0;
-  nps_err_t err = NPS_OK;
-  NPS_GOTO(nps_buffer_alloc((size_t)(s->columns * s->columns) * sizeof *unit, "the identity", &unit));
-  memset(unit, 0, (size_t)(s->columns * s->columns) * sizeof *unit);
-  for (int64_t i = 0; i < s->columns; i++) unit[i * s->columns + i] = 1;
-  NPS_GOTO(probe_residual(a, s, unit, s->columns, residual));
-  *residual = s->norm > 0 ? *residual / s->norm : 0;
-  NPS_GOTO(gram_defect(s->u, s->present, s->rows, orthogonality));
-  NPS_GOTO(gram_defect(s->v, s->present, s->columns, &v));
-  *orthogonality = fmax(*orthogonality, v);
-done:
-  free(unit);
-  return err;
 }
 
 /* ---- one matrix ---- */
@@ -278,7 +196,7 @@ static nps_err_t compute(const double *a, const double *flat, const nps_svd_opti
     t->energy = 1;
     NPS_TRY(run(method, flat, nps_svd_least_energy(o), t));
     nps_svd_describe(out, method, t->energy);
-    NPS_TRY(certify(a, out));
+    NPS_TRY(nps_svd_certify(a, out));
     if (nps_svd_holds(out, o)) return NPS_OK;
     nps_svd_tell_miss(out, o);
     out->failed = method;

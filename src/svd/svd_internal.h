@@ -54,6 +54,9 @@ double nps_svd_least_energy(const nps_svd_options_t *options);
 /** Fill what follows from σ and the method. @param energy  of the triples */
 void nps_svd_describe(nps_svd_t *s, nps_svd_method_t method, double energy);
 
+/** Estimate residual and orthogonality with random signs. NPS_ERR_MEMORY. */
+nps_err_t nps_svd_certify(const double *a, nps_svd_t *s);
+
 /** Whether the certificate is within its tolerances. */
 bool nps_svd_holds(const nps_svd_t *s, const nps_svd_options_t *options);
 
