@@ -13,7 +13,8 @@ typedef struct {
 
 static const cli_operand_t operands[] = {
     {"MODEL", true, FIELD(model),
-     "A Hugging Face folder, a .safetensors file, a merged .h5 file, or org/name in the local Hugging Face cache."},
+     "A Hugging Face folder, a .safetensors file, a merged .h5 file, org/name in the local Hugging Face cache, or "
+     "BASE+ADAPTER."},
 };
 
 static const cli_option_t option_table[] = {

@@ -28,7 +28,7 @@ static const char *form_name(nps_model_form_t form) {
   case NPS_FORM_ADAPTER:
     return "adapter";
   case NPS_FORM_DERIVED:
-    return "computed from a base";
+    return "computed";
   case NPS_FORM_MADE: /* not on disk */
     break;
   }
