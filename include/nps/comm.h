@@ -56,6 +56,34 @@ void nps_comm_max_f64(const nps_comm_t *comm, double *x, int64_t n);
 /** Add up the arrays of the ranks before this one (0 on rank 0), in place. Collective. */
 void nps_comm_exscan_i64(const nps_comm_t *comm, int64_t *x, int64_t n);
 
+/** A message on its way. */
+typedef struct nps_message nps_message_t;
+
+/** Start to send / receive bytes. Local. Messages from one rank to another come in the order in which they were sent.
+ *  @param data  [bytes] not to be touched before nps_message_wait() */
+nps_message_t *nps_comm_send(const nps_comm_t *comm, int to, const void *data, size_t bytes);
+nps_message_t *nps_comm_receive(const nps_comm_t *comm, int from, void *data, size_t bytes);
+
+/** Wait for a message to be sent or to have come, and free it. NULL is fine. */
+void nps_message_wait(nps_message_t *message);
+
+/** A counter that ranks draw numbers from, one-sided: no rank has to answer. */
+typedef struct nps_counter nps_counter_t;
+
+/** Make a counter at 0. Collective, as freeing it is. NULL may be freed. */
+nps_counter_t *nps_counter_new(const nps_comm_t *comm);
+void nps_counter_free(nps_counter_t *counter);
+
+/** Set it back to 0. Collective. */
+void nps_counter_reset(nps_counter_t *counter);
+
+/** Draw the next number: 0, 1, 2, … over all ranks. Local. */
+int64_t nps_counter_next(nps_counter_t *counter);
+
+/** Let messages and other ranks' draws get on, as some networks need it; to be called now and then by a rank that computes. Does
+ *  not wait. Local. */
+void nps_comm_progress(const nps_comm_t *comm);
+
 /** A pulse: progress and early failure of a phase in which ranks otherwise work alone, by a chain of non-blocking
  *  reductions. Every rank starts it, beats from time to time, and ends it; a rank that fails is known to all others at
  *  their next beats, without waiting for anyone. */

@@ -139,6 +139,7 @@ typedef struct nps_recipe_search {
   double sigma;    /**< above 0 */
   nps_final_t final;
   int64_t max_evaluations; /**< 0: no limit */
+  int ranks_per_model;     /**< that hold the models together; 0: as few as memory allows */
   int patience;            /**< generations; 0: by the formula */
   double max_time;         /**< seconds of a run, then it stops and can be resumed; 0: no limit */
   char *snapshot;          /**< path, or NULL: beside the output; owned */

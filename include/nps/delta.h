@@ -197,8 +197,22 @@ void nps_fuse(int models, const float *const *q, const double *lambda, nps_norma
 /* ---- candidates in memory ---- */
 
 /** The weights of a base and of T fine-tuned models in memory, at the width in which they are stored: the merged tensors of
- *  a layout, in byte order of their names (the order in which ties are broken). Opaque. */
+ *  a layout, in byte order of their names (the order in which ties are broken). Opaque. Ranks can share a copy of them: then
+ *  each holds some of the tensors, and all know the names and lengths of all. */
 typedef struct nps_store nps_store_t;
+
+/** What a rank holds of a tensor. */
+typedef enum nps_hold {
+  NPS_HOLD_NOT,  /**< nothing */
+  NPS_HOLD_ALSO, /**< all of it, as another rank of the copy does, which counts it */
+  NPS_HOLD       /**< all of it */
+} nps_hold_t;
+
+/** Which part of which copy a rank holds. Borrowed. */
+typedef struct nps_share {
+  const nps_hold_t *hold; /**< [layout->count]; NULL: all of every tensor */
+  int copy, copies;       /**< this rank's copy, −1: of none; how many there are */
+} nps_share_t;
 
 /** Read the weights. Local, reads files.
  *  @param input_of  [models] index into inputs of each model; @param base  index of the base
@@ -206,19 +220,23 @@ typedef struct nps_store nps_store_t;
  *  @param[out] out  freed with nps_store_free(); borrows layout and inputs
  *  @return NPS_ERR_INPUT (a file cannot be read; NaN or infinity, with model, tensor, index), NPS_ERR_MEMORY */
 nps_err_t nps_store_load(const nps_layout_t *layout, const nps_model_t *const *inputs, int base, const int *input_of,
-                         int models, nps_digest_t *digest, nps_store_t **out);
+                         int models, const nps_share_t *part, nps_digest_t *digest, nps_store_t **out);
 void nps_store_free(nps_store_t *store);
 
-/** Predict the bytes of a store and of the candidates built from it, from headers. Local. */
-int64_t nps_store_bytes(const nps_layout_t *layout, const nps_model_t *const *inputs, int base, const int *input_of,
-                        int models);
-int64_t nps_candidate_bytes(const nps_layout_t *layout);
+/** Predict the bytes of one tensor of all models / of what finds the entries that candidates keep. Local, from headers. */
+int64_t nps_store_target_bytes(const nps_layout_t *layout, const nps_model_t *const *inputs, int base,
+                               const int *input_of, int models, int target);
+int64_t nps_rules_bytes(int models, int subspaces);
 
 int nps_store_models(const nps_store_t *store);
 int nps_store_tensors(const nps_store_t *store);
 const char *nps_store_name(const nps_store_t *store, int tensor);
 int64_t nps_store_count(const nps_store_t *store, int tensor);
 int64_t nps_store_elements(const nps_store_t *store); /* d: of all tensors */
+
+/** Whether this rank holds a tensor / counts it among the entries of its copy. */
+bool nps_store_holds(const nps_store_t *store, int tensor);
+bool nps_store_counts(const nps_store_t *store, int tensor);
 
 /** Find a tensor by name. @return its index or -1 */
 int nps_store_find(const nps_store_t *store, const char *name);
@@ -230,7 +248,7 @@ void nps_store_tau(const nps_store_t *store, int model, int tensor, int64_t firs
  *  Opaque. */
 typedef struct nps_subspaces nps_subspaces_t;
 
-/** Split the task vectors. Collective: the ranks, all of which hold the store, share the counting.
+/** Split the task vectors. Collective over all ranks of all copies, which share the counting.
  *  @param[out] out  freed with nps_subspaces_free(); borrows the store */
 nps_err_t nps_subspaces_new(const nps_comm_t *comm, const nps_store_t *store, int subspaces, nps_scope_t scope,
                             nps_subspaces_t **out);
@@ -239,31 +257,55 @@ void nps_subspaces_free(nps_subspaces_t *subspaces);
 /** Give the thresholds of a model (scope tensor: of a tensor of it; else `tensor` is not looked at). [M − 1], owned. */
 const float *nps_subspaces_thresholds(const nps_subspaces_t *subspaces, int model, int tensor);
 
-/** A whole model in float32 as it would be written, made from a store: one buffer, built again for every candidate.
- *  Opaque. */
+/** Which entries of the models weightings keep. Finding that out needs a look at a whole model, by all ranks of a copy
+ *  together; different copies find different ones. Opaque. */
+typedef struct nps_rules nps_rules_t;
+
+/** Make room. Local. Freed with nps_rules_free(). Borrows everything.
+ *  @param all   the ranks of all copies
+ *  @param copy  those of this rank's copy; NULL: it has none */
+nps_rules_t *nps_rules_new(const nps_comm_t *all, const nps_comm_t *copy, const nps_store_t *store,
+                           const nps_subspaces_t *subspaces);
+void nps_rules_free(nps_rules_t *rules);
+
+/** Find what weightings keep; what is known from the last call is not sought again, what is not asked for is forgotten.
+ *  Collective over all ranks, with the same weightings on each.
+ *  @param weightings  [count]
+ *  @param stop        whether this rank is asked to stop; may be NULL
+ *  @return false: some rank was asked to stop, and not all is known */
+bool nps_rules_find(nps_rules_t *rules, const nps_weighting_t *const *weightings, int count, bool (*stop)(void *ctx),
+                    void *ctx);
+
+/** A candidate: the weights that come of a weighting, in float32 as they would be written. They are made when they are asked
+ *  for. Opaque. */
 typedef struct nps_candidate nps_candidate_t;
 struct nps_factors; /* factors.h */
 
-/** Make room for candidates. Local. Freed with nps_candidate_free(). Borrows store, subspaces and factors.
- *  @param factors  of all matrices and models, with partition singular (factors.h), without subspaces; else NULL
+/** Make a candidate. Local. Freed with nps_candidate_free(). Borrows everything.
+ *  @param rules    NULL with factors
+ *  @param factors  of all models and of all matrices that the rank holds, with partition singular (factors.h); else NULL
  *  @param round  whether values are rounded to the target's type in the layout first (as the output will be)
  *  @return NPS_ERR_MEMORY */
-nps_err_t nps_candidate_new(const nps_store_t *store, const nps_subspaces_t *subspaces,
+nps_err_t nps_candidate_new(const nps_store_t *store, const nps_subspaces_t *subspaces, const nps_rules_t *rules,
                             const struct nps_factors *factors, bool round, nps_candidate_t **out);
 void nps_candidate_free(nps_candidate_t *candidate);
 
-/** Build θ0 + Σ λ_i q_i / divisor: the same bits as the merge method nps writes. Local.
- *  @return false when the weighting has no result (normalize sum with |Σ λ| < NPS_TINY_LAMBDA), a value is not finite, or factors
- *    cannot be read back */
-bool nps_candidate_build(nps_candidate_t *candidate, const nps_weighting_t *weighting);
+/** Whether a weighting has a result: with normalize sum, whether |Σ λ| ≥ NPS_TINY_LAMBDA. Local. */
+bool nps_weighting_has_result(const nps_weighting_t *weighting);
 
-/** Give the error that no build can go on from: factors could not be read back (recorded). Local. */
-nps_err_t nps_candidate_error(const nps_candidate_t *candidate);
+/** Become θ0 + Σ λ_i q_i / divisor: the same bits as the merge method nps writes. Local.
+ *  @param weighting  one that has a result and whose rules have been found; borrowed until the next call */
+void nps_candidate_set(nps_candidate_t *candidate, const nps_weighting_t *weighting);
 
-/** Take a stored model as it is: model 0 … T − 1, or -1 for the base. Local. */
+/** Become a stored model as it is: model 0 … T − 1, or -1 for the base. Local. */
 void nps_candidate_take(nps_candidate_t *candidate, int model);
 
-/** Give the values of a tensor of the candidate. [count], owned by the candidate, there until the next build. */
-const float *nps_candidate_tensor(const nps_candidate_t *candidate, int tensor);
+/** Make elements [first, first + count) of a tensor that the rank holds. Local.
+ *  @param[out] out  [count]
+ *  @return false when one is not finite, or factors cannot be read back (then it is recorded) */
+bool nps_candidate_make(nps_candidate_t *candidate, int tensor, int64_t first, int64_t count, float *out);
+
+/** Give the error that no candidate can be made after: factors could not be read back (recorded). Local. */
+nps_err_t nps_candidate_error(const nps_candidate_t *candidate);
 
 #endif

@@ -30,7 +30,9 @@ typedef struct nps_factors_spec {
   int exclude_count;
   const int
       *owner; /**< [layout->count] the rank that factorises a target, and alone assembles it; NULL: any rank factorises
-                       it, and all have all factors */
+                       it, and gives it to the others */
+  const nps_hold_t
+      *hold; /**< [layout->count] of which targets this rank gets the factors, where `owner` is NULL; NULL: of all */
   const char *spill; /**< folder for a file of the factors; NULL: they are kept in memory */
 } nps_factors_spec_t;
 
@@ -56,6 +58,11 @@ bool nps_factors_excludes(const char *name, const char *const *exclude, int excl
 
 /** Whether a target is split into bands. Local. */
 bool nps_factors_splits(const nps_target_t *target, const char *const *exclude, int exclude_count);
+
+/** Give ranks the factors of further matrices, where they do not have them. Collective.
+ *  @param layout  with the same merged tensors; @param owner  [layout->count] the rank that is to have a target's */
+nps_err_t nps_factors_give(const nps_comm_t *comm, nps_factors_t *factors, const nps_layout_t *layout,
+                           const int *owner);
 
 int nps_factors_lists(const nps_factors_t *factors); /* 1 with sum, else T */
 int nps_factors_matrices(const nps_factors_t *factors);

@@ -59,6 +59,20 @@ void nps_schedule_free(nps_schedule_t *schedule);
  *  @param seconds  [count]; @param[out] owner  [count] ranks */
 void nps_schedule_assign(const double *seconds, int count, int ranks, int *owner);
 
+/** Cut a chain of items into stretches of neighbours so that the heaviest is as light as can be. Local, deterministic.
+ *  @param weight  gives the weight of the items [first, end); one with more items is not lighter
+ *  @param parts   1 to `count`
+ *  @param[out] cut  [parts + 1] stretch p is [cut[p], cut[p + 1]), none is empty */
+void nps_schedule_split(int count, int parts, int64_t (*weight)(const void *ctx, int first, int end), const void *ctx,
+                        int *cut);
+
+/** Cut a line of items into pieces that groups take one after the other as they fall idle: each is a half of the groups' equal
+ *  share of what is left, so that in the end pieces are single items, and no group idles longer than one takes. One group takes
+ *  all at once. Local, deterministic.
+ *  @param work  [count] of the items; @param[out] cut  [count + 1] piece p is [cut[p], cut[p + 1])
+ *  @return number of pieces */
+int64_t nps_schedule_deal(const double *work, int64_t count, int groups, int64_t *cut);
+
 /** Give the least bytes a rank with which a job fits. Local. */
 int64_t nps_schedule_least_bytes(const nps_jobs_t *jobs, int job);
 

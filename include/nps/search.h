@@ -2,10 +2,11 @@
  *  Neural parameter search (Du et al., ACL 2025, arXiv 2505.18713): CMA-ES over the weights and priorities of subspaces and
  *  over the models' λ, scored by the native evaluators, candidates spread over the ranks. Layer 6.
  *
- *  One evaluation is one candidate on all its tasks. A generation is a list of items (candidate, task), cut into contiguous
- *  stretches of about equal samples, one a rank; every batch has a slot of its own (correct, total, Σ nll), filled by one
- *  rank; one reduction brings all slots to all ranks, and they are summed in slot order. Rank 0 leads CMA-ES and broadcasts
- *  the candidates: the history is the same bytes on any number of ranks. */
+ *  One evaluation is one candidate on all its tasks. Ranks form groups that hold the models together. The batches of a
+ *  generation, candidate by candidate and task by task, stand in one line, of which groups take pieces as they fall idle; every
+ *  batch has a slot of its own (correct, total, Σ nll), filled by one rank; one reduction brings all slots to all ranks, and
+ *  they are summed in slot order. Rank 0 leads CMA-ES and broadcasts the candidates: the history is the same bytes on any
+ *  number of ranks, in whatever groups. */
 #ifndef NPS_SEARCH_H
 #define NPS_SEARCH_H
 
@@ -28,6 +29,20 @@ typedef struct nps_search_task {
   float *const *own; /**< [tensors of the net] weights that are not the candidate's (heads); NULL: the candidate's */
 } nps_search_task_t;
 
+/** Ranks that hold base and fine-tuned models together, whole layers each, and score candidates together. Borrowed. */
+typedef struct nps_search_group {
+  const nps_comm_t *ranks; /**< this rank's group, in the order of its stages; NULL: it has none and only waits */
+  int size;                /**< ranks in it */
+  int count;               /**< groups */
+  int first, end;          /**< stages of the networks that this rank runs: [first, end) */
+  int64_t held;            /**< bytes of the models that it holds */
+} nps_search_group_t;
+
+/** Predict the bytes of a rank's working memory while it scores. Local.
+ *  @param tasks  [count] their weights are not looked at
+ *  @param group  all but `ranks` */
+int64_t nps_search_work_bytes(const nps_search_task_t *tasks, int count, int batch, const nps_search_group_t *group);
+
 /** How a search is interrupted and goes on. All pointers are borrowed. */
 typedef struct nps_search_keep {
   const char *snapshot; /**< file that holds what has been scored, replaced after every generation; NULL: none */
@@ -39,8 +54,9 @@ typedef struct nps_search_keep {
 
 /** What is to be searched. Borrowed. */
 typedef struct nps_search_spec {
-  const nps_store_t *store;
-  const nps_factors_t *factors; /**< partition singular: of all matrices and models, on every rank; else NULL */
+  const nps_store_t *store;     /**< this rank's part of its group's copy; copies are numbered as groups */
+  const nps_factors_t *factors; /**< partition singular: of all models and of all matrices in the store; else NULL */
+  nps_search_group_t group;
   bool of_sum;                  /**< factors of the sum alone: λ is fixed, and one row of weights counts */
   const char *const *models;    /**< [T] names */
   const nps_weighting_t *start; /**< given weights, priorities, densities, scope, normalize; λ: the models' weights */
@@ -102,7 +118,7 @@ typedef struct nps_search {
   int ranks;
 } nps_search_t;
 
-/** Search, and score base, fine-tuned models, start and result. Collective: every rank holds the store, nets and data.
+/** Search, and score base, fine-tuned models, start and result. Collective: every rank has nets and data.
  *  Shows progress and logs an event for each generation.
  *  @param report  rank 0's, else NULL
  *  @param[out] out  freed with nps_search_free()

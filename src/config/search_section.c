@@ -172,10 +172,7 @@ static void read_max_time(void *target, const nps_node_t *value, const char *wha
 }
 
 static void read_ranks_per_model(void *target, const nps_node_t *value, const char *what) {
-  int ranks = 0;
-  (void)target;
-  read_int(value, what, 0, &ranks);
-  if (ranks > 1) nps_place_fail(value->place, "%s: more than 1 is not built yet", what);
+  read_int(value, what, 0, &section(target)->ranks_per_model);
 }
 
 static void read_snapshot(void *target, const nps_node_t *value, const char *what) {

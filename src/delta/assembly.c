@@ -41,6 +41,7 @@ nps_err_t nps_assembly_new(const nps_factors_t *f, nps_assembly_t **out) {
   a->factors = f;
   for (int j = 0; j < f->matrix_count; j++) {
     const nps_matrix_t *m = &f->matrices[j];
+    if (!m->held) continue;
     const int64_t batch = batch_of(f->lists, m->count);
     left = nps_max64(left, batch * m->rows);
     right = nps_max64(right, batch * m->columns);

@@ -86,6 +86,13 @@ nps_err_t nps_blocks_new(const nps_comm_t *comm, const int64_t *most, int count,
 
 bool nps_blocks_wanted(const nps_blocks_t *b) { return b->file < 0 || b->leader; }
 
+bool nps_blocks_in_file(const nps_blocks_t *b) { return b->file >= 0; }
+
+void nps_blocks_drop(nps_blocks_t *b, int block) {
+  free(b->memory[block]);
+  b->memory[block] = NULL;
+}
+
 void nps_blocks_free(nps_blocks_t *b) {
   if (!b) return;
   for (int i = 0; i < b->count; i++) free(b->memory[i]);

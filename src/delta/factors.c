@@ -115,6 +115,7 @@ static void share_out(const nps_comm_t *comm, const nps_factors_spec_t *spec, np
   nps_schedule_assign(seconds, f->matrix_count, nps_comm_size(comm), owner);
   for (int j = 0; j < f->matrix_count; j++) {
     const nps_target_t *target = f->targets[f->matrices[j].tensor];
+    f->matrices[j].held = !spec->hold || spec->hold[target - spec->layout->targets] != NPS_HOLD_NOT;
     f->matrices[j].owner = spec->owner ? spec->owner[target - spec->layout->targets] : owner[j];
   }
   free(seconds);
@@ -216,29 +217,78 @@ static nps_err_t factorise_own(const nps_comm_t *comm, const nps_factors_spec_t 
 
 /* ---- giving them away ---- */
 
-static nps_err_t give_block(const nps_comm_t *comm, nps_factors_t *f, int list, int matrix, float *vectors) {
+/* One rank's factors of a matrix for all that hold it. */
+static nps_err_t give_block(const nps_comm_t *comm, nps_factors_t *f, int list, int matrix, int from, bool wanted,
+                            float *vectors) {
   const nps_matrix_t *m = &f->matrices[matrix];
   const int block = nps_factors_block(f, list, matrix);
   const int64_t n = f->present[block] * (m->rows + m->columns);
-  const bool own = m->owner == nps_comm_rank(comm);
+  const bool own = from == nps_comm_rank(comm);
   nps_err_t err = own ? nps_blocks_get(f->blocks, block, 0, n, vectors) : NPS_OK;
-  nps_comm_bcast_from(comm, m->owner, vectors, (size_t)n * sizeof *vectors);
-  nps_comm_bcast_from(comm, m->owner, f->seen + list * f->seen_count + m->seen_at, (size_t)(m->rows + m->columns));
-  return err == NPS_OK && !own && nps_blocks_wanted(f->blocks) ? nps_blocks_put(f->blocks, block, vectors, n) : err;
+  nps_comm_bcast_from(comm, from, vectors, (size_t)n * sizeof *vectors);
+  return err == NPS_OK && !own && wanted ? nps_blocks_put(f->blocks, block, vectors, n) : err;
 }
 
-/* Brings every factor to every rank. */
-static nps_err_t give_all(const nps_comm_t *comm, nps_factors_t *f) {
+static nps_err_t make_vectors(const nps_comm_t *comm, const nps_factors_t *f, float **vectors) {
   int64_t most = 0;
-  float *vectors = NULL;
-  if (nps_comm_size(comm) == 1) return NPS_OK;
   for (int j = 0; j < f->matrix_count; j++)
     most = nps_max64(most, f->matrices[j].count * (f->matrices[j].rows + f->matrices[j].columns));
-  nps_err_t err = nps_comm_agree(comm, nps_buffer_alloc((size_t)most * sizeof *vectors, "singular vectors", &vectors));
+  return nps_comm_agree(comm, nps_buffer_alloc((size_t)most * sizeof **vectors, "singular vectors", vectors));
+}
+
+/* Brings every factor to the ranks that hold its matrix. In the end a rank that does not forgets its own. */
+static nps_err_t give_all(const nps_comm_t *comm, nps_factors_t *f) {
+  float *vectors = NULL;
+  if (nps_comm_size(comm) == 1) return NPS_OK;
+  nps_err_t err = make_vectors(comm, f, &vectors);
   for (int b = 0; err == NPS_OK && b < f->lists * f->matrix_count; b++) {
-    const nps_err_t here = give_block(comm, f, b / f->matrix_count, b % f->matrix_count, vectors);
-    err = nps_comm_agree(comm, here);
+    const int list = b / f->matrix_count, matrix = b % f->matrix_count;
+    const nps_matrix_t *m = &f->matrices[matrix];
+    const bool wanted = nps_blocks_in_file(f->blocks) ? nps_blocks_wanted(f->blocks) : m->held;
+    err = nps_comm_agree(comm, give_block(comm, f, list, matrix, m->owner, wanted, vectors));
+    nps_comm_bcast_from(comm, m->owner, f->seen + list * f->seen_count + m->seen_at, (size_t)(m->rows + m->columns));
+    if (!m->held) nps_blocks_drop(f->blocks, b);
   }
+  free(vectors);
+  return err;
+}
+
+/* The first rank that has the factors of each matrix. */
+static int *find_holders(const nps_comm_t *comm, const nps_factors_t *f) {
+  int *holder = nps_xcalloc((size_t)f->matrix_count + 1, sizeof *holder);
+  double *first = nps_xcalloc((size_t)f->matrix_count + 1, sizeof *first);
+  for (int j = 0; j < f->matrix_count; j++)
+    first[j] = f->matrices[j].held ? -nps_comm_rank(comm) : -nps_comm_size(comm);
+  nps_comm_max_f64(comm, first, f->matrix_count);
+  for (int j = 0; j < f->matrix_count; j++) holder[j] = (int)-first[j];
+  free(first);
+  return holder;
+}
+
+static int owner_of(const nps_factors_t *f, int matrix, const nps_layout_t *layout, const int *owner) {
+  for (int t = 0; t < layout->count; t++)
+    if (strcmp(layout->targets[t].name, f->targets[f->matrices[matrix].tensor]->name) == 0) return owner[t];
+  return -1;
+}
+
+nps_err_t nps_factors_give(const nps_comm_t *comm, nps_factors_t *f, const nps_layout_t *layout, const int *owner) {
+  float *vectors = NULL;
+  int64_t missing = 0;
+  for (int j = 0; j < f->matrix_count; j++)
+    missing += !f->matrices[j].held && owner_of(f, j, layout, owner) == nps_comm_rank(comm);
+  nps_comm_sum_i64(comm, &missing, 1);
+  if (missing == 0 || nps_blocks_in_file(f->blocks)) return NPS_OK;
+  nps_err_t err = make_vectors(comm, f, &vectors);
+  int *holder = find_holders(comm, f);
+  for (int j = 0; j < f->matrix_count && err == NPS_OK; j++) {
+    const bool wanted = !f->matrices[j].held && owner_of(f, j, layout, owner) == nps_comm_rank(comm);
+    int64_t takers = wanted;
+    nps_comm_sum_i64(comm, &takers, 1);
+    for (int i = 0; takers > 0 && i < f->lists && err == NPS_OK; i++)
+      err = nps_comm_agree(comm, give_block(comm, f, i, j, holder[j], wanted, vectors));
+    f->matrices[j].held = f->matrices[j].held || wanted;
+  }
+  free(holder);
   free(vectors);
   return err;
 }

@@ -19,6 +19,12 @@ void nps_blocks_free(nps_blocks_t *blocks);
 /** Whether this rank is to put arrays that another has made: not where a rank of the same host does. Local. */
 bool nps_blocks_wanted(const nps_blocks_t *blocks);
 
+/** Whether the arrays lie in a file. Local. */
+bool nps_blocks_in_file(const nps_blocks_t *blocks);
+
+/** Forget an array that lies in memory. Local. */
+void nps_blocks_drop(nps_blocks_t *blocks, int block);
+
 nps_err_t nps_blocks_put(nps_blocks_t *blocks, int block, const float *x, int64_t n);
 nps_err_t nps_blocks_get(const nps_blocks_t *blocks, int block, int64_t first, int64_t n, float *x);
 
@@ -57,6 +63,7 @@ typedef struct nps_matrix {
   int64_t sigma_at; /* into a list's σ */
   int64_t seen_at;  /* into a list's marks of rows, then columns */
   int owner;
+  bool held; /* this rank has the factors, or will have them */
 } nps_matrix_t;
 
 struct nps_factors {

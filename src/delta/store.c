@@ -44,12 +44,14 @@ static nps_err_t read_model(nps_store_t *s, int model, nps_digest_t *digest) {
   int64_t *offset = s->offset + (size_t)(model + 1) * (size_t)s->tensors, bytes = 0;
   for (int t = 0; t < s->tensors; t++) {
     offset[t] = bytes;
-    bytes += aligned(s->targets[t]->count * (int64_t)nps_dtype_size(nps_store_dtype(s, model, t)));
+    if (nps_store_holds(s, t))
+      bytes += aligned(s->targets[t]->count * (int64_t)nps_dtype_size(nps_store_dtype(s, model, t)));
   }
   NPS_TRY(nps_buffer_alloc((size_t)bytes, "a model's weights", &s->raw[model + 1]));
   nps_reader_t *reader = nps_reader_new(s->inputs[input], digest);
   nps_err_t err = NPS_OK;
   for (int t = 0; t < s->tensors && err == NPS_OK; t++) {
+    if (!nps_store_holds(s, t)) continue;
     err = nps_reader_read(reader, s->targets[t]->source[input], 0, s->targets[t]->count, s->raw[model + 1] + offset[t]);
     if (err == NPS_OK) err = check_finite(s, model, t);
   }
@@ -58,13 +60,17 @@ static nps_err_t read_model(nps_store_t *s, int model, nps_digest_t *digest) {
 }
 
 nps_err_t nps_store_load(const nps_layout_t *layout, const nps_model_t *const *inputs, int base, const int *input_of,
-                         int models, nps_digest_t *digest, nps_store_t **out) {
+                         int models, const nps_share_t *part, nps_digest_t *digest, nps_store_t **out) {
   nps_store_t *s = nps_xcalloc(1, sizeof *s);
   nps_err_t err = NPS_OK;
   s->inputs = inputs;
   s->base = base;
   s->models = models;
   s->targets = nps_sorted_targets(layout, &s->tensors);
+  s->copy = part->copy;
+  s->copies = part->copies;
+  s->hold = nps_xcalloc((size_t)s->tensors + 1, sizeof *s->hold);
+  for (int t = 0; t < s->tensors; t++) s->hold[t] = part->hold ? part->hold[s->targets[t] - layout->targets] : NPS_HOLD;
   s->input_of = nps_xcalloc((size_t)models, sizeof *s->input_of);
   memcpy(s->input_of, input_of, (size_t)models * sizeof *s->input_of);
   s->raw = nps_xcalloc((size_t)models + 1, sizeof *s->raw);
@@ -85,24 +91,26 @@ void nps_store_free(nps_store_t *s) {
   free(s->raw);
   free(s->offset);
   free(s->input_of);
+  free(s->hold);
   free(s->targets);
   free(s);
 }
 
-int64_t nps_store_bytes(const nps_layout_t *layout, const nps_model_t *const *inputs, int base, const int *input_of,
-                        int models) {
+int64_t nps_store_target_bytes(const nps_layout_t *layout, const nps_model_t *const *inputs, int base,
+                               const int *input_of, int models, int target) {
+  const nps_target_t *t = &layout->targets[target];
   int64_t bytes = 0;
-  for (int t = 0; t < layout->count; t++) {
-    const nps_target_t *target = &layout->targets[t];
-    if (target->action != NPS_ACTION_MERGE) continue;
-    for (int model = -1; model < models; model++) {
-      const int input = model < 0 ? base : input_of[model];
-      const nps_dtype_t dtype = inputs[input]->tensors[target->source[input]].dtype;
-      bytes += aligned(target->count * (int64_t)nps_dtype_size(dtype));
-    }
+  if (t->action != NPS_ACTION_MERGE) return 0;
+  for (int model = -1; model < models; model++) {
+    const int input = model < 0 ? base : input_of[model];
+    bytes += aligned(t->count * (int64_t)nps_dtype_size(inputs[input]->tensors[t->source[input]].dtype));
   }
   return bytes;
 }
+
+bool nps_store_holds(const nps_store_t *s, int tensor) { return s->hold[tensor] != NPS_HOLD_NOT; }
+
+bool nps_store_counts(const nps_store_t *s, int tensor) { return s->hold[tensor] == NPS_HOLD; }
 
 int nps_store_models(const nps_store_t *s) { return s->models; }
 

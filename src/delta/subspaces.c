@@ -6,18 +6,31 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Counts this rank's share of a tensor's chunks. @param chunk  number of chunks seen so far, by all ranks */
-static void count_share(nps_partition_t *p, int pass, const nps_store_t *store, int model, int tensor,
-                        const nps_comm_t *comm, int64_t *chunk) {
-  const int rank = nps_comm_rank(comm), size = nps_comm_size(comm);
-  const int64_t count = nps_store_count(store, tensor);
+typedef void chunk_fn(void *ctx, const float *tau, int64_t n);
+
+/* Calls a function for this rank's share of the chunks of the tensors [first, end): copies take chunks in turn. */
+static void walk(const nps_store_t *store, int model, int first, int end, chunk_fn *each, void *ctx) {
+  int64_t chunk = 0;
   float tau[NPS_CHUNK];
-  for (int64_t first = 0; first < count; first += NPS_CHUNK) {
-    if ((*chunk)++ % size != rank) continue;
-    const int64_t n = count - first < NPS_CHUNK ? count - first : NPS_CHUNK;
-    nps_store_tau(store, model, tensor, first, n, tau);
-    nps_partition_count(p, pass, tau, n);
+  for (int t = first; t < end; t++) {
+    const int64_t count = nps_store_count(store, t);
+    for (int64_t at = 0; at < count; at += NPS_CHUNK) {
+      if (chunk++ % store->copies != store->copy || !nps_store_counts(store, t)) continue;
+      const int64_t n = nps_min64(count - at, NPS_CHUNK);
+      nps_store_tau(store, model, t, at, n, tau);
+      each(ctx, tau, n);
+    }
   }
+}
+
+typedef struct {
+  nps_partition_t *partition;
+  int pass;
+} counting_t;
+
+static void count_chunk(void *ctx, const float *tau, int64_t n) {
+  const counting_t *c = ctx;
+  nps_partition_count(c->partition, c->pass, tau, n);
 }
 
 /* Finds the thresholds of the tensors [first, end) of a model together. */
@@ -27,28 +40,30 @@ static void split(nps_subspaces_t *s, nps_partition_t *p, const nps_comm_t *comm
   for (int t = first; t < end; t++) entries += nps_store_count(s->store, t);
   nps_partition_start(p, entries);
   for (int pass = 0; pass < 2; pass++) {
-    int64_t chunk = 0;
-    for (int t = first; t < end; t++) count_share(p, pass, s->store, model, t, comm, &chunk);
+    walk(s->store, model, first, end, count_chunk, &(counting_t){p, pass});
     nps_partition_reduce(p, pass, comm);
   }
   if (s->subspaces > 1)
     memcpy(thresholds, nps_partition_thresholds(p), (size_t)(s->subspaces - 1) * sizeof *thresholds);
 }
 
+typedef struct {
+  const float *thresholds;
+  int subspaces;
+  int64_t *counts;
+} below_t;
+
+static void count_subspaces(void *ctx, const float *tau, int64_t n) {
+  const below_t *b = ctx;
+  nps_subspace_count(b->thresholds, b->subspaces, tau, NULL, n, b->counts);
+}
+
 /* Entries below each threshold: another look at the data, as a threshold may lie amid equal ones. */
 static void count_below(nps_subspaces_t *s, const nps_comm_t *comm, int model) {
-  const float *thresholds = nps_subspaces_thresholds(s, model, 0);
-  const int rank = nps_comm_rank(comm), size = nps_comm_size(comm);
-  int64_t *counts = s->below + (int64_t)model * s->subspaces, chunk = 0, before = 0;
-  float tau[NPS_CHUNK];
-  for (int t = 0; t < nps_store_tensors(s->store); t++)
-    for (int64_t first = 0; first < nps_store_count(s->store, t); first += NPS_CHUNK) {
-      if (chunk++ % size != rank) continue;
-      const int64_t left = nps_store_count(s->store, t) - first, n = left < NPS_CHUNK ? left : NPS_CHUNK;
-      nps_store_tau(s->store, model, t, first, n, tau);
-      nps_subspace_count(thresholds, s->subspaces, tau, NULL, n, counts);
-    }
-  if (size > 1) nps_comm_sum_i64(comm, counts, s->subspaces);
+  int64_t *counts = s->below + (int64_t)model * s->subspaces, before = 0;
+  below_t b = {nps_subspaces_thresholds(s, model, 0), s->subspaces, counts};
+  walk(s->store, model, 0, nps_store_tensors(s->store), count_subspaces, &b);
+  if (nps_comm_size(comm) > 1) nps_comm_sum_i64(comm, counts, s->subspaces);
   for (int m = 0; m < s->subspaces; m++) {
     const int64_t own = counts[m];
     counts[m] = before;

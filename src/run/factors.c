@@ -73,32 +73,35 @@ static nps_err_t factorise(nps_run_state_t *run, const nps_factors_spec_t *spec,
   return NPS_OK;
 }
 
-/* ---- for a search: every rank has all ---- */
+/* ---- for a search: every rank has those of its layers ---- */
 
-int64_t nps_run_factors_bytes(const nps_run_state_t *run, bool *spill, int64_t room) {
+int64_t nps_run_factors_target_bytes(const nps_run_state_t *run, int target) {
   const nps_factors_spec_t spec = describe_all(run);
-  const int64_t bytes = nps_factors_bytes(&spec), assembly = nps_assembly_bytes(&spec);
-  const int64_t work = assembly > nps_factors_work_bytes(&spec) ? assembly : nps_factors_work_bytes(&spec);
-  *spill = bytes + work > room;
-  return *spill ? work : bytes + work;
+  return nps_factors_target_bytes(&spec, target);
 }
 
-void nps_run_show_factors(const nps_run_state_t *run, int64_t room) {
+int64_t nps_run_factors_work_bytes(const nps_run_state_t *run) {
+  const nps_factors_spec_t spec = describe_all(run);
+  return nps_max64(nps_assembly_bytes(&spec), nps_factors_work_bytes(&spec));
+}
+
+void nps_run_show_factors(const nps_run_state_t *run, bool spill) {
   const nps_factors_spec_t spec = describe_all(run);
   char bytes[32];
-  bool spill;
-  nps_run_factors_bytes(run, &spill, room);
   nps_report_line(run->report, "singular factors: %s %s%s", nps_format_bytes((double)nps_factors_bytes(&spec), bytes),
-                  spill ? "of disk on every host, as memory does not hold them, in " : "of memory a rank",
+                  spill ? "of disk on every host, as memory does not hold them, in "
+                        : "in memory, for each model group",
                   spill ? spill_folder() : "");
 }
 
-nps_err_t nps_run_factorise_all(nps_run_state_t *run, const nps_weighting_t *start, const int *input_of, bool spill) {
+nps_err_t nps_run_factorise_all(nps_run_state_t *run, const nps_weighting_t *start, const int *input_of,
+                                const nps_run_groups_t *groups) {
   nps_factors_spec_t spec = describe_all(run);
   spec.input_of = input_of;
   spec.lambda = start->lambda;
   spec.density = start->density;
-  spec.spill = spill ? spill_folder() : NULL;
+  spec.spill = groups->spill ? spill_folder() : NULL;
+  spec.hold = groups->hold;
   return factorise(run, &spec, &run->factors);
 }
 
@@ -167,7 +170,8 @@ nps_err_t nps_run_prepare_factors(nps_run_state_t *run, nps_run_output_t *output
   find_values(output, w->lambda, w->density);
   nps->factors = run->factors;
   nps->first_list = run->factors ? output->first_model : 0;
-  if (!run->factors) err = factorise_output(run, output, w->lambda, w->density);
+  err = run->factors ? nps_factors_give(run->comm, run->factors, output->layout, output->plan->owner_first)
+                     : factorise_output(run, output, w->lambda, w->density);
   if (err == NPS_OK) {
     for (int m = 0; m < w->models; m++) w->lambda[m] = 1; /* what is kept does not depend on it */
     nps->taking = nps_taking_new(nps->factors);

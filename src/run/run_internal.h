@@ -161,6 +161,37 @@ nps_err_t nps_run_search(nps_run_state_t *run);
  *  @param limit  bytes a rank may use */
 nps_err_t nps_run_plan_search(const nps_run_state_t *run, int64_t limit);
 
+/* ---- groups.c ---- */
+
+/** Ranks that hold the models of a search together. */
+typedef struct nps_run_groups {
+  int size, count; /**< ranks of the smallest group; groups */
+  int *cut;        /**< [size + 1] rank r of such a group has the stages [cut[r], cut[r + 1]); owned */
+  bool spill;      /**< singular factors go to a file */
+  int64_t bytes;   /**< the most that a rank needs while scoring */
+  /* This rank's: */
+  nps_comm_t *ranks; /**< its group; NULL: it has nothing to do; owned */
+  nps_hold_t *hold;  /**< [layout->count] owned */
+  nps_share_t part;
+  nps_search_group_t group;
+} nps_run_groups_t;
+
+/** Find how many ranks share the models, and which layers each holds: the fewest whose memory suffices, the largest of their
+ *  shares as small as can be. Local.
+ *  @param given   search.ranks_per_model: so many, where there are so many ranks and layers; 0: as said
+ *  @param limit   bytes a rank may use
+ *  @param[in,out] groups  begin with zeros; freed with nps_run_leave_group(), after errors too
+ *  @return NPS_ERR_CONFIG: too little memory */
+nps_err_t nps_run_find_groups(const nps_run_state_t *run, int ranks, int given, int64_t limit,
+                              nps_run_groups_t *groups);
+
+/** Make the groups, and find this rank's part. Collective, as leaving is. */
+void nps_run_join_group(const nps_run_state_t *run, nps_run_groups_t *groups);
+void nps_run_leave_group(nps_run_groups_t *groups);
+
+/** Show groups in the plan. Local. */
+void nps_run_show_groups(const nps_run_state_t *run, int ranks, const nps_run_groups_t *groups);
+
 /** Share out the work of an output. Collective. @param ranks  as many as the plan is for */
 nps_err_t nps_run_plan(nps_run_state_t *run, nps_run_output_t *output, int ranks);
 
@@ -211,12 +242,17 @@ void nps_run_show_summary(const nps_run_state_t *run, const nps_run_output_t *ou
 /** Whether matrices are split by their singular values. */
 bool nps_run_is_singular(const nps_run_state_t *run);
 
-/** Predict the bytes of memory that a rank needs to search with factors, and whether they go to a file. @param room  bytes */
-int64_t nps_run_factors_bytes(const nps_run_state_t *run, bool *spill, int64_t room);
-void nps_run_show_factors(const nps_run_state_t *run, int64_t room);
+/** Predict the bytes of the factors of a target of the layout, and of the working memory of a rank that makes and uses
+ *  factors. Local. */
+int64_t nps_run_factors_target_bytes(const nps_run_state_t *run, int target);
+int64_t nps_run_factors_work_bytes(const nps_run_state_t *run);
+void nps_run_show_factors(const nps_run_state_t *run, bool spill);
 
-/** Factorise the task vectors of all models for every rank. Collective. @param start  λ and densities */
-nps_err_t nps_run_factorise_all(nps_run_state_t *run, const nps_weighting_t *start, const int *input_of, bool spill);
+/** Factorise the task vectors of all models for a search. Collective.
+ *  @param start   λ and densities
+ *  @param groups  joined; every rank gets the factors of the tensors that it holds */
+nps_err_t nps_run_factorise_all(nps_run_state_t *run, const nps_weighting_t *start, const int *input_of,
+                                const nps_run_groups_t *groups);
 
 /** Add the factors of an output to its plan, where it has some of its own / show them. Local. */
 void nps_run_plan_factors(const nps_run_state_t *run, nps_run_output_t *output);

@@ -12,7 +12,7 @@ typedef struct {
   nps_store_t *store;
   nps_weighting_t *start;
   nps_search_task_t *tasks;
-  bool spill; /* singular factors go to a file */
+  nps_run_groups_t groups;
 } work_t;
 
 static bool searches(const nps_run_state_t *run) {
@@ -75,7 +75,7 @@ static nps_err_t load(const nps_run_state_t *run, work_t *work) {
   const nps_recipe_fitness_t *fitness = &run->recipe->fitness;
   work->tasks = nps_xcalloc((size_t)fitness->task_count, sizeof *work->tasks);
   NPS_TRY(nps_store_load(run->layout, (const nps_model_t *const *)run->inputs, run->base, work->input_of,
-                         run->model_count, NULL, &work->store));
+                         run->model_count, &work->groups.part, NULL, &work->store));
   for (int i = 0; i < fitness->task_count; i++) {
     nps_run_task_t *task = &run->tasks[i];
     NPS_TRY(nps_net_read_weights(task->net, true, &task->own));
@@ -89,6 +89,7 @@ static nps_err_t load(const nps_run_state_t *run, work_t *work) {
 }
 
 static void unload(work_t *work) {
+  nps_run_leave_group(&work->groups);
   nps_store_free(work->store);
   nps_weighting_free(work->start);
   free(work->input_of);
@@ -119,6 +120,7 @@ static nps_err_t search(nps_run_state_t *run, const work_t *work, const char *id
   settings.start_from = run->start_from;
   const nps_search_spec_t spec = {
       .store = work->store,
+      .group = work->groups.group,
       .factors = run->factors,
       .of_sum = recipe->nps.sum,
       .models = work->names,
@@ -156,54 +158,9 @@ static nps_err_t search_kept(nps_run_state_t *run, const work_t *work) {
   return err;
 }
 
-/* Bytes of data and working memory besides the models. */
-static int64_t task_bytes(const nps_run_state_t *run) {
-  int64_t bytes = 0;
-  size_t scratch = 0;
-  for (int i = 0; i < run->recipe->fitness.task_count; i++) {
-    const nps_run_task_t *task = &run->tasks[i];
-    const nps_dataset_t *data = task->dataset;
-    const size_t needed = nps_net_scratch_bytes(task->net, data, run->recipe->fitness.batch);
-    if (needed > scratch) scratch = needed;
-    bytes += data->samples * nps_dataset_sample_bytes(data);
-    for (int t = 0; t < nps_net_tensor_count(task->net); t++)
-      if (nps_net_tensor(task->net, t)->of_head) bytes += nps_net_tensor(task->net, t)->count * (int64_t)sizeof(float);
-  }
-  return bytes + (int64_t)scratch;
-}
-
-/* Bytes that every rank needs to search: it holds all models. */
-static int64_t search_bytes(const nps_run_state_t *run) {
-  int *input_of = nps_xcalloc((size_t)run->model_count, sizeof *input_of);
-  for (int m = 0; m < run->model_count; m++) input_of[m] = run->models[m].input;
-  const int64_t models =
-      nps_store_bytes(run->layout, (const nps_model_t *const *)run->inputs, run->base, input_of, run->model_count);
-  free(input_of);
-  return models + nps_candidate_bytes(run->layout) + task_bytes(run);
-}
-
-/* Bytes with singular factors, in memory as far as they fit into the limit. */
-static int64_t all_bytes(const nps_run_state_t *run, int64_t limit, bool *spill) {
-  const int64_t bytes = search_bytes(run);
-  *spill = false;
-  return nps_run_is_singular(run) ? bytes + nps_run_factors_bytes(run, spill, limit - bytes) : bytes;
-}
-
-static nps_err_t check_memory(const nps_run_state_t *run, int64_t limit, bool *spill) {
-  char needed[32], allowed[32];
-  const int64_t bytes = all_bytes(run, limit, spill);
-  if (bytes <= limit) return NPS_OK;
-  return nps_fail(
-      NPS_ERR_CONFIG,
-      "%s: the search needs %s a rank, as every rank holds all models, but %s are allowed: use fewer ranks on "
-      "a host (search.ranks_per_model above 1 is not built yet)",
-      run->recipe->file, nps_format_bytes((double)bytes, needed), nps_format_bytes((double)limit, allowed));
-}
-
 nps_err_t nps_run_plan_search(const nps_run_state_t *run, int64_t limit) {
   const nps_recipe_t *recipe = run->recipe;
-  char bytes[32];
-  bool spill;
+  const int ranks = run->options->ranks ? run->options->ranks : nps_comm_size(run->comm);
   double flops = 0;
   int64_t samples = 0;
   if (!nps_run_has_tasks(run) || nps_comm_rank(run->comm) != 0) return NPS_OK; /* rank 0 has opened the tasks */
@@ -216,21 +173,30 @@ nps_err_t nps_run_plan_search(const nps_run_state_t *run, int64_t limit) {
     nps_report_line(run->report, "search: at most %d generations in each search", recipe->search.generations);
   nps_report_line(run->report, "scores: %d tasks, %lld samples, %.3g GFLOP in one evaluation of all of them",
                   recipe->fitness.task_count, (long long)samples, 1e-9 * flops);
-  nps_report_line(run->report, "memory while scoring: %s a rank, as every rank holds all models",
-                  nps_format_bytes((double)all_bytes(run, limit, &spill), bytes));
-  if (nps_run_is_singular(run)) nps_run_show_factors(run, limit - search_bytes(run));
-  return check_memory(run, limit, &spill);
+  nps_run_groups_t groups = {0};
+  nps_err_t err = nps_run_find_groups(run, ranks, recipe->search.ranks_per_model, limit, &groups);
+  nps_run_show_groups(run, ranks, &groups);
+  if (nps_run_is_singular(run)) nps_run_show_factors(run, groups.spill);
+  nps_run_leave_group(&groups);
+  return err;
+}
+
+/* The groups, the models' weights and what else is needed. Collective. */
+static nps_err_t make_ready(nps_run_state_t *run, work_t *work) {
+  const int64_t limit = nps_run_memory_limit(run, nps_run_ranks_per_node(run));
+  int given = run->recipe->search.ranks_per_model; /* no part of the recipe that all ranks have */
+  nps_comm_bcast(run->comm, &given, sizeof given);
+  NPS_TRY(nps_comm_agree(run->comm, nps_run_find_groups(run, nps_comm_size(run->comm), given, limit, &work->groups)));
+  nps_run_join_group(run, &work->groups);
+  NPS_TRY(nps_comm_agree(run->comm, prepare(run, work)));
+  if (nps_run_is_singular(run)) NPS_TRY(nps_run_factorise_all(run, work->start, work->input_of, &work->groups));
+  return nps_comm_agree(run->comm, load(run, work));
 }
 
 nps_err_t nps_run_search(nps_run_state_t *run) {
   work_t work = {0};
   if (!nps_run_has_tasks(run)) return NPS_OK;
-  const int64_t limit = nps_run_memory_limit(run, nps_run_ranks_per_node(run));
-  nps_err_t err = nps_comm_agree(run->comm, check_memory(run, limit, &work.spill));
-  if (err == NPS_OK) err = nps_comm_agree(run->comm, prepare(run, &work));
-  if (err == NPS_OK && nps_run_is_singular(run))
-    err = nps_run_factorise_all(run, work.start, work.input_of, work.spill);
-  if (err == NPS_OK) err = nps_comm_agree(run->comm, load(run, &work));
+  nps_err_t err = make_ready(run, &work);
   if (err == NPS_OK) err = search_kept(run, &work);
   unload(&work);
   return err;

@@ -1,6 +1,8 @@
-/* Scores of candidates and stored models on all ranks. The batches of all jobs stand in one line, which is cut into one
- * stretch a rank; each batch has a slot that one rank fills, so that sums do not depend on who did what. */
+/* Scores of candidates and stored models on all ranks. The batches of all jobs stand in one line, of which groups of ranks take
+ * pieces; each batch has a slot that one rank fills, so that sums do not depend on who did what. */
 #include "search_internal.h"
+
+#include "nps/schedule.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -8,7 +10,6 @@
 
 /* What is known of a task in advance. */
 typedef struct {
-  int *place;                  /* [tensors of the net] in the store, or -1: the task's own */
   int64_t *samples[NPS_PARTS]; /* [count] */
   int64_t count[NPS_PARTS];
 } task_t;
@@ -22,11 +23,10 @@ struct nps_scorer {
   int64_t batch;
   task_t *tasks; /* [task_count] */
   nps_subspaces_t *subspaces;
+  nps_rules_t *rules;
   nps_candidate_t *candidate;
-  const float **weights; /* room for the pointers of any net */
-  void *scratch;
+  nps_runner_t *runner;
   nps_memo_t *memo; /* the same on every rank */
-  double flops;
 };
 
 /* ---- samples ---- */
@@ -45,13 +45,13 @@ static void split_samples(const nps_dataset_t *data, double holdout, task_t *tas
 
 /* ---- preparing ---- */
 
-static nps_err_t find_tensors(const nps_search_spec_t *spec, const nps_search_task_t *task, int *place) {
+static nps_err_t check_tensors(const nps_search_spec_t *spec, const nps_search_task_t *task) {
   nps_err_t err = NPS_OK;
   for (int i = 0; i < nps_net_tensor_count(task->net); i++) {
     const nps_net_tensor_t *tensor = nps_net_tensor(task->net, i);
     const bool own = task->own && task->own[i];
-    place[i] = own ? -1 : nps_store_find(spec->store, tensor->name);
-    if (own || (place[i] >= 0 && nps_store_count(spec->store, place[i]) == tensor->count)) continue;
+    const int place = own ? -1 : nps_store_find(spec->store, tensor->name);
+    if (own || (place >= 0 && nps_store_count(spec->store, place) == tensor->count)) continue;
     err = nps_fail(NPS_ERR_INPUT,
                    "task '%s': the network needs tensor %s of %lld elements, but neither the merged model nor the "
                    "task's head has it",
@@ -62,24 +62,23 @@ static nps_err_t find_tensors(const nps_search_spec_t *spec, const nps_search_ta
 
 static nps_err_t prepare_tasks(nps_scorer_t *s) {
   const nps_search_spec_t *spec = s->spec;
-  int most_tensors = 1;
-  size_t most_bytes = 0;
   nps_err_t err = NPS_OK;
   s->tasks = nps_xcalloc((size_t)spec->task_count, sizeof *s->tasks);
   for (int t = 0; t < spec->task_count; t++) {
-    const nps_search_task_t *task = &spec->tasks[t];
-    const int tensors = nps_net_tensor_count(task->net);
-    const int64_t batch = task->data->samples < s->batch ? task->data->samples : s->batch;
-    const size_t bytes = nps_net_scratch_bytes(task->net, task->data, (int)batch);
-    split_samples(task->data, spec->fitness->holdout, &s->tasks[t]);
-    s->tasks[t].place = nps_xcalloc((size_t)tensors, sizeof(int));
-    err = nps_err_worse(err, find_tensors(spec, task, s->tasks[t].place));
-    if (tensors > most_tensors) most_tensors = tensors;
-    if (bytes > most_bytes) most_bytes = bytes;
+    split_samples(spec->tasks[t].data, spec->fitness->holdout, &s->tasks[t]);
+    err = nps_err_worse(err, check_tensors(spec, &spec->tasks[t]));
   }
-  s->weights = nps_xcalloc((size_t)most_tensors, sizeof *s->weights);
-  if (err == NPS_OK) err = nps_buffer_alloc(most_bytes, "a forward pass", &s->scratch);
   return err;
+}
+
+static nps_err_t prepare_candidate(nps_scorer_t *s) {
+  const nps_search_spec_t *spec = s->spec;
+  if (!spec->factors) {
+    NPS_TRY(nps_subspaces_new(s->comm, spec->store, spec->start->subspaces, spec->start->scope, &s->subspaces));
+    s->rules = nps_rules_new(s->comm, spec->group.ranks, spec->store, s->subspaces);
+  }
+  return nps_comm_agree(
+      s->comm, nps_candidate_new(spec->store, s->subspaces, s->rules, spec->factors, spec->round, &s->candidate));
 }
 
 nps_err_t nps_scorer_new(const nps_comm_t *comm, const nps_search_spec_t *spec, nps_scorer_t **out) {
@@ -91,10 +90,8 @@ nps_err_t nps_scorer_new(const nps_comm_t *comm, const nps_search_spec_t *spec, 
   s->memo = nps_memo_new();
   *out = NULL;
   NPS_GOTO(nps_comm_agree(comm, prepare_tasks(s)));
-  if (!spec->factors)
-    NPS_GOTO(nps_subspaces_new(comm, spec->store, spec->start->subspaces, spec->start->scope, &s->subspaces));
-  NPS_GOTO(
-      nps_comm_agree(comm, nps_candidate_new(spec->store, s->subspaces, spec->factors, spec->round, &s->candidate)));
+  NPS_GOTO(prepare_candidate(s));
+  NPS_GOTO(nps_runner_new(comm, spec, s->candidate, &s->runner));
   *out = s;
   s = NULL;
 done:
@@ -104,33 +101,26 @@ done:
 
 void nps_scorer_free(nps_scorer_t *s) {
   if (!s) return;
+  nps_runner_free(s->runner);
   nps_candidate_free(s->candidate);
+  nps_rules_free(s->rules);
   nps_subspaces_free(s->subspaces);
   for (int t = 0; s->tasks && t < s->spec->task_count; t++) {
     for (int p = 0; p < NPS_PARTS; p++) free(s->tasks[t].samples[p]);
-    free(s->tasks[t].place);
   }
   free(s->tasks);
-  free(s->weights);
-  free(s->scratch);
   nps_memo_free(s->memo);
   free(s);
 }
 
-double nps_scorer_flops(const nps_scorer_t *s) { return s->flops; }
+double nps_scorer_flops(const nps_scorer_t *s) { return nps_runner_flops(s->runner); }
 
 /* ---- the line of batches ---- */
 
-/* A batch: what it is known by, and its samples. */
+/* A batch, and where its score goes. */
 typedef struct {
-  int64_t slot; /* among those that are not known */
-  int item;     /* (job, task) */
-  const nps_job_t *job;
-  int task; /* index into the spec's */
-  const int64_t *samples;
-  int count;
-  int64_t before; /* samples of all batches before it that are not known */
-  nps_memo_key_t key;
+  nps_slot_t slot;
+  int item;                 /* (job, task) */
   const nps_score_t *known; /* NULL: to be scored */
 } batch_t;
 
@@ -151,18 +141,15 @@ static void walk(const nps_scorer_t *s, const nps_job_t *jobs, int count, batch_
     for (int k = 0; k < jobs[j].task_count; k++, b.item++) {
       const task_t *task = &s->tasks[jobs[j].tasks[k]];
       const int64_t samples = task->count[jobs[j].part];
-      b.job = &jobs[j];
-      b.task = jobs[j].tasks[k];
+      b.slot.job = &jobs[j];
+      b.slot.task = jobs[j].tasks[k];
       for (int64_t first = 0; first < samples; first += s->batch) {
-        const int64_t place[3] = {b.task, jobs[j].part, first};
-        b.samples = task->samples[jobs[j].part] + first;
-        b.count = (int)(samples - first < s->batch ? samples - first : s->batch);
-        b.key = nps_memo_key(key, place, sizeof place);
-        b.known = nps_memo_find(s->memo, b.key);
+        const int64_t place[3] = {b.slot.task, jobs[j].part, first};
+        b.slot.samples = task->samples[jobs[j].part] + first;
+        b.slot.count = (int)(samples - first < s->batch ? samples - first : s->batch);
+        b.slot.key = nps_memo_key(key, place, sizeof place);
+        b.known = nps_memo_find(s->memo, b.slot.key);
         each(ctx, &b);
-        if (b.known) continue;
-        b.slot++;
-        b.before += b.count;
       }
     }
   }
@@ -171,86 +158,73 @@ static void walk(const nps_scorer_t *s, const nps_job_t *jobs, int count, batch_
 /* One round of scoring: what is not known yet, shared out anew. */
 typedef struct {
   nps_scorer_t *scorer;
-  double until;           /* by nps_now(): no batch is begun after it */
-  bool stop;              /* this rank was asked to stop */
-  int64_t slots, samples; /* to be scored */
-  nps_memo_key_t *keys;   /* [slots] */
-  int64_t *counts;        /* [slots][3]: correct, total, 1 where scored */
-  double *nll;            /* [slots] */
-  const nps_job_t *built; /* whose model the candidate holds, or could not be made to */
-  bool good;
-  double flops;        /* of this rank */
-  nps_score_t *scores; /* [items] */
+  double until;      /* by nps_now(): no wave is begun after it */
+  bool stop;         /* this rank was asked to stop */
+  nps_slot_t *slots; /* [count] to be scored */
+  int64_t count, room;
+  nps_score_t *scores; /* [count] found by this rank */
+  bool *done;          /* [count] */
 } scoring_t;
 
-static void measure(void *ctx, const batch_t *b) {
+static void collect(void *ctx, const batch_t *b) {
   scoring_t *w = ctx;
+  const nps_search_task_t *task = &w->scorer->spec->tasks[b->slot.task];
   if (b->known) return;
-  w->slots++;
-  w->samples += b->count;
+  if (w->count == w->room) {
+    w->room = w->room ? 2 * w->room : 64;
+    w->slots = nps_xrealloc(w->slots, (size_t)w->room, sizeof *w->slots);
+  }
+  w->slots[w->count] = b->slot;
+  w->slots[w->count++].flops = nps_net_flops(task->net, task->data, b->slot.count);
 }
 
-static void build(scoring_t *w, const nps_job_t *job) {
-  const nps_job_t *last = w->built;
-  if (last && last->weighting == job->weighting && (job->weighting || last->model == job->model)) return;
-  w->built = job;
-  w->good = true;
-  if (job->weighting)
-    w->good = nps_candidate_build(w->scorer->candidate, job->weighting);
-  else
-    nps_candidate_take(w->scorer->candidate, job->model);
-}
-
-static nps_score_t score(nps_scorer_t *s, const batch_t *b) {
-  const nps_search_task_t *task = &s->spec->tasks[b->task];
-  const int *place = s->tasks[b->task].place;
-  for (int i = 0; i < nps_net_tensor_count(task->net); i++)
-    s->weights[i] = place[i] < 0 ? task->own[i] : nps_candidate_tensor(s->candidate, place[i]);
-  return nps_net_score(task->net, s->weights, task->data, b->samples, b->count, s->scratch);
-}
-
-/* A batch belongs to the rank in whose stretch its middle lies. */
-static bool is_mine(const scoring_t *w, const batch_t *b) {
-  const int64_t ranks = nps_comm_size(w->scorer->comm);
-  return (2 * b->before + b->count) * ranks / (2 * w->samples) == nps_comm_rank(w->scorer->comm);
-}
-
-static bool may_go_on(scoring_t *w) {
+static bool is_stopped(void *ctx) {
+  scoring_t *w = ctx;
   const nps_search_keep_t *keep = &w->scorer->spec->keep;
   w->stop = w->stop || (keep->stop && keep->stop(keep->ctx));
-  return !w->stop && nps_now() < w->until;
+  return w->stop;
 }
 
-static void fill(void *ctx, const batch_t *b) {
-  scoring_t *w = ctx;
-  if (b->known) return;
-  w->keys[b->slot] = b->key;
-  if (!is_mine(w, b) || !may_go_on(w)) return;
-  build(w, b->job);
-  const nps_score_t found = w->good ? score(w->scorer, b) : (nps_score_t){.total = b->count, .nll_sum = NAN};
-  w->counts[3 * b->slot] = found.correct;
-  w->counts[3 * b->slot + 1] = found.total;
-  w->counts[3 * b->slot + 2] = 1;
-  w->nll[b->slot] = found.nll_sum;
-  w->flops += nps_net_flops(w->scorer->spec->tasks[b->task].net, w->scorer->spec->tasks[b->task].data, b->count);
+static bool may_go_on(void *ctx) {
+  const scoring_t *w = ctx;
+  return !is_stopped(ctx) && nps_now() < w->until;
 }
 
-/* Remembers what all ranks together have scored. @return batches still to be scored */
-static int64_t remember(const scoring_t *w) {
-  int64_t left = 0;
-  for (int64_t i = 0; i < w->slots; i++) {
-    const double nll = isnan(w->nll[i]) ? NAN : w->nll[i]; /* one NaN of the many, in the history's bytes */
-    if (w->counts[3 * i + 2])
-      nps_memo_add(w->scorer->memo, w->keys[i], (nps_score_t){w->counts[3 * i], w->counts[3 * i + 1], nll});
-    else
-      left++;
+/* Finds what the candidates of all slots keep. @return false: some rank was asked to stop */
+static bool find_rules(scoring_t *w) {
+  const nps_weighting_t **weightings = nps_xcalloc((size_t)w->count, sizeof *weightings);
+  int count = 0;
+  for (int64_t i = 0; i < w->count; i++) {
+    const nps_weighting_t *weighting = w->slots[i].job->weighting;
+    const bool is_next = count == 0 || weightings[count - 1] != weighting;
+    if (weighting && is_next && nps_weighting_has_result(weighting)) weightings[count++] = weighting;
   }
-  return left;
+  const bool found = !w->scorer->rules || nps_rules_find(w->scorer->rules, weightings, count, is_stopped, w);
+  free(weightings);
+  return found;
+}
+
+/* Scores for a while what is not known. */
+static void score_slots(scoring_t *w) {
+  const int groups = w->scorer->spec->group.count;
+  double *work = nps_xcalloc((size_t)w->count, sizeof *work);
+  int64_t *cut = nps_xcalloc((size_t)w->count + 1, sizeof *cut);
+  for (int64_t i = 0; i < w->count; i++) work[i] = w->slots[i].flops;
+  w->until = nps_now() + ROUND_SECONDS;
+  nps_runner_run(w->scorer->runner, &(nps_round_t){.slots = w->slots,
+                                                   .count = w->count,
+                                                   .cut = cut,
+                                                   .pieces = nps_schedule_deal(work, w->count, groups, cut),
+                                                   .may_go_on = may_go_on,
+                                                   .ctx = w,
+                                                   .scores = w->scores,
+                                                   .done = w->done});
+  free(work);
+  free(cut);
 }
 
 static void add_up(void *ctx, const batch_t *b) {
-  scoring_t *w = ctx;
-  nps_score_t *score_of_item = &w->scores[b->item];
+  nps_score_t *score_of_item = (nps_score_t *)ctx + b->item;
   score_of_item->correct += b->known->correct;
   score_of_item->total += b->known->total;
   score_of_item->nll_sum += b->known->nll_sum;
@@ -271,44 +245,61 @@ static nps_err_t tell_stopped(const nps_scorer_t *s) {
   return nps_fail(NPS_ERR_STOPPED, "stopped as asked; run again with --resume to go on from %s", snapshot);
 }
 
-/* Brings what every rank has found to all. @return whether some rank was asked to stop */
-static bool exchange(scoring_t *w) {
+/* Brings what every rank has found to all, and remembers it. @param[out] left  batches still to be scored
+ * @return whether some rank was asked to stop */
+static bool exchange(const scoring_t *w, int64_t *left) {
   const nps_comm_t *comm = w->scorer->comm;
-  w->counts[3 * w->slots] = w->stop;
-  nps_comm_sum_i64(comm, w->counts, 3 * w->slots + 1);
-  nps_comm_sum_f64(comm, w->nll, w->slots); /* one rank's is not zero: exact */
-  return w->counts[3 * w->slots] > 0;
+  int64_t(*counts)[3] = nps_xcalloc((size_t)w->count + 1, sizeof *counts); /* correct, total, 1 where scored */
+  double *nll = nps_xcalloc((size_t)w->count, sizeof *nll);
+  for (int64_t i = 0; i < w->count; i++) {
+    if (!w->done[i]) continue;
+    counts[i][0] = w->scores[i].correct;
+    counts[i][1] = w->scores[i].total;
+    counts[i][2] = 1;
+    nll[i] = w->scores[i].nll_sum;
+  }
+  counts[w->count][0] = w->stop;
+  nps_comm_sum_i64(comm, counts[0], 3 * (w->count + 1));
+  nps_comm_sum_f64(comm, nll, w->count); /* one rank's is not zero: exact */
+  *left = 0;
+  for (int64_t i = 0; i < w->count; i++) {
+    const double found = isnan(nll[i]) ? NAN : nll[i]; /* one NaN of the many, in the history's bytes */
+    if (counts[i][2])
+      nps_memo_add(w->scorer->memo, w->slots[i].key, (nps_score_t){counts[i][0], counts[i][1], found});
+    else
+      (*left)++;
+  }
+  const bool stop = counts[w->count][0] > 0;
+  free(counts);
+  free(nll);
+  return stop;
 }
 
 /* Scores for a while, and brings what was found to all ranks. @param[out] left  batches still to be scored */
 static nps_err_t run_round(nps_scorer_t *s, const nps_job_t *jobs, int count, int64_t *left) {
-  scoring_t w = {.scorer = s, .until = nps_now() + ROUND_SECONDS};
-  walk(s, jobs, count, measure, &w);
+  scoring_t w = {.scorer = s};
+  walk(s, jobs, count, collect, &w);
   *left = 0;
-  if (w.slots == 0) return NPS_OK;
-  w.keys = nps_xcalloc((size_t)w.slots, sizeof *w.keys);
-  w.counts = nps_xcalloc((size_t)w.slots * 3 + 1, sizeof *w.counts);
-  w.nll = nps_xcalloc((size_t)w.slots, sizeof *w.nll);
-  walk(s, jobs, count, fill, &w);
-  const bool stop = exchange(&w);
-  *left = remember(&w);
-  s->flops += w.flops;
-  free(w.keys);
-  free(w.counts);
-  free(w.nll);
+  if (w.count == 0) return NPS_OK;
+  w.scores = nps_xcalloc((size_t)w.count, sizeof *w.scores);
+  w.done = nps_xcalloc((size_t)w.count, sizeof *w.done);
+  if (find_rules(&w)) score_slots(&w);
+  const bool stop = exchange(&w, left);
+  free(w.slots);
+  free(w.scores);
+  free(w.done);
   NPS_TRY(nps_comm_agree(s->comm, nps_candidate_error(s->candidate)));
   NPS_TRY(save(s));
   return stop && *left > 0 ? tell_stopped(s) : NPS_OK;
 }
 
 nps_err_t nps_scorer_run(nps_scorer_t *s, const nps_job_t *jobs, int count, nps_score_t *scores) {
-  scoring_t w = {.scorer = s, .scores = scores};
   int64_t left = 1;
   int items = 0;
   while (left > 0) NPS_TRY(run_round(s, jobs, count, &left));
   for (int j = 0; j < count; j++) items += jobs[j].task_count;
   for (int i = 0; i < items; i++) scores[i] = (nps_score_t){0};
-  walk(s, jobs, count, add_up, &w);
+  walk(s, jobs, count, add_up, scores);
   return NPS_OK;
 }
 

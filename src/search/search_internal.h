@@ -49,7 +49,7 @@ nps_err_t nps_snapshot_write(const char *path, const char *identity, const nps_m
  *  @return NPS_ERR_INPUT with the reason: damaged, no snapshot, another version, another identity */
 nps_err_t nps_snapshot_read(const char *path, const char *identity, nps_memo_t *memo);
 
-/* ---- scoring (evaluate.c) ---- */
+/* ---- scoring (evaluate.c, group.c) ---- */
 
 /** One model on some tasks. Borrowed. */
 typedef struct nps_job {
@@ -59,6 +59,43 @@ typedef struct nps_job {
   int task_count;
   int part;
 } nps_job_t;
+
+/** A batch that is to be scored. Borrowed. */
+typedef struct nps_slot {
+  const nps_job_t *job;
+  int task;               /**< index into the spec's */
+  const int64_t *samples; /**< [count] of the task's data */
+  int count;
+  nps_memo_key_t key; /**< what the score is known by */
+  double flops;
+} nps_slot_t;
+
+/** One round of scoring: the same slots and pieces on every rank. Borrowed. */
+typedef struct nps_round {
+  const nps_slot_t *slots; /**< [count] in order of the jobs */
+  int64_t count;
+  const int64_t *cut; /**< [pieces + 1] piece p is the slots [cut[p], cut[p + 1]) */
+  int64_t pieces;
+  bool (*may_go_on)(void *ctx); /**< asked by the first rank of a group before a wave */
+  void *ctx;
+  nps_score_t *scores; /**< [count] set by the one rank that scores a slot */
+  bool *done;          /**< [count] likewise */
+} nps_round_t;
+
+/** A rank as part of its group, with all that it scores with. Opaque. */
+typedef struct nps_runner nps_runner_t;
+
+/** Make room. Collective. @param[out] out  freed with nps_runner_free(), after errors too; borrows everything */
+nps_err_t nps_runner_new(const nps_comm_t *comm, const nps_search_spec_t *spec, nps_candidate_t *candidate,
+                         nps_runner_t **out);
+void nps_runner_free(nps_runner_t *runner); /* collective */
+
+/** Score slots until none is left or a group may not go on. A candidate that cannot be made has no correct sample and NaN as
+ *  nll. Collective. */
+void nps_runner_run(nps_runner_t *runner, const nps_round_t *round);
+
+/** Give the floating-point operations of the batches that this rank has led so far. */
+double nps_runner_flops(const nps_runner_t *runner);
 
 typedef struct nps_scorer nps_scorer_t;
 
@@ -79,7 +116,7 @@ nps_err_t nps_scorer_run(nps_scorer_t *scorer, const nps_job_t *jobs, int count,
 /** Take what the snapshot holds, where that is asked for. Collective. @param[out] known  scores taken */
 nps_err_t nps_scorer_resume(nps_scorer_t *scorer, int64_t *known);
 
-/** Give the floating-point operations of what this rank has scored so far. */
+/** Give the floating-point operations of the batches that this rank has led so far. */
 double nps_scorer_flops(const nps_scorer_t *scorer);
 
 /* ---- fitness of scores (objective.c) ---- */

@@ -317,10 +317,75 @@ static void round_targets(const nps_layout_t *to, double *values) {
   }
 }
 
-static bool candidate_has(const nps_store_t *store, const nps_candidate_t *candidate, const double *expected) {
-  bool same = nps_store_tensors(store) == TENSORS && nps_store_elements(store) == D;
-  for (int t = 0; t < TENSORS; t++)
-    same = same && is_rounded(nps_candidate_tensor(candidate, nps_store_find(store, targets[t].name)), t, expected);
+/* How the ranks share the models: each has all of them, or all have one copy together, tensors in turn, of which every
+ * third lies on the next rank too. */
+typedef struct {
+  nps_share_t part;
+  nps_hold_t *hold;
+  nps_comm_t *copy;
+} sharing_t;
+
+static sharing_t share(const nps_layout_t *to, bool together) {
+  sharing_t s = {.part = {.copy = together ? 0 : rank, .copies = together ? 1 : size}};
+  nps_comm_split(comm, together ? 0 : rank, &s.copy);
+  if (!together) return s;
+  s.hold = nps_xcalloc((size_t)to->count, sizeof *s.hold);
+  for (int t = 0; t < to->count; t++) {
+    if (t % 3 == 0 && (t + 1) % size == rank) s.hold[t] = NPS_HOLD_ALSO;
+    if (t % size == rank) s.hold[t] = NPS_HOLD;
+  }
+  s.part.hold = s.hold;
+  return s;
+}
+
+static void stop_sharing(sharing_t *s) {
+  nps_comm_free(s->copy);
+  free(s->hold);
+}
+
+/* What a rank makes candidates with. */
+typedef struct {
+  sharing_t sharing;
+  nps_store_t *store;
+  nps_subspaces_t *subspaces;
+  nps_rules_t *rules;
+  nps_candidate_t *candidate;
+} maker_t;
+
+static maker_t make_maker(const nps_layout_t *to, nps_scope_t scope, bool together) {
+  static const int input_of[MODELS] = {1, 2, 3};
+  maker_t m = {.sharing = share(to, together)};
+  ck_assert(everywhere(nps_store_load(to, (const nps_model_t *const *)inputs, 0, input_of, MODELS, &m.sharing.part,
+                                      NULL, &m.store) == NPS_OK));
+  ck_assert(everywhere(nps_subspaces_new(comm, m.store, SUBSPACES, scope, &m.subspaces) == NPS_OK));
+  m.rules = nps_rules_new(comm, m.sharing.copy, m.store, m.subspaces);
+  ck_assert(everywhere(nps_candidate_new(m.store, m.subspaces, m.rules, NULL, true, &m.candidate) == NPS_OK));
+  return m;
+}
+
+static void free_maker(maker_t *m) {
+  nps_candidate_free(m->candidate);
+  nps_rules_free(m->rules);
+  nps_subspaces_free(m->subspaces);
+  nps_store_free(m->store);
+  stop_sharing(&m->sharing);
+}
+
+/* A tensor made in two parts that no chunk ends between. */
+static bool make_tensor(const maker_t *m, int tensor, float *out) {
+  const int64_t count = nps_store_count(m->store, tensor), half = count / 3;
+  const bool first = nps_candidate_make(m->candidate, tensor, 0, half, out);
+  return nps_candidate_make(m->candidate, tensor, half, count - half, out + half) && first;
+}
+
+static bool candidate_has(const maker_t *m, const double *expected) {
+  static float values[D];
+  bool same = nps_store_tensors(m->store) == TENSORS && nps_store_elements(m->store) == D;
+  for (int t = 0; t < TENSORS; t++) {
+    const int tensor = nps_store_find(m->store, targets[t].name);
+    if (!nps_store_holds(m->store, tensor)) continue;
+    same = same && make_tensor(m, tensor, values) && is_rounded(values, t, expected);
+  }
   return same;
 }
 
@@ -332,8 +397,7 @@ static bool thresholds_are_right(nps_scope_t scope, const nps_subspaces_t *subsp
 }
 
 /* All cases of a scope one after the other in one candidate, twice: what is kept from build to build must not show. */
-static bool builds_are_right(nps_scope_t scope, const nps_layout_t *to, const nps_store_t *store,
-                             const nps_subspaces_t *subspaces, nps_candidate_t *candidate) {
+static bool builds_are_right(nps_scope_t scope, const nps_layout_t *to, const maker_t *m) {
   static double expected[D];
   const int rows = (int)(sizeof cases_table / sizeof *cases_table);
   bool right = true;
@@ -342,60 +406,77 @@ static bool builds_are_right(nps_scope_t scope, const nps_layout_t *to, const np
     if (c->scope != scope) continue;
     nps_weighting_t *weighting = weighting_of(c);
     weighting->normalize = c->normalize;
-    for (int m = 0; m < MODELS; m++) weighting->density[m] = c->density;
+    for (int i = 0; i < MODELS; i++) weighting->density[i] = c->density;
     merge_slowly(c, expected);
     round_targets(to, expected);
-    right = right && nps_candidate_build(candidate, weighting) && candidate_has(store, candidate, expected) &&
-            thresholds_are_right(scope, subspaces);
+    right = nps_rules_find(m->rules, (const nps_weighting_t *const[]){weighting}, 1, NULL, NULL) && right;
+    nps_candidate_set(m->candidate, weighting);
+    right = right && candidate_has(m, expected) && thresholds_are_right(scope, m->subspaces);
     nps_weighting_free(weighting);
   }
   return right;
 }
 
-/* Even numbers: the output is float32; odd ones: every tensor as it is stored. */
+/* Bits of the number: every tensor as it is stored, not float32; scope tensor; one copy over all ranks. */
 START_TEST(candidates_are_what_plain_code_makes) {
-  static const int input_of[MODELS] = {1, 2, 3};
-  const nps_scope_t scope = _i < 2 ? NPS_SCOPE_MODEL : NPS_SCOPE_TENSOR;
+  const nps_scope_t scope = _i & 2 ? NPS_SCOPE_TENSOR : NPS_SCOPE_MODEL;
   nps_layout_t *stored = NULL;
-  nps_store_t *store = NULL;
-  nps_subspaces_t *subspaces = NULL;
-  nps_candidate_t *candidate = NULL;
   ck_assert(everywhere(nps_layout_match((const nps_model_t *const *)inputs, FILES, 0, -1, NULL, &stored) == NPS_OK));
-  const nps_layout_t *to = _i % 2 ? stored : layout;
-  ck_assert(
-      everywhere(nps_store_load(to, (const nps_model_t *const *)inputs, 0, input_of, MODELS, NULL, &store) == NPS_OK));
-  ck_assert(everywhere(nps_subspaces_new(comm, store, SUBSPACES, scope, &subspaces) == NPS_OK));
-  ck_assert(everywhere(nps_candidate_new(store, subspaces, NULL, true, &candidate) == NPS_OK));
-  ck_assert(everywhere(builds_are_right(scope, to, store, subspaces, candidate)));
-  nps_candidate_free(candidate);
-  nps_subspaces_free(subspaces);
-  nps_store_free(store);
+  const nps_layout_t *to = _i & 1 ? stored : layout;
+  maker_t m = make_maker(to, scope, _i & 4);
+  ck_assert(everywhere(builds_are_right(scope, to, &m)));
+  free_maker(&m);
   nps_layout_free(stored);
 }
 END_TEST
 
+static bool stop_at_once(void *ctx) {
+  (void)ctx;
+  return nps_comm_rank(comm) == nps_comm_size(comm) - 1;
+}
+
+/* Rules that a weighting shares with the one before are there already; a rank that is asked to stop ends the search for
+ * others, on all ranks. */
+START_TEST(rules_are_kept_and_looking_for_them_can_be_stopped) {
+  nps_weighting_t *first = nps_weighting_new(MODELS, SUBSPACES);
+  for (int i = 0; i < MODELS; i++) first->density[i] = 0.3;
+  nps_weighting_t *second = nps_weighting_copy(first);
+  maker_t m = make_maker(layout, NPS_SCOPE_MODEL, true);
+  ck_assert(everywhere(nps_rules_find(m.rules, (const nps_weighting_t *const[]){first}, 1, NULL, NULL)));
+  second->lambda[1] = 0.5;
+  const nps_weighting_t *const both[] = {first, second};
+  ck_assert(everywhere(nps_rules_find(m.rules, both, 2, stop_at_once, NULL)));
+  second->priority[0] = 2;
+  ck_assert(everywhere(!nps_rules_find(m.rules, both, 2, stop_at_once, NULL)));
+  ck_assert(everywhere(nps_rules_find(m.rules, both, 2, NULL, NULL)));
+  free_maker(&m);
+  nps_weighting_free(first);
+  nps_weighting_free(second);
+}
+END_TEST
+
+static bool makes_all(const maker_t *m, const nps_weighting_t *weighting) {
+  static float values[D];
+  bool good = nps_rules_find(m->rules, &weighting, 1, NULL, NULL);
+  nps_candidate_set(m->candidate, weighting);
+  for (int t = 0; t < TENSORS; t++) good = make_tensor(m, t, values) && good;
+  return good;
+}
+
 START_TEST(candidates_without_a_result_are_told) {
-  static const int input_of[MODELS] = {1, 2, 3};
-  nps_store_t *store = NULL;
-  nps_subspaces_t *subspaces = NULL;
-  nps_candidate_t *candidate = NULL;
   nps_weighting_t *weighting = nps_weighting_new(MODELS, SUBSPACES);
-  ck_assert(everywhere(nps_store_load(layout, (const nps_model_t *const *)inputs, 0, input_of, MODELS, NULL, &store) ==
-                       NPS_OK));
-  ck_assert(everywhere(nps_subspaces_new(comm, store, SUBSPACES, NPS_SCOPE_MODEL, &subspaces) == NPS_OK));
-  ck_assert(everywhere(nps_candidate_new(store, subspaces, NULL, true, &candidate) == NPS_OK));
-  ck_assert(everywhere(nps_candidate_build(candidate, weighting)));
+  maker_t m = make_maker(layout, NPS_SCOPE_MODEL, false);
+  ck_assert(everywhere(makes_all(&m, weighting)));
   weighting->lambda[0] = 1e41; /* beyond float32 */
-  ck_assert(everywhere(!nps_candidate_build(candidate, weighting)));
+  ck_assert(everywhere(!makes_all(&m, weighting)));
   weighting->normalize = NPS_NORMALIZE_SUM;
   weighting->lambda[0] = -2;
-  ck_assert(everywhere(!nps_candidate_build(candidate, weighting)));
+  ck_assert(!nps_weighting_has_result(weighting));
   weighting->lambda[0] = 1;
-  ck_assert(everywhere(nps_candidate_build(candidate, weighting)));
+  ck_assert(nps_weighting_has_result(weighting));
+  ck_assert(everywhere(makes_all(&m, weighting)));
   nps_weighting_free(weighting);
-  nps_candidate_free(candidate);
-  nps_subspaces_free(subspaces);
-  nps_store_free(store);
+  free_maker(&m);
 }
 END_TEST
 
@@ -404,7 +485,8 @@ int main(int argc, char **argv) {
   TCase *cases = tcase_create("nps");
   tcase_add_loop_test(cases, nps_is_what_plain_code_makes, 0, sizeof cases_table / sizeof *cases_table);
   tcase_add_test(cases, lambda_times_weight_scales_a_model);
-  tcase_add_loop_test(cases, candidates_are_what_plain_code_makes, 0, 4);
+  tcase_add_loop_test(cases, candidates_are_what_plain_code_makes, 0, 8);
+  tcase_add_test(cases, rules_are_kept_and_looking_for_them_can_be_stopped);
   tcase_add_test(cases, candidates_without_a_result_are_told);
   int64_t failed = 1;
   if (make_common_folder() && everywhere(make_models() == NPS_OK)) failed = run_tests_everywhere("nps", cases);
