@@ -476,7 +476,7 @@ START_TEST(problems_of_search_are_named) {
        "search.max_evaluations: expected a whole number from 0 to 9223372036854775807, found the number -1"},
       {"{max_time: -1}", "search.max_time: expected a number of at least 0, found the number -1"},
       {"{patience: x}", "search.patience: expected a whole number from 0 to 2147483647, found the text 'x'"},
-      {"{ranks_per_model: 2}", "search.ranks_per_model: more than 1 is not built yet"},
+      {"{ranks_per_model: -1}", "search.ranks_per_model: expected a whole number from 0 to 2147483647, found the number -1"},
       {"{snapshot: [s.h5]}", "search.snapshot: expected a text, found a list"},
       {"{generation: 3}", "unknown key 'generation' in search, did you mean 'generations'?"},
   };
