@@ -104,6 +104,9 @@ nps_err_t nps_h5_describe(nps_h5_t *file, const char *group, const char *name, n
  *  @param[out] data  freed with free() */
 nps_err_t nps_h5_read(nps_h5_t *file, const char *path, nps_dtype_t dtype, int *ndim, int64_t *shape, void **data);
 
+/** Read what nps_h5_put_texts() has written. Local. NPS_ERR_INPUT. @param[out] texts  [*count] owned, as each is */
+nps_err_t nps_h5_read_texts(nps_h5_t *file, const char *path, char ***texts, int64_t *count);
+
 /** Read a whole dataset of uint8. Local. @param[out] data freed with free() */
 nps_err_t nps_h5_get_bytes(nps_h5_t *file, const char *path, void **data, size_t *bytes);
 

@@ -262,6 +262,9 @@ typedef struct nps_digest_part {
 /** Tell that parts of two files have been read, which takes much less time than one after the other. Local. */
 void nps_digest_feed_two(nps_digest_t *digest, const nps_digest_part_t *one, const nps_digest_part_t *other);
 
+/** Take the hashes of files that a finished digest has: they are not hashed again. Local, the same on every rank. */
+void nps_digest_take(nps_digest_t *digest, const nps_digest_t *finished);
+
 /** Hash what is left, shared among the ranks, and put the digests together. Collective.
  *  @return NPS_ERR_INPUT when a file cannot be read; the same on every rank */
 nps_err_t nps_digest_finish(const nps_comm_t *comm, nps_digest_t *digest);
@@ -330,6 +333,7 @@ typedef struct nps_part {
 typedef struct nps_output {
   const char *path;              /**< ends in .h5 or .hdf5: merged HDF5; otherwise a Hugging Face folder */
   bool force;                    /**< replace an existing output */
+  bool locked;                   /**< rank 0 of the caller holds the target's lock */
   int64_t shard_size;            /**< bytes, folder only */
   const char *config_json;       /**< Hugging Face config, or NULL */
   const char *recipe;            /**< resolved YAML; NULL: a folder has none */
@@ -355,14 +359,25 @@ typedef struct nps_writer nps_writer_t;
 /** Whether a path names a merged HDF5 file (else a folder). Local. */
 bool nps_output_is_hdf5(const char *path);
 
+/** A lock on a file or folder that is to be made, so that two runs never make the same: `.NAME.lock` beside it, which is there
+ *  while it is held, and is not locked where a run that was killed left it. */
+typedef struct nps_lock nps_lock_t;
+
+/** Take the lock. Local. @return NPS_ERR_IO "TARGET: another run is writing it" */
+nps_err_t nps_lock_new(const char *target, nps_lock_t **out);
+
+/** Give the lock up. Local. NULL is fine. */
+void nps_lock_free(nps_lock_t *lock);
+
 /** Check the target before any work. Local, for rank 0: an existing output without `force`, something there that is not
  *  an output of the same form (never replaced), a folder that does not exist (NPS_ERR_CONFIG); a folder that cannot be
  *  written to, not enough free space for `bytes`, another run that writes there (NPS_ERR_IO). Puts back a folder that a
- *  killed run had moved away. */
-nps_err_t nps_output_check(const nps_output_t *output, int64_t bytes);
+ *  killed run had moved away.
+ *  @param[out] lock  the target's lock, held from now on, freed with nps_lock_free(); NULL: it is given up again */
+nps_err_t nps_output_check(const nps_output_t *output, int64_t bytes, nps_lock_t **lock);
 
-/** Start writing to `.NAME.partial` beside the target; a stale one is removed with a note. Rank 0 holds a lock on
- *  `.NAME.lock` until the end, so that two runs never write the same output. Collective.
+/** Start writing to `.NAME.partial` beside the target; a stale one is removed with a note. Rank 0 locks it until the
+ *  end, where it is not locked yet. Collective.
  *  @param layout  the tensors; must outlive the writer */
 nps_err_t nps_writer_open(const nps_comm_t *comm, const nps_output_t *output, const nps_layout_t *layout,
                           nps_writer_t **out);
@@ -378,6 +393,19 @@ nps_err_t nps_writer_write_part(nps_writer_t *writer, int part, const void *data
 
 /** Give the recipe of a complete output, file or folder. Local. @return NULL: there is none; freed with free() */
 char *nps_output_recipe(const char *path);
+
+/** What a complete output was made from. Arrays are owned; freed with nps_provenance_free(). */
+typedef struct nps_provenance {
+  int64_t count;
+  char **paths;  /**< [count] of input files; NULL: one that is not known */
+  char **hashes; /**< [count] as nps_digest_hex() */
+  int64_t *sizes;
+  double time; /**< when it was complete, seconds since the epoch */
+} nps_provenance_t;
+
+/** Read it from an output, file or folder. Local. count 0: there is none. */
+void nps_output_provenance(const char *path, nps_provenance_t *out);
+void nps_provenance_free(nps_provenance_t *provenance);
 
 /** Write provenance, flush to the device, agree, rename into place. Collective.
  *  @param digest  finished; may be NULL */

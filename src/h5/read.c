@@ -3,6 +3,7 @@
 #include "nps/watch.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 /* HDF5 would clamp a value that does not fit, and say nothing. */
 static H5T_conv_ret_t stop_out_of_range(H5T_conv_except_t what, hid_t from, hid_t to, void *value, void *result,
@@ -84,4 +85,42 @@ nps_err_t nps_h5_read(nps_h5_t *file, const char *path, nps_dtype_t dtype, int *
   for (int i = 0; i < info.ndim; i++) shape[i] = info.shape[i];
   *data = buffer;
   return NPS_OK;
+}
+
+/* A row of a table of texts, which zeros fill up. */
+static char **split_table(const char *table, int64_t count, size_t width) {
+  char **texts = nps_xcalloc((size_t)count + 1, sizeof *texts);
+  for (int64_t i = 0; i < count; i++)
+    texts[i] = nps_xstrndup(table + (size_t)i * width, strnlen(table + (size_t)i * width, width));
+  return texts;
+}
+
+static nps_err_t read_table(const nps_h5_t *file, const char *path, hid_t id, hid_t type, char ***texts,
+                            int64_t *count) {
+  hid_t space = H5Dget_space(id);
+  const hssize_t n = space >= 0 ? H5Sget_simple_extent_npoints(space) : -1;
+  const size_t width = H5Tget_size(type);
+  void *table = NULL;
+  if (space >= 0) H5Sclose(space);
+  if (n < 0 || H5Tget_class(type) != H5T_STRING || H5Tis_variable_str(type) != 0 || width == 0 ||
+      (uint64_t)n > SIZE_MAX / width)
+    return nps_fail(NPS_ERR_INPUT, "%s: %s: expected texts of a fixed length", file->path, path);
+  nps_err_t err = nps_buffer_alloc((size_t)n * width, path, &table);
+  if (err == NPS_OK && n > 0 && H5Dread(id, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, table) < 0)
+    err = nps_h5_fail(file, NPS_ERR_INPUT, "%s cannot be read", path);
+  if (err == NPS_OK) {
+    *texts = split_table(table, n, width);
+    *count = n;
+  }
+  free(table);
+  return err;
+}
+
+nps_err_t nps_h5_read_texts(nps_h5_t *file, const char *path, char ***texts, int64_t *count) {
+  hid_t id = H5Dopen2(file->id, path, H5P_DEFAULT), type = id >= 0 ? H5Dget_type(id) : H5I_INVALID_HID;
+  nps_err_t err = type < 0 ? nps_h5_fail(file, NPS_ERR_INPUT, "%s cannot be opened", path) : NPS_OK;
+  if (err == NPS_OK) err = read_table(file, path, id, type, texts, count);
+  if (type >= 0) H5Tclose(type);
+  if (id >= 0) H5Dclose(id);
+  return err;
 }

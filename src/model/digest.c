@@ -26,7 +26,7 @@ typedef struct file {
   char *path;
   int64_t size;
   int64_t block_count;
-  block_t *blocks; /* NULL after nps_digest_finish() */
+  block_t *blocks; /* NULL when the file is hashed */
   char hex[2 * NPS_SHA_BYTES + 1];
 } file_t;
 
@@ -77,6 +77,23 @@ nps_digest_t *nps_digest_start(const nps_model_t *const *models, int n) {
   for (int i = 0; i < n; i++)
     for (int j = 0; j < models[i]->file_count; j++) add_file(d, &models[i]->files[j]);
   return d;
+}
+
+static void drop_blocks(file_t *f) {
+  if (f->blocks)
+    for (int64_t j = 0; j < f->block_count; j++) nps_sha_free(f->blocks[j].sha);
+  free(f->blocks);
+  f->blocks = NULL;
+  f->block_count = 0;
+}
+
+void nps_digest_take(nps_digest_t *d, const nps_digest_t *finished) {
+  for (int i = 0; i < finished->count; i++) {
+    file_t *f = find_file(d, finished->files[i].path);
+    if (!f || finished->files[i].blocks) continue;
+    memcpy(f->hex, finished->files[i].hex, sizeof f->hex);
+    drop_blocks(f);
+  }
 }
 
 static int64_t block_length(const file_t *f, int64_t index) {
@@ -297,17 +314,11 @@ static void gather(const nps_comm_t *comm, nps_digest_t *d, int64_t n, const int
   k = 0;
   for (int i = 0; i < d->count; i++) {
     file_t *f = &d->files[i];
+    if (!f->blocks) continue;
     nps_sha256_hex(words + k * WORDS, (size_t)f->block_count * NPS_SHA_BYTES, f->hex);
     k += f->block_count;
   }
   free(words);
-}
-
-static void drop_blocks(file_t *f) {
-  if (f->blocks)
-    for (int64_t j = 0; j < f->block_count; j++) nps_sha_free(f->blocks[j].sha);
-  free(f->blocks);
-  f->blocks = NULL;
 }
 
 nps_err_t nps_digest_finish(const nps_comm_t *comm, nps_digest_t *d) {

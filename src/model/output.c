@@ -41,7 +41,7 @@ static nps_err_t resolve_target(const char *path, char **out) {
 }
 
 nps_err_t nps_place_make(const char *path, nps_place_t *out) {
-  *out = (nps_place_t){.hdf5 = nps_output_is_hdf5(path), .lock_fd = -1};
+  *out = (nps_place_t){.hdf5 = nps_output_is_hdf5(path)};
   NPS_TRY(resolve_target(path, &out->target));
   const char *slash = strrchr(out->target, '/');
   const char *name = slash ? slash + 1 : out->target;
@@ -50,14 +50,13 @@ nps_err_t nps_place_make(const char *path, nps_place_t *out) {
   int head = (int)(name - out->target);
   out->folder = nps_path_folder(out->target);
   out->partial = nps_xstrf("%.*s.%s.partial", head, out->target, name);
-  out->lock = nps_xstrf("%.*s.%s.lock", head, out->target, name);
   out->old = nps_xstrf("%s.old", out->target);
   return NPS_OK;
 }
 
 void nps_place_unlock(nps_place_t *place) {
-  nps_lock_release(place->lock, place->lock_fd);
-  place->lock_fd = -1;
+  nps_lock_free(place->lock);
+  place->lock = NULL;
 }
 
 void nps_place_clear(nps_place_t *place) {
@@ -66,8 +65,7 @@ void nps_place_clear(nps_place_t *place) {
   free(place->folder);
   free(place->partial);
   free(place->old);
-  free(place->lock);
-  *place = (nps_place_t){.lock_fd = -1};
+  *place = (nps_place_t){0};
 }
 
 /* ---- the recipe of an output ---- */
@@ -196,24 +194,32 @@ static nps_err_t recover_old(const nps_place_t *place) {
   return move(place->old, place->partial);
 }
 
-/* Before the work: say so when another run writes there, else clear up behind one that was killed. */
+static nps_err_t check_access(const nps_place_t *place) {
+  if (access(place->folder, W_OK | X_OK) == 0) return NPS_OK;
+  return nps_fail(NPS_ERR_IO, "%s: the folder %s cannot be written to: %s", place->target, place->folder,
+                  strerror(errno));
+}
+
+/* Says so when another run writes there, else clears up behind one that was killed. */
 static nps_err_t settle(nps_place_t *place) {
-  if (!nps_path_exists(place->lock) && !is_marked(place->old)) return NPS_OK;
-  NPS_TRY(nps_lock_take(place->lock, place->target, &place->lock_fd));
+  NPS_TRY(nps_lock_new(place->target, &place->lock));
   return recover_old(place);
 }
 
-nps_err_t nps_output_check(const nps_output_t *output, int64_t bytes) {
+nps_err_t nps_output_check(const nps_output_t *output, int64_t bytes, nps_lock_t **lock) {
   nps_place_t place;
   nps_err_t err = NPS_OK;
+  if (lock) *lock = NULL;
   NPS_GOTO(nps_place_make(output->path, &place));
-  NPS_GOTO(settle(&place));
+  NPS_GOTO(check_parent(&place));
+  if (access(place.folder, W_OK | X_OK) == 0) NPS_GOTO(settle(&place));
   NPS_GOTO(nps_place_check(&place, output->force));
-  if (access(place.folder, W_OK | X_OK) != 0)
-    err =
-        nps_fail(NPS_ERR_IO, "%s: the folder %s cannot be written to: %s", place.target, place.folder, strerror(errno));
-  NPS_GOTO(err);
+  NPS_GOTO(check_access(&place));
   NPS_GOTO(check_space(&place, bytes));
+  if (lock) {
+    *lock = place.lock;
+    place.lock = NULL;
+  }
 done:
   nps_place_clear(&place);
   return err;
@@ -240,7 +246,7 @@ static nps_err_t check_old_is_free(const nps_place_t *place) {
 
 nps_err_t nps_place_prepare(nps_place_t *place, bool force) {
   NPS_TRY(check_parent(place));
-  NPS_TRY(nps_lock_take(place->lock, place->target, &place->lock_fd));
+  if (!place->locked) NPS_TRY(nps_lock_new(place->target, &place->lock));
   NPS_TRY(recover_old(place));
   NPS_TRY(nps_place_check(place, force));
   bool stale = nps_path_exists(place->partial);

@@ -98,7 +98,12 @@ static bool is_still_there(int fd, const char *path) {
 
 static bool has_no_locks(int cause) { return cause == ENOSYS || cause == EOPNOTSUPP || cause == ENOLCK; }
 
-nps_err_t nps_lock_take(const char *path, const char *what, int *out) {
+struct nps_lock {
+  char *path;
+  int fd; /* -1: the file system has no locks */
+};
+
+static nps_err_t take_lock(const char *path, const char *what, int *out) {
   *out = -1;
   for (;;) {
     int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
@@ -118,8 +123,29 @@ nps_err_t nps_lock_take(const char *path, const char *what, int *out) {
   }
 }
 
-void nps_lock_release(const char *path, int fd) {
-  if (fd < 0) return;
-  unlink(path);
-  close(fd);
+nps_err_t nps_lock_new(const char *target, nps_lock_t **out) {
+  const char *slash = strrchr(target, '/');
+  const int head = slash ? (int)(slash + 1 - target) : 0;
+  char *path = nps_xstrf("%.*s.%s.lock", head, target, target + head);
+  int fd = -1;
+  *out = NULL;
+  const nps_err_t err = take_lock(path, target, &fd);
+  if (err != NPS_OK) {
+    free(path);
+    return err;
+  }
+  *out = nps_xcalloc(1, sizeof **out);
+  **out = (struct nps_lock){path, fd};
+  return NPS_OK;
+}
+
+/* The file is removed while it is locked, so that a lock always is one of the file that the path names. */
+void nps_lock_free(nps_lock_t *lock) {
+  if (!lock) return;
+  if (lock->fd >= 0) {
+    unlink(lock->path);
+    close(lock->fd);
+  }
+  free(lock->path);
+  free(lock);
 }

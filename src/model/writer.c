@@ -23,6 +23,7 @@ nps_err_t nps_writer_open(const nps_comm_t *comm, const nps_output_t *output, co
   w->output = *output;
   w->layout = layout;
   nps_err_t err = nps_place_make(output->path, &w->place);
+  w->place.locked = output->locked;
   if (err == NPS_OK) err = check_sizes(layout);
   if (err == NPS_OK && nps_comm_rank(comm) == 0) {
     err = nps_place_prepare(&w->place, output->force);

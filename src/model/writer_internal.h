@@ -27,22 +27,15 @@ nps_err_t nps_file_put(const char *folder, const char *name, const void *data, s
  * occupy the device. 0 when there is nothing. */
 int64_t nps_path_bytes(const char *path, bool allocated);
 
-/* Lock a file, which is made for that, against other runs; the lock ends with the process. NPS_ERR_IO "WHAT: another
- * run is writing it" when one has it. *fd is -1 where the file system has no locks. */
-nps_err_t nps_lock_take(const char *path, const char *what, int *fd);
-
-/* Remove the file while it is locked, so that a lock always is one of the file that the path names. fd may be -1. */
-void nps_lock_release(const char *path, int fd);
-
 /* ---- output.c: where an output lies and what may be replaced. All local, for rank 0 but for make and clear. ---- */
 
 typedef struct nps_place {
-  char *target;  /* as given, without slashes at its end; a symbolic link is followed */
-  char *folder;  /* the folder it lies in */
-  char *partial; /* folder/.NAME.partial */
-  char *old;     /* folder/NAME.old: an old folder, while it is replaced where two folders cannot be exchanged */
-  char *lock;    /* folder/.NAME.lock: there while a run writes; one that a killed run left is not locked */
-  int lock_fd;   /* -1: not locked by this place */
+  char *target;     /* as given, without slashes at its end; a symbolic link is followed */
+  char *folder;     /* the folder it lies in */
+  char *partial;    /* folder/.NAME.partial */
+  char *old;        /* folder/NAME.old: an old folder, while it is replaced where two folders cannot be exchanged */
+  nps_lock_t *lock; /* NULL: not locked by this place */
+  bool locked;      /* its owner has the lock */
   bool hdf5;
 } nps_place_t;
 
@@ -57,7 +50,7 @@ void nps_place_clear(nps_place_t *place);
 /* Look at what is there: nothing, or, with force, an output of the same form. */
 nps_err_t nps_place_check(const nps_place_t *place, bool force);
 
-/* Make ready for writing: lock, put back what an interrupted run moved away, check again, remove what it left. */
+/* Make ready for writing: lock where it is not locked yet, put back what an interrupted run moved away, check again, remove what it left. */
 nps_err_t nps_place_prepare(nps_place_t *place, bool force);
 
 /* Put the finished partial output in the target's place. */

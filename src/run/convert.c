@@ -99,7 +99,7 @@ static nps_err_t check_target(const convert_t *c, const nps_output_t *output) {
   if (nps_run_is_of_model(c->model, output->path))
     return nps_fail(NPS_ERR_CONFIG, "%s: the output would replace the input", output->path);
   NPS_TRY(check_types(c, output->path));
-  return nps_output_check(output, bytes_of(c->layout));
+  return nps_output_check(output, bytes_of(c->layout), NULL);
 }
 
 /* ---- copying ---- */

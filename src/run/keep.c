@@ -3,6 +3,15 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+
+nps_err_t nps_run_hash(nps_run_state_t *run, const nps_model_t *const *models, int n) {
+  nps_digest_t *digest = nps_digest_start(models, n);
+  if (run->hashes) nps_digest_take(digest, run->hashes);
+  nps_digest_free(run->hashes);
+  run->hashes = digest;
+  return nps_digest_finish(run->comm, digest);
+}
 
 /* ---- the snapshot ---- */
 
@@ -27,23 +36,21 @@ static void add_dataset(nps_text_t *text, const char *task, const nps_dataset_t 
   nps_text_add(text, "data of task %s: %016llx\n", task, (unsigned long long)hash);
 }
 
-/* Hashes the files of all models. Collective. */
-static nps_err_t add_models(const nps_run_state_t *run, nps_text_t *text) {
+/* Hashes the files of all models, and keeps what it finds for the outputs' provenance. Collective. */
+static nps_err_t add_models(nps_run_state_t *run, nps_text_t *text) {
   const int n = run->input_count + run->extra_count;
   const nps_model_t **models = nps_xcalloc((size_t)n, sizeof *models);
   for (int i = 0; i < n; i++) models[i] = i < run->input_count ? run->inputs[i] : run->extras[i - run->input_count];
-  nps_digest_t *digest = nps_digest_start(models, n);
-  nps_err_t err = nps_digest_finish(run->comm, digest);
-  for (int i = 0; err == NPS_OK && i < nps_digest_count(digest); i++) {
-    const char *path = nps_digest_path(digest, i), *slash = strrchr(path, '/');
-    nps_text_add(text, "model file %s: %.64s\n", slash ? slash + 1 : path, nps_digest_hex(digest, i));
-  }
-  nps_digest_free(digest);
+  nps_err_t err = nps_run_hash(run, models, n);
   free(models);
+  for (int i = 0; err == NPS_OK && i < nps_digest_count(run->hashes); i++) {
+    const char *path = nps_digest_path(run->hashes, i), *slash = strrchr(path, '/');
+    nps_text_add(text, "model file %s: %.64s\n", slash ? slash + 1 : path, nps_digest_hex(run->hashes, i));
+  }
   return err;
 }
 
-nps_err_t nps_run_keep_identity(const nps_run_state_t *run, char **out) {
+nps_err_t nps_run_keep_identity(nps_run_state_t *run, char **out) {
   nps_text_t text = {0};
   char *recipe = nps_recipe_emit_search(run->recipe);
   nps_text_add(&text, "program: %s\n%s", PACKAGE_STRING, recipe);
@@ -68,23 +75,74 @@ bool nps_run_should_stop(void *ctx) {
 
 /* ---- outputs that are complete ---- */
 
-static bool is_complete(const nps_run_state_t *run, const nps_run_output_t *output) {
-  char *recipe = nps_output_recipe(output->path);
-  const bool same = recipe && strcmp(recipe, run->recipe_text) == 0;
-  free(recipe);
-  return same;
+/* What is there where an output belongs. */
+typedef enum { OTHER, COMPLETE, SAME_RECIPE } found_t;
+
+/* The row of a file in an output's provenance, or -1. */
+static int64_t find_row(const nps_provenance_t *made_from, const char *path) {
+  for (int64_t i = 0; i < made_from->count; i++)
+    if (made_from->paths[i] && strcmp(made_from->paths[i], path) == 0) return i;
+  return -1;
 }
 
-bool nps_run_find_complete(nps_run_state_t *run) {
-  const bool look = nps_comm_rank(run->comm) == 0 && run->options->resume;
-  bool all = true;
-  for (int i = 0; i < run->output_count; i++) {
+/* Whether a file is as it was, by its size and the time of its last change. */
+static bool is_untouched(const nps_provenance_t *made_from, const nps_model_file_t *file) {
+  const int64_t row = find_row(made_from, file->path);
+  struct stat st;
+  return row >= 0 && made_from->sizes[row] == file->size && stat(file->path, &st) == 0 &&
+         (double)st.st_ctim.tv_sec + 1e-9 * (double)st.st_ctim.tv_nsec < made_from->time;
+}
+
+static found_t look_at(const nps_run_state_t *run, const nps_run_output_t *output, nps_provenance_t *made_from) {
+  char *recipe = nps_output_recipe(output->path);
+  found_t found = recipe && strcmp(recipe, run->recipe_text) == 0 ? COMPLETE : OTHER;
+  free(recipe);
+  if (found == OTHER) return found;
+  nps_output_provenance(output->path, made_from);
+  for (int i = 0; i < output->input_count; i++)
+    for (int f = 0; f < output->inputs[i]->file_count; f++)
+      if (!is_untouched(made_from, &output->inputs[i]->files[f])) found = SAME_RECIPE;
+  return found;
+}
+
+/* Compares hashes; says which file is another. */
+static bool is_same(const nps_run_state_t *run, const nps_run_output_t *output, const nps_provenance_t *made_from) {
+  for (int i = 0; i < nps_digest_count(run->hashes); i++) {
+    const char *path = nps_digest_path(run->hashes, i);
+    const int64_t row = find_row(made_from, path);
+    if (row >= 0 && made_from->hashes[row] && strcmp(made_from->hashes[row], nps_digest_hex(run->hashes, i)) == 0)
+      continue;
+    nps_note("%s: was made by this recipe, but %s has changed since", output->path, path);
+    return false;
+  }
+  return true;
+}
+
+/* Whether an output was made by this recipe from these inputs. Files that were touched since are hashed. Collective. */
+static nps_err_t is_complete(nps_run_state_t *run, const nps_run_output_t *output, bool *complete) {
+  const bool leads = nps_comm_rank(run->comm) == 0;
+  nps_provenance_t made_from = {0};
+  found_t found = leads ? look_at(run, output, &made_from) : OTHER;
+  nps_err_t err = NPS_OK;
+  nps_comm_bcast(run->comm, &found, sizeof found);
+  *complete = found == COMPLETE;
+  if (found == SAME_RECIPE) err = nps_run_hash(run, output->inputs, output->input_count);
+  if (found == SAME_RECIPE && err == NPS_OK) *complete = leads && is_same(run, output, &made_from);
+  nps_comm_bcast(run->comm, complete, sizeof *complete);
+  nps_provenance_free(&made_from);
+  return err;
+}
+
+nps_err_t nps_run_find_complete(nps_run_state_t *run, bool *all) {
+  bool look = run->options->resume;
+  nps_comm_bcast(run->comm, &look, sizeof look);
+  *all = look;
+  for (int i = 0; look && i < run->output_count; i++) {
     nps_run_output_t *output = &run->outputs[i];
-    output->complete = look && is_complete(run, output);
-    nps_comm_bcast(run->comm, &output->complete, sizeof output->complete);
-    all = all && output->complete;
+    NPS_TRY(is_complete(run, output, &output->complete));
+    *all = *all && output->complete;
     if (output->complete)
       nps_report_line(run->report, "%s is there already, made by this recipe: nothing is left to do", output->path);
   }
-  return all;
+  return NPS_OK;
 }

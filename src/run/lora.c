@@ -241,7 +241,7 @@ static nps_err_t check_output(const nps_lora_t *lora, const nps_output_t *output
                     output->path);
   if (nps_run_is_of_model(lora->model, output->path) || nps_run_is_of_model(lora->base, output->path))
     return nps_fail(NPS_ERR_CONFIG, "%s: the output would replace an input", output->path);
-  return nps_output_check(output, bytes);
+  return nps_output_check(output, bytes, NULL);
 }
 
 static nps_err_t write_adapter(nps_lora_t *lora, nps_digest_t *digest, int64_t *bytes) {
@@ -271,7 +271,7 @@ done:
 /* The target before any work; what depends on the adapter's size comes later. */
 static nps_err_t check_target(const nps_lora_t *lora) {
   const nps_output_t output = {.path = lora->request->target, .force = lora->request->force};
-  return nps_comm_rank(lora->comm) == 0 ? nps_output_check(&output, 0) : NPS_OK;
+  return nps_comm_rank(lora->comm) == 0 ? nps_output_check(&output, 0, NULL) : NPS_OK;
 }
 
 static nps_err_t extract(nps_lora_t *lora) {

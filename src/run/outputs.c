@@ -175,6 +175,7 @@ void nps_run_free_outputs(nps_run_state_t *run) {
   if (run->output_count > 1) nps_layout_free(run->layout);
   for (int i = 0; i < run->output_count; i++) {
     nps_run_output_t *output = &run->outputs[i];
+    nps_lock_free(output->lock);
     nps_plan_free(output->plan);
     nps_run_free_factors(output);
     nps_merge_free(output->merge);

@@ -4,6 +4,7 @@
 
 static void free_run(nps_run_state_t *run) {
   nps_search_free(run->search);
+  nps_digest_free(run->hashes);
   nps_run_free_tasks(run);
   nps_run_free_outputs(run);
   nps_run_free_history(run);
@@ -107,6 +108,7 @@ static nps_output_t describe_output(const nps_run_state_t *run, const nps_run_ou
       .part_count = parts,
       .path = output->path,
       .force = run->options->force,
+      .locked = output->lock != NULL,
       .shard_size = run->recipe->shard_size,
       .adapter = output->adapter,
       .config_json = output->config_json,
@@ -142,6 +144,7 @@ static nps_digest_t *start_digest(const nps_run_state_t *run, const nps_run_outp
   read[n] = run->history.updates;
   nps_digest_t *digest = nps_digest_start(read, n + (run->history.updates != NULL));
   free(read);
+  if (run->hashes) nps_digest_take(digest, run->hashes);
   return digest;
 }
 
@@ -190,7 +193,7 @@ static nps_err_t check_targets(const nps_run_state_t *run) {
     if (nps_run_is_input(run, output->path))
       err = nps_fail(NPS_ERR_CONFIG, "%s: the output would replace one of the inputs", output->path);
     else
-      err = nps_err_worse(err, nps_output_check(&described, output_bytes(run, output)));
+      err = nps_err_worse(err, nps_output_check(&described, output_bytes(run, output), &run->outputs[i].lock));
   }
   return err;
 }
@@ -212,7 +215,9 @@ static nps_err_t write_output(nps_run_state_t *run, nps_run_output_t *output) {
 
 /* The whole of a run that writes. Collective. */
 static nps_err_t write_merged(nps_run_state_t *run) {
-  if (nps_run_find_complete(run)) return NPS_OK;
+  bool complete = false;
+  NPS_TRY(nps_run_find_complete(run, &complete));
+  if (complete) return NPS_OK;
   NPS_TRY(nps_comm_agree(run->comm, check_targets(run)));
   NPS_TRY(nps_run_hash_history(run));
   NPS_TRY(nps_comm_agree(run->comm, nps_run_read_sidecars(run)));

@@ -25,6 +25,7 @@ typedef struct nps_run_output {
   nps_merge_nps_t nps; /**< weights of its models' subspaces; merge_method nps only */
   nps_merge_t *merge;
   nps_plan_t *plan;
+  nps_lock_t *lock;       /**< rank 0, from the checks to the end */
   bool complete;          /**< it was there already, made by this recipe */
   bool spill;             /**< its singular factors go to a file */
   nps_factors_t *factors; /**< its own singular factors, or NULL: those of the run, or none */
@@ -88,6 +89,7 @@ typedef struct nps_run_state {
   int extra_count;
   nps_run_task_t *tasks;  /**< [recipe->fitness.task_count] */
   char *start_from;       /**< resolved path, or NULL */
+  nps_digest_t *hashes;   /**< finished, of files that were hashed before the merge; or NULL */
   nps_search_t *search;   /**< NULL before the search, and without tasks */
   nps_factors_t *factors; /**< partition singular: of all models, where tasks are scored; else NULL */
 
@@ -136,18 +138,22 @@ void nps_run_free_tasks(nps_run_state_t *run);
 
 /* ---- keep.c ---- */
 
+/** Hash the files of models into run->hashes, what is not known yet from there. Collective. */
+nps_err_t nps_run_hash(nps_run_state_t *run, const nps_model_t *const *models, int n);
+
 /** Give the file of the search's snapshot; only rank 0 knows and uses it. Local. @return freed with free() */
 char *nps_run_keep_path(const nps_run_state_t *run);
 
 /** Write down what scores and steps of the search depend on; the models' files are read. Collective.
  *  @param[out] out  freed with free(), after errors too */
-nps_err_t nps_run_keep_identity(const nps_run_state_t *run, char **out);
+nps_err_t nps_run_keep_identity(nps_run_state_t *run, char **out);
 
 /** Whether the user, the batch system or search.max_time asks this rank to stop. @param ctx  the run */
 bool nps_run_should_stop(void *ctx);
 
-/** Find the outputs that --resume finds complete, and say so. Collective. @return whether all are */
-bool nps_run_find_complete(nps_run_state_t *run);
+/** Find the outputs that --resume finds complete: made by this recipe from these inputs, and say so. Collective.
+ *  @param[out] all  whether all are */
+nps_err_t nps_run_find_complete(nps_run_state_t *run, bool *all);
 
 /* ---- search.c ---- */
 

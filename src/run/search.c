@@ -151,8 +151,12 @@ static nps_err_t search_kept(nps_run_state_t *run, const work_t *work) {
   double most = run->recipe->search.max_time; /* no part of the recipe that all ranks have */
   nps_comm_bcast(run->comm, &most, sizeof most);
   run->deadline = most > 0 ? run->started + most : HUGE_VAL;
-  nps_err_t err = snapshot ? nps_run_keep_identity(run, &identity) : NPS_OK;
+  nps_lock_t *lock = NULL; /* other outputs may have the same snapshot */
+  nps_err_t err = snapshot && nps_comm_rank(run->comm) == 0 ? nps_lock_new(snapshot, &lock) : NPS_OK;
+  err = nps_comm_agree(run->comm, err);
+  if (err == NPS_OK && snapshot) err = nps_run_keep_identity(run, &identity);
   if (err == NPS_OK) err = search(run, work, identity, snapshot);
+  nps_lock_free(lock);
   free(identity);
   free(snapshot);
   return err;

@@ -66,7 +66,7 @@ static void tear_down(void) {
 
 static nps_err_t check(const char *path, bool force, int64_t bytes) {
   nps_output_t output = {.path = path, .force = force};
-  return nps_output_check(&output, bytes);
+  return nps_output_check(&output, bytes, NULL);
 }
 
 /* The check fails with one problem: TARGET and the rest of the message. */
