@@ -181,6 +181,26 @@ START_TEST(a_part_of_a_file_that_is_not_hashed_does_not_matter) {
 }
 END_TEST
 
+/* A file that a finished digest has need not be there any more. */
+START_TEST(known_hashes_are_taken) {
+  char copy[600];
+  snprintf(copy, sizeof copy, "%s/copy", folder);
+  if (rank == 0) ck_assert_int_eq(link(pattern_path, copy), 0);
+  nps_comm_barrier(comm);
+  nps_digest_t *known = start(copy, SIZE), *d = start(copy, SIZE), *other = start(zeros_path, SIZE);
+  bool ok = nps_digest_finish(comm, known) == NPS_OK;
+  if (rank == 0) remove(copy);
+  nps_comm_barrier(comm);
+  nps_digest_take(d, known);
+  nps_digest_take(other, known); /* has none of these */
+  nps_digest_feed(d, copy, 0, "x", 1);
+  nps_digest_free(known);
+  ok = finish_gives(d, PATTERN_HEX) && ok;
+  ok = finish_gives(other, ZEROS_HEX) && ok;
+  ck_assert(everywhere(ok));
+}
+END_TEST
+
 /* Every rank learns of a file that one rank cannot read; rank 0 has the message. */
 static bool finish_fails(nps_digest_t *d, const char *message) {
   bool ok = nps_digest_finish(comm, d) == NPS_ERR_INPUT;
@@ -232,6 +252,7 @@ int main(int argc, char **argv) {
   tcase_add_test(cases, two_files_at_a_time_have_the_hashes_they_have_alone);
   tcase_add_test(cases, two_parts_of_the_same_file_go_one_after_the_other);
   tcase_add_test(cases, a_part_of_a_file_that_is_not_hashed_does_not_matter);
+  tcase_add_test(cases, known_hashes_are_taken);
   tcase_add_test(cases, a_file_that_became_shorter_is_an_error_everywhere);
   tcase_add_test(cases, a_file_that_vanished_is_an_error_everywhere);
   tcase_add_test(cases, sha256_of_bytes);
