@@ -228,9 +228,12 @@ void nps_kernel_rope(float *x, int64_t positions, int64_t heads, int64_t width, 
 
 /* ---- attention ---- */
 
+/* Inlined, so that they are compiled for the instruction set of the function that they are part of. */
+#define PART static inline __attribute__((always_inline))
+
 /* out[j] = factor·Σ_c a[c·step]·b[c][j] for `columns` columns, at most LANES, four terms at a time. */
-static inline void combine(int columns, int64_t k, const float *a, int64_t step, const float *b, int64_t ldb,
-                           float factor, float *out) {
+PART void combine(int columns, int64_t k, const float *a, int64_t step, const float *b, int64_t ldb, float factor,
+                  float *out) {
   float sum[LANES] = {0};
   int64_t c = 0;
   for (; c + 4 <= k; c += 4) {
@@ -244,14 +247,14 @@ static inline void combine(int columns, int64_t k, const float *a, int64_t step,
 }
 
 /* scores[t][i] = key t · query i: queries lie in the lanes, so that softmax over tokens needs no sum across lanes. */
-static inline void make_scores(const nps_attention_t *a, int64_t lanes) {
+PART void make_scores(const nps_attention_t *a, int64_t lanes) {
   for (int64_t t = 0; t < a->tokens; t++)
     for (int64_t i = 0; i < lanes; i += LANES)
       combine(LANES, a->width, a->keys + t * a->ldk, 1, a->query + i, a->ldq, 1, a->scores + t * lanes + i);
 }
 
 /* Puts the scores of tokens that a query does not see far below all others. */
-static inline void hide_unseen(const nps_attention_t *a, int64_t lanes) {
+PART void hide_unseen(const nps_attention_t *a, int64_t lanes) {
   const float far = -1e30F;
   for (int64_t t = 0; a->mask && t < a->tokens; t++)
     for (int64_t i = 0; !a->mask[t] && i < lanes; i++) a->scores[t * lanes + i] = far;
@@ -264,7 +267,7 @@ static inline void hide_unseen(const nps_attention_t *a, int64_t lanes) {
 
 /* x[t][i] = e^(scale·(x[t][i] − the largest of column i)), and sum[i] = Σ_t of them.
  * @param x  [tokens][lanes], and a row more for the largest */
-static inline void exp_columns(float *x, int64_t tokens, int64_t lanes, float scale, double *sum) {
+PART void exp_columns(float *x, int64_t tokens, int64_t lanes, float scale, double *sum) {
   float *most = x + tokens * lanes;
   memcpy(most, x, (size_t)lanes * sizeof *x);
   for (int64_t t = 1; t < tokens; t++)
@@ -277,7 +280,7 @@ static inline void exp_columns(float *x, int64_t tokens, int64_t lanes, float sc
   }
 }
 
-static inline void make_outputs(const nps_attention_t *a, int64_t lanes, const double *sum) {
+PART void make_outputs(const nps_attention_t *a, int64_t lanes, const double *sum) {
   const int64_t whole = a->width / LANES * LANES;
   for (int64_t i = 0; i < a->queries; i++) {
     const float factor = (float)(1.0 / sum[i]), *share = a->scores + i;
