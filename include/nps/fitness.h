@@ -13,6 +13,14 @@
 
 /* ---- calibration data ---- */
 
+/** What counts as right, by the conventions of lm-evaluation-harness where texts go on. */
+typedef enum {
+  NPS_SCORED_PLAIN, /**< each sample's label, or each place of a text by itself */
+  NPS_SCORED_EXACT, /**< exact_match: a text, where all its places are right: so greedy decoding gives the answer */
+  NPS_SCORED_SUM,   /**< acc: a sample, where the right choice has the largest log-likelihood */
+  NPS_SCORED_MEAN   /**< acc_norm: likewise, divided by the choice's length */
+} nps_scored_t;
+
 /** One task's samples, images or texts, in memory. All pointers are owned. */
 typedef struct nps_dataset {
   char *path;  /**< file */
@@ -20,18 +28,30 @@ typedef struct nps_dataset {
   int64_t samples;
   int64_t channels, height, width; /**< of an image */
   float *inputs;                   /**< images: [samples][channels][height][width]; texts: NULL */
+  int64_t choices;                 /**< texts of a sample, one of which is right; 0: a sample is one text */
   int64_t tokens;                  /**< of a text */
-  int32_t *ids;                    /**< texts: [samples][tokens]; images: NULL */
-  int32_t *mask;   /**< texts: [samples][tokens] 0 where there is no token; NULL: there is one everywhere */
-  int32_t *labels; /**< images: [samples]; texts: [samples][tokens], what is asked for at each place, −100: nothing;
-                        NULL: the tokens themselves */
+  int32_t *ids;                    /**< texts: [texts][tokens]; images: NULL */
+  int32_t *mask;                   /**< [texts][tokens] 0 where there is no token; NULL: there is one everywhere */
+  int32_t *types;                  /**< [texts][tokens] token types, of networks that have them; NULL: 0 */
+  int32_t *answer;  /**< choices: [texts][tokens] not 0 where a token is part of the answer; NULL: all are */
+  int32_t *lengths; /**< choices: [texts] what acc_norm divides by; NULL: the answer's tokens */
+  int64_t places;   /**< labels of a text; 0: one label a sample */
+  int32_t *labels;  /**< images, choices: [samples]; texts: [samples], or [samples][places], what is asked for at each
+                         place, −100: nothing; NULL: the tokens themselves */
+  nps_scored_t scored;
 } nps_dataset_t;
+
+/** Give the number of texts, choices counted. */
+int64_t nps_dataset_texts(const nps_dataset_t *data, int64_t samples);
 
 /** List the groups of a calibration file (HDF5), in byte order. @param[out] names  freed with nps_h5_free_names() */
 nps_err_t nps_dataset_groups(const char *path, char ***names, int *count);
 
 /** Read one group: images `inputs` float32 [N, channels, height, width], `labels` int32 [N]; or texts `input_ids` int32
- *  [N, tokens], optional `attention_mask` and `labels` of the same shape (other float and integer types are converted).
+ *  [N, tokens], optional `attention_mask`, `token_type_ids` of the same shape and `labels` [N] or [N, places]; or choices
+ *  `input_ids` [N, choices, tokens], optional `attention_mask`, `token_type_ids`, `answer_mask` of the same shape and `lengths`
+ *  [N, choices], with `labels` [N] (other float and integer types are converted). The group's attribute `metric`: exact_match,
+ *  acc, acc_norm.
  *  NPS_ERR_INPUT: not HDF5, a missing group or dataset, shapes that disagree, NaN or infinity, no sample;
  *  the message names file, group and what was expected. @param[out] out  freed with nps_dataset_free() */
 nps_err_t nps_dataset_read(const char *path, const char *group, nps_dataset_t **out);

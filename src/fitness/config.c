@@ -1,6 +1,7 @@
 #include "fitness_internal.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 /* Larger sizes are no networks of this kind, and products of them would not fit. */
 #define MOST ((int64_t)1 << 20)
@@ -98,4 +99,12 @@ nps_err_t nps_net_refuse(const nps_net_t *net, const json_t *config, const char 
   if ((json_is_object(found) && json_object_size(found) == 0) || (json_is_array(found) && json_array_size(found) == 0))
     return NPS_OK;
   return fail(net, key, "nothing, as this option is not implemented", found);
+}
+
+/* Scores are made for one label a sample. */
+nps_err_t nps_net_check_problem_type(const nps_net_t *net, const json_t *config) {
+  const json_t *type = json_object_get(config, "problem_type");
+  const char *text = json_string_value(type);
+  if (!type || json_is_null(type) || (text && strcmp(text, "single_label_classification") == 0)) return NPS_OK;
+  return nps_net_refuse(net, config, "problem_type");
 }

@@ -55,6 +55,12 @@ static nps_err_t check_group(nps_h5_t *file, const char *path, const char *group
   return found ? NPS_OK : NPS_ERR_INPUT;
 }
 
+static bool is_among(char *const *names, int count, const char *name) {
+  for (int i = 0; i < count; i++)
+    if (strcmp(names[i], name) == 0) return true;
+  return false;
+}
+
 /* ---- images ---- */
 
 static nps_err_t read_inputs(nps_h5_t *file, const char *path, const char *group, nps_dataset_t *data) {
@@ -96,49 +102,119 @@ static nps_err_t read_labels(nps_h5_t *file, const char *path, const char *group
 
 /* ---- texts ---- */
 
-/* Reads /group/name [samples][tokens], of the shape of input_ids. */
-static nps_err_t read_like_ids(nps_h5_t *file, const char *name, nps_dataset_t *data, int32_t **out) {
+int64_t nps_dataset_texts(const nps_dataset_t *data, int64_t samples) { return samples * nps_max64(data->choices, 1); }
+
+static nps_err_t read_integers(nps_h5_t *file, const nps_dataset_t *data, const char *name, int *ndim, int64_t *shape,
+                               int32_t **out) {
+  char *full = nps_xstrf("/%s/%s", data->group, name);
+  nps_err_t err = nps_h5_read(file, full, NPS_I32, ndim, shape, (void **)out);
+  free(full);
+  return err;
+}
+
+static nps_err_t fail_shape(const nps_dataset_t *data, const char *name, const char *expected, int ndim,
+                            const int64_t *shape) {
+  char found[192];
+  return nps_fail(NPS_ERR_INPUT, "%s: /%s/%s: expected shape %s, found %s", data->path, data->group, name, expected,
+                  nps_shape_format(ndim, shape, found));
+}
+
+/* Reads /group/name, of the first `dims` dimensions of input_ids. */
+static nps_err_t read_like_ids(nps_h5_t *file, const nps_dataset_t *data, const char *name, int dims, int32_t **out) {
+  const int64_t all[] = {data->samples, data->choices ? data->choices : data->tokens, data->tokens};
   int ndim = 0;
   int64_t shape[NPS_MAX_DIMS];
   char text[192];
-  char *full = nps_xstrf("/%s/%s", data->group, name);
-  nps_err_t err = nps_h5_read(file, full, NPS_I32, &ndim, shape, (void **)out);
-  if (err == NPS_OK && (ndim != 2 || shape[0] != data->samples || shape[1] != data->tokens))
-    err = nps_fail(NPS_ERR_INPUT, "%s: %s: expected shape [%lld, %lld], as input_ids, found %s", data->path, full,
-                   (long long)data->samples, (long long)data->tokens, nps_shape_format(ndim, shape, text));
-  free(full);
-  return err;
+  NPS_TRY(read_integers(file, data, name, &ndim, shape, out));
+  if (ndim == dims && memcmp(shape, all, (size_t)dims * sizeof *shape) == 0) return NPS_OK;
+  char *expected = nps_xstrf("%s, as input_ids", nps_shape_format(dims, all, text));
+  fail_shape(data, name, expected, ndim, shape);
+  free(expected);
+  return NPS_ERR_INPUT;
 }
 
 static nps_err_t read_ids(nps_h5_t *file, nps_dataset_t *data) {
   int ndim = 0;
   int64_t shape[NPS_MAX_DIMS];
-  char text[192];
-  char *name = nps_xstrf("/%s/input_ids", data->group);
-  nps_err_t err = nps_h5_read(file, name, NPS_I32, &ndim, shape, (void **)&data->ids);
-  if (err == NPS_OK && (ndim != 2 || shape[0] == 0 || shape[1] == 0))
-    err = nps_fail(NPS_ERR_INPUT, "%s: %s: expected shape [samples, tokens], found %s", data->path, name,
-                   nps_shape_format(ndim, shape, text));
-  free(name);
-  if (err != NPS_OK) return err;
+  NPS_TRY(read_integers(file, data, "input_ids", &ndim, shape, &data->ids));
+  bool empty = false;
+  for (int i = 0; i < ndim; i++) empty |= shape[i] == 0;
+  if ((ndim != 2 && ndim != 3) || empty)
+    return fail_shape(data, "input_ids", "[samples, tokens] or [samples, choices, tokens]", ndim, shape);
   data->samples = shape[0];
-  data->tokens = shape[1];
+  data->choices = ndim == 3 ? shape[1] : 0;
+  data->tokens = shape[ndim - 1];
   return NPS_OK;
 }
 
-static nps_err_t read_texts(nps_h5_t *file, bool masked, bool labelled, nps_dataset_t *data) {
+static nps_err_t read_text_labels(nps_h5_t *file, nps_dataset_t *data) {
+  int ndim = 0;
+  int64_t shape[NPS_MAX_DIMS];
+  NPS_TRY(read_integers(file, data, "labels", &ndim, shape, &data->labels));
+  const bool fits = ndim > 0 && shape[0] == data->samples;
+  data->places = ndim == 2 ? shape[1] : 0;
+  if (fits && (ndim == 1 || (ndim == 2 && !data->choices && shape[1] > 0))) return NPS_OK;
+  return fail_shape(data, "labels", data->choices ? "[samples]" : "[samples] or [samples, places]", ndim, shape);
+}
+
+static nps_err_t check_right_choices(const nps_dataset_t *data) {
+  if (!data->labels)
+    return nps_fail(NPS_ERR_INPUT, "%s: group %s: choices need labels, which of them is right", data->path,
+                    data->group);
+  for (int64_t i = 0; i < data->samples; i++)
+    if (data->labels[i] < 0 || data->labels[i] >= data->choices)
+      return nps_fail(NPS_ERR_INPUT,
+                      "%s: group %s: label %d of sample %lld: expected 0 to %lld, as there are %lld choices",
+                      data->path, data->group, (int)data->labels[i], (long long)i, (long long)data->choices - 1,
+                      (long long)data->choices);
+  for (int64_t i = 0; data->lengths && i < data->samples * data->choices; i++)
+    if (data->lengths[i] < 1)
+      return nps_fail(NPS_ERR_INPUT, "%s: group %s: lengths: expected 1 or more, found %d", data->path, data->group,
+                      (int)data->lengths[i]);
+  return NPS_OK;
+}
+
+static nps_err_t read_metric(nps_h5_t *file, nps_dataset_t *data) {
+  static const char *const names[] = {
+      [NPS_SCORED_EXACT] = "exact_match", [NPS_SCORED_SUM] = "acc", [NPS_SCORED_MEAN] = "acc_norm"};
+  char *name = NULL;
+  char *place = nps_xstrf("/%s", data->group);
+  nps_err_t err = nps_h5_get_attr_text(file, place, "metric", &name);
+  free(place);
+  if (err != NPS_OK) return err;
+  data->scored = data->choices ? NPS_SCORED_SUM : NPS_SCORED_PLAIN;
+  bool known = !name;
+  for (int i = data->choices ? NPS_SCORED_SUM : NPS_SCORED_EXACT;
+       name && i <= (data->choices ? NPS_SCORED_MEAN : NPS_SCORED_EXACT); i++)
+    if (strcmp(name, names[i]) == 0) data->scored = (nps_scored_t)i, known = true;
+  if (!known)
+    nps_fail(NPS_ERR_INPUT, "%s: group %s: metric: expected %s, found %s", data->path, data->group,
+             data->choices ? "acc or acc_norm" : "exact_match, or none", name);
+  free(name);
+  return known ? NPS_OK : NPS_ERR_INPUT;
+}
+
+static nps_err_t read_texts(nps_h5_t *file, char *const *names, int count, nps_dataset_t *data) {
+  const struct {
+    const char *name;
+    bool of_choices;
+    int less; /* dimensions than input_ids */
+    int32_t **to;
+  } parts[] = {{"attention_mask", false, 0, &data->mask},
+               {"token_type_ids", false, 0, &data->types},
+               {"answer_mask", true, 0, &data->answer},
+               {"lengths", true, 1, &data->lengths}};
   NPS_TRY(read_ids(file, data));
-  if (masked) NPS_TRY(read_like_ids(file, "attention_mask", data, &data->mask));
-  return labelled ? read_like_ids(file, "labels", data, &data->labels) : NPS_OK;
+  const int dims = data->choices ? 3 : 2;
+  for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
+    if (is_among(names, count, parts[i].name) && (data->choices || !parts[i].of_choices))
+      NPS_TRY(read_like_ids(file, data, parts[i].name, dims - parts[i].less, parts[i].to));
+  if (is_among(names, count, "labels")) NPS_TRY(read_text_labels(file, data));
+  NPS_TRY(read_metric(file, data));
+  return data->choices ? check_right_choices(data) : NPS_OK;
 }
 
 /* ---- either ---- */
-
-static bool is_among(char *const *names, int count, const char *name) {
-  for (int i = 0; i < count; i++)
-    if (strcmp(names[i], name) == 0) return true;
-  return false;
-}
 
 /* A group with input_ids holds texts, any other images. */
 static nps_err_t read_samples(nps_h5_t *file, nps_dataset_t *data) {
@@ -148,7 +224,7 @@ static nps_err_t read_samples(nps_h5_t *file, nps_dataset_t *data) {
   nps_err_t err = nps_h5_list(file, place, &names, &count);
   free(place);
   if (err == NPS_OK && is_among(names, count, "input_ids")) {
-    err = read_texts(file, is_among(names, count, "attention_mask"), is_among(names, count, "labels"), data);
+    err = read_texts(file, names, count, data);
   } else if (err == NPS_OK) {
     err = read_inputs(file, data->path, data->group, data);
     if (err == NPS_OK) err = read_labels(file, data->path, data->group, data);
@@ -182,12 +258,22 @@ void nps_dataset_free(nps_dataset_t *data) {
   free(data->inputs);
   free(data->ids);
   free(data->mask);
+  free(data->types);
+  free(data->answer);
+  free(data->lengths);
   free(data->labels);
   free(data);
 }
 
+/* Give the numbers of a sample's labels. */
+static int64_t labels_of(const nps_dataset_t *data) {
+  if (!data->labels) return 0;
+  return data->inputs ? 1 : nps_max64(data->places, 1);
+}
+
 int64_t nps_dataset_sample_bytes(const nps_dataset_t *data) {
-  const int64_t image = data->channels * data->height * data->width * (int64_t)sizeof(float) + (int64_t)sizeof(int32_t);
-  const int64_t text = data->tokens * (1 + (data->mask != NULL) + (data->labels != NULL)) * (int64_t)sizeof(int32_t);
-  return data->inputs ? image : text;
+  const int64_t texts = nps_dataset_texts(data, 1), labels = labels_of(data);
+  const int64_t rows = (data->ids != NULL) + (data->mask != NULL) + (data->types != NULL) + (data->answer != NULL);
+  const int64_t integers = texts * (data->tokens * rows + (data->lengths != NULL)) + labels;
+  return data->channels * data->height * data->width * (int64_t)sizeof(float) + integers * (int64_t)sizeof(int32_t);
 }

@@ -16,6 +16,7 @@ typedef struct nps_tally {
   double sum;          /**< Σ exp(logit − most); NaN: a logit was not finite */
   double own;          /**< the label's logit */
   int32_t best, label; /**< the class of the largest, of equal ones the first; label −1: no row */
+  int64_t text;        /**< of the batch */
 } nps_tally_t;
 
 /** What a step of a forward pass runs on. */
@@ -55,7 +56,8 @@ typedef struct nps_net_family {
   void (*run)(const void *shape, const nps_pass_t *pass, const nps_net_step_t *step, float *scratch);
 } nps_net_family_t;
 
-extern const nps_net_family_t nps_net_vit, nps_net_llama, nps_net_mistral, nps_net_qwen2, nps_net_qwen3;
+extern const nps_net_family_t nps_net_vit, nps_net_llama, nps_net_mistral, nps_net_qwen2, nps_net_qwen3, nps_net_bert,
+    nps_net_roberta, nps_net_xlm_roberta;
 
 struct nps_net {
   const nps_net_family_t *family;
@@ -105,6 +107,9 @@ nps_err_t nps_net_get_number(const nps_net_t *net, const json_t *config, const c
 nps_err_t nps_net_get_bool(const nps_net_t *net, const json_t *config, const char *key, bool standard, bool *value);
 nps_err_t nps_net_get_text(const nps_net_t *net, const json_t *config, const char *key, const char *standard,
                            const char **value);
+
+/** Check that problem_type, where there is one, has one label a sample. */
+nps_err_t nps_net_check_problem_type(const nps_net_t *net, const json_t *config);
 
 /** As nps_net_get_count(), but null stands for a missing key. */
 nps_err_t nps_net_get_count_or_null(const nps_net_t *net, const json_t *config, const char *key, int64_t standard,

@@ -11,6 +11,7 @@
 typedef struct nps_linear {
   int weight, bias;
   int64_t out, in;
+  bool turned; /**< the weight is stored [in][out] */
   int experts; /**< 1 + index into the mixture's layers; 0: none */
 } nps_linear_t;
 
@@ -18,6 +19,14 @@ typedef struct nps_linear {
  *  @param is_head  may come from the head model */
 nps_err_t nps_net_add_linear(nps_net_t *net, const char *prefix, const char *name, bool is_head, bool bias, int64_t out,
                              int64_t in, nps_linear_t *layer);
+
+/** Add a weight that is stored [in][out], and its bias. Such layers have no experts. */
+nps_err_t nps_net_add_turned(nps_net_t *net, const char *prefix, const char *name, int64_t out, int64_t in,
+                             nps_linear_t *layer);
+
+/** Add the classifier, which may come from the head model: as many classes as its weight has rows. */
+nps_err_t nps_net_add_classifier(nps_net_t *net, const char *prefix, const char *name, bool bias, int64_t in,
+                                 nps_linear_t *layer);
 
 /** y = x·Wᵀ + b / y += x·Wᵀ + b / y = x·Wᵀ, where the bias is left to what follows.
  *  @param x  [m][in], leading dimension ldx; @param y  [m][out], leading dimension ldy */

@@ -244,7 +244,7 @@ static double flops(const void *shape, const nps_dataset_t *data, int64_t n) {
   const double h = (double)m->hidden, t = (double)positions_of(data);
   const double all = (double)(m->heads * m->width), shared = (double)(m->groups * m->width);
   const double token = 2 * h * all + 2 * h * shared + 3 * h * (double)m->inner + (t + 1) * all;
-  return 2 * (double)n * t * ((double)m->layers * token + h * (double)m->vocabulary);
+  return 2 * (double)nps_dataset_texts(data, n) * t * ((double)m->layers * token + h * (double)m->vocabulary);
 }
 
 /* ---- forward pass ---- */
@@ -267,8 +267,8 @@ typedef struct {
 } work_t;
 
 static work_t start_work(const llama_t *m, const nps_dataset_t *data, int64_t n) {
-  work_t w = {.m = m, .data = data, .n = n, .positions = positions_of(data)};
-  w.rows = n * w.positions;
+  work_t w = {.m = m, .data = data, .n = nps_dataset_texts(data, n), .positions = positions_of(data)};
+  w.rows = w.n * w.positions;
   w.all = m->heads * m->width;
   w.shared = m->groups * m->width;
   return w;
@@ -302,8 +302,8 @@ static const float *tensor_of(const work_t *w, int index) { return w->pass->weig
 
 static void embed(const work_t *w, const nps_net_step_t *step) {
   for (int64_t i = 0; i < w->n; i++)
-    nps_texts_embed(w->pass, step, w->data->ids + w->pass->samples[i] * w->data->tokens, w->positions, w->m->hidden,
-                    w->x + i * w->positions * w->m->hidden);
+    nps_texts_embed(w->pass, step, w->data->ids + nps_texts_place(w->pass, i) * w->data->tokens, w->positions,
+                    w->m->hidden, w->x + i * w->positions * w->m->hidden);
 }
 
 static void normalise(const work_t *w, int weight) {
@@ -396,12 +396,12 @@ static void run(const void *shape, const nps_pass_t *pass, const nps_net_step_t 
 
 static int64_t activation_size(const void *shape, const nps_dataset_t *data, int64_t n) {
   const llama_t *m = shape;
-  return n * positions_of(data) * m->hidden;
+  return nps_dataset_texts(data, n) * positions_of(data) * m->hidden;
 }
 
 static int64_t count_rows(const void *shape, const nps_dataset_t *data, int64_t n) {
   (void)shape;
-  return n * positions_of(data);
+  return nps_dataset_texts(data, n) * positions_of(data);
 }
 
 /* ---- families ---- */

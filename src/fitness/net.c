@@ -5,8 +5,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const nps_net_family_t *const families[] = {&nps_net_vit, &nps_net_llama, &nps_net_mistral, &nps_net_qwen2,
-                                                   &nps_net_qwen3};
+static const nps_net_family_t *const families[] = {&nps_net_vit,         &nps_net_bert,  &nps_net_roberta,
+                                                   &nps_net_xlm_roberta, &nps_net_llama, &nps_net_mistral,
+                                                   &nps_net_qwen2,       &nps_net_qwen3};
 
 #define FAMILIES (sizeof families / sizeof *families)
 
@@ -196,7 +197,8 @@ static nps_err_t check_labels(const nps_net_t *net, const nps_dataset_t *data) {
 
 nps_err_t nps_net_check_data(const nps_net_t *net, const nps_dataset_t *data) {
   nps_err_t err = net->family->check_data(net, data);
-  return data->inputs ? nps_err_worse(err, check_labels(net, data)) : err;
+  const bool classes = data->labels && !data->places && !data->choices;
+  return classes ? nps_err_worse(err, check_labels(net, data)) : err;
 }
 
 /* ---- weights from files ---- */

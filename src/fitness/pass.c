@@ -78,40 +78,7 @@ size_t nps_net_scratch_bytes(const nps_net_t *net, const nps_dataset_t *data, in
   return (size_t)nps_net_state(net, data, batch) * sizeof(float) + nps_net_step_bytes(net, data, batch);
 }
 
-/* ---- passes ---- */
-
-static void start_tallies(const nps_pass_t *pass) {
-  for (int64_t i = 0; i < pass->rows; i++) pass->tallies[i] = (nps_tally_t){.most = -INFINITY, .best = -1, .label = -1};
-}
-
-static void run(const nps_net_t *net, const nps_net_step_t *step, nps_pass_t *pass, void *scratch) {
-  pass->mixture = net->mixture;
-  pass->mixing = scratch;
-  pass->classes = net->classes;
-  pass->rows = net->family->rows(net->shape, pass->data, pass->n);
-  pass->tallies = tallies_of(net, pass->data, (int)pass->n, pass->x);
-  if (step->stage == net->stages - 1 && step->first == 0) start_tallies(pass);
-  net->family->run(net->shape, pass, step, pass->mixing + mixing_room(net));
-}
-
-void nps_net_run(const nps_net_t *net, const nps_net_step_t *step, const float *const *weights, const float *table,
-                 const nps_dataset_t *data, const int64_t *samples, int n, void *scratch, float *state) {
-  nps_pass_t pass = {.weights = weights, .table = table, .data = data, .samples = samples, .n = n, .x = state};
-  run(net, step, &pass, scratch);
-}
-
-void nps_net_logits(const nps_net_t *net, const float *const *weights, const nps_dataset_t *data,
-                    const int64_t *samples, int n, void *scratch, float *logits) {
-  float *state = scratch;
-  nps_pass_t pass = {.weights = weights, .data = data, .samples = samples, .n = n, .x = state, .logits = logits};
-  for (int i = 0; i < net->step_count; i++) {
-    const nps_net_step_t *step = &net->steps[i];
-    pass.table = step->table < 0 ? NULL : weights[step->table] + step->begin;
-    run(net, step, &pass, state + nps_net_state(net, data, n));
-  }
-}
-
-/* ---- scores ---- */
+/* ---- tallies ---- */
 
 /* There is no largest where one of them is NaN. */
 enum { NO_CLASS = -2 };
@@ -139,16 +106,106 @@ static void tally(nps_tally_t *t, int label, const float *z, int64_t first, int6
   add_part(t, z, first, count);
 }
 
+static double nll_of(const nps_tally_t *t) { return log(t->sum) + t->most - t->own; }
+
 static void add_tally(const nps_tally_t *t, nps_score_t *score) {
   score->total++;
   score->correct += t->best == t->label;
-  score->nll_sum += log(t->sum) + t->most - t->own;
+  score->nll_sum += nll_of(t);
 }
 
 void nps_pass_take(const nps_pass_t *pass, int64_t row, int label, const float *z, int64_t first, int64_t count) {
   tally(&pass->tallies[row], label, z, first, count);
   if (pass->logits) memcpy(pass->logits + row * pass->classes + first, z, (size_t)count * sizeof *z);
 }
+
+/* ---- what counts as right ---- */
+
+/* Text i of the batch from *at on: the sum of its places' nll, and how many. */
+static double sum_text(const nps_pass_t *pass, int64_t i, int64_t *at, int64_t *count, bool *right) {
+  double nll = 0;
+  *count = 0;
+  *right = true;
+  for (; *at < pass->rows && pass->tallies[*at].label >= 0 && pass->tallies[*at].text == i; ++*at, ++*count) {
+    nll += nll_of(&pass->tallies[*at]);
+    *right = *right && pass->tallies[*at].best == pass->tallies[*at].label;
+  }
+  return nll;
+}
+
+/* One tally a text: right where all of its places are. */
+static int64_t fold_texts(const nps_pass_t *pass) {
+  int64_t at = 0, texts = 0, count = 0;
+  for (int64_t i = 0; i < nps_dataset_texts(pass->data, pass->n); i++) {
+    bool right = false;
+    const double nll = sum_text(pass, i, &at, &count, &right);
+    if (count == 0) continue;
+    pass->tallies[texts++] = (nps_tally_t){.sum = 1, .own = -nll, .best = right ? 0 : NO_CLASS};
+  }
+  return texts;
+}
+
+/* One tally a sample: its classes are the choices, whose logits are their log-likelihoods. */
+static int64_t fold_choices(const nps_pass_t *pass) {
+  const nps_dataset_t *data = pass->data;
+  int64_t at = 0, count = 0;
+  for (int64_t i = 0; i < pass->n; i++) {
+    nps_tally_t sample = {.most = -INFINITY, .best = -1};
+    for (int64_t c = 0; c < data->choices; c++) {
+      bool right = false;
+      const double nll = sum_text(pass, i * data->choices + c, &at, &count, &right);
+      const int64_t length = data->lengths ? data->lengths[pass->samples[i] * data->choices + c] : count;
+      const float z = (float)(data->scored == NPS_SCORED_MEAN ? -nll / (double)length : -nll);
+      tally(&sample, data->labels[pass->samples[i]], &z, c, 1);
+    }
+    pass->tallies[i] = sample;
+  }
+  return pass->n;
+}
+
+/* Folded tallies take the place of those of places; there are never more of them, nor do they come later. */
+static void fold(const nps_pass_t *pass) {
+  if (pass->data->scored == NPS_SCORED_PLAIN) return;
+  const int64_t count = pass->data->scored == NPS_SCORED_EXACT ? fold_texts(pass) : fold_choices(pass);
+  for (int64_t i = count; i < pass->rows; i++) pass->tallies[i].label = -1;
+}
+
+/* ---- passes ---- */
+
+static void start_tallies(const nps_pass_t *pass) {
+  for (int64_t i = 0; i < pass->rows; i++) pass->tallies[i] = (nps_tally_t){.most = -INFINITY, .best = -1, .label = -1};
+}
+
+static void run(const nps_net_t *net, const nps_net_step_t *step, nps_pass_t *pass, void *scratch) {
+  pass->mixture = net->mixture;
+  pass->mixing = scratch;
+  pass->classes = net->classes;
+  pass->rows = net->family->rows(net->shape, pass->data, pass->n);
+  pass->tallies = tallies_of(net, pass->data, (int)pass->n, pass->x);
+  if (step->stage == net->stages - 1 && step->first == 0) start_tallies(pass);
+  net->family->run(net->shape, pass, step, pass->mixing + mixing_room(net));
+  const nps_net_step_t *last = &net->steps[net->step_count - 1];
+  if (step->stage == last->stage && step->first == last->first) fold(pass);
+}
+
+void nps_net_run(const nps_net_t *net, const nps_net_step_t *step, const float *const *weights, const float *table,
+                 const nps_dataset_t *data, const int64_t *samples, int n, void *scratch, float *state) {
+  nps_pass_t pass = {.weights = weights, .table = table, .data = data, .samples = samples, .n = n, .x = state};
+  run(net, step, &pass, scratch);
+}
+
+void nps_net_logits(const nps_net_t *net, const float *const *weights, const nps_dataset_t *data,
+                    const int64_t *samples, int n, void *scratch, float *logits) {
+  float *state = scratch;
+  nps_pass_t pass = {.weights = weights, .data = data, .samples = samples, .n = n, .x = state, .logits = logits};
+  for (int i = 0; i < net->step_count; i++) {
+    const nps_net_step_t *step = &net->steps[i];
+    pass.table = step->table < 0 ? NULL : weights[step->table] + step->begin;
+    run(net, step, &pass, state + nps_net_state(net, data, n));
+  }
+}
+
+/* ---- scores ---- */
 
 nps_score_t nps_net_finish(const nps_net_t *net, const nps_dataset_t *data, int n, const float *state) {
   const nps_tally_t *tallies = tallies_of(net, data, n, state);

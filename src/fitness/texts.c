@@ -12,15 +12,23 @@ enum {
 
 /* ---- data ---- */
 
+int64_t nps_texts_count(const nps_pass_t *pass) { return nps_dataset_texts(pass->data, pass->n); }
+
+int64_t nps_texts_place(const nps_pass_t *pass, int64_t i) {
+  const int64_t choices = nps_dataset_texts(pass->data, 1);
+  return pass->samples[i / choices] * choices + i % choices;
+}
+
 const int32_t *nps_texts_mask(const nps_pass_t *pass, int64_t i) {
   const nps_dataset_t *data = pass->data;
-  return data->mask ? data->mask + pass->samples[i] * data->tokens : NULL;
+  return data->mask ? data->mask + nps_texts_place(pass, i) * data->tokens : NULL;
 }
 
 bool nps_texts_ask_next(const nps_dataset_t *data, int64_t text, int64_t p, int *label) {
   const int64_t at = text * data->tokens + p;
   if (data->mask && !(data->mask[at] && data->mask[at + 1])) return false;
-  *label = (data->labels ? data->labels : data->ids)[at + 1];
+  if (data->answer && !data->answer[at + 1]) return false;
+  *label = (data->labels && data->places ? data->labels : data->ids)[at + 1];
   return *label != NPS_NOT_ASKED;
 }
 
@@ -28,31 +36,59 @@ nps_err_t nps_texts_check(const nps_net_t *net, const nps_dataset_t *data, int64
   if (!data->ids)
     return nps_fail(NPS_ERR_INPUT, "%s: group %s: expected texts (input_ids), as %s needs them, found images",
                     data->path, data->group, net->body->path);
+  const int64_t texts = nps_dataset_texts(data, 1);
   if (data->tokens < least || data->tokens > NPS_MOST_TOKENS)
     return nps_fail(NPS_ERR_INPUT, "%s: group %s: input_ids: expected rows of %lld to %d tokens, found %lld",
                     data->path, data->group, (long long)least, NPS_MOST_TOKENS, (long long)data->tokens);
-  for (int64_t i = 0; i < data->samples * data->tokens; i++)
+  if (texts > NPS_MOST_TOKENS / data->tokens)
+    return nps_fail(NPS_ERR_INPUT, "%s: group %s: input_ids: expected at most %d tokens in all choices of a sample",
+                    data->path, data->group, NPS_MOST_TOKENS);
+  for (int64_t i = 0; i < data->samples * texts * data->tokens; i++)
     if (data->ids[i] < 0 || data->ids[i] >= vocabulary)
       return nps_fail(NPS_ERR_INPUT, "%s: group %s: input_ids: token %d in row %lld: expected 0 to %lld", data->path,
                       data->group, (int)data->ids[i], (long long)(i / data->tokens), (long long)vocabulary - 1);
   return NPS_OK;
 }
 
-static nps_err_t check_asked(const nps_dataset_t *data) {
+static bool asks_any(const nps_dataset_t *data, int64_t text) {
   int label;
-  for (int64_t i = 0; i < data->samples; i++)
-    for (int64_t p = 0; p + 1 < data->tokens; p++)
-      if (nps_texts_ask_next(data, i, p, &label)) return NPS_OK;
+  for (int64_t p = 0; p + 1 < data->tokens; p++)
+    if (nps_texts_ask_next(data, text, p, &label)) return true;
+  return false;
+}
+
+/* Some text must be asked for a token; of choices each. */
+static nps_err_t check_asked(const nps_dataset_t *data) {
+  bool any = false;
+  for (int64_t i = 0; i < nps_dataset_texts(data, data->samples); i++) {
+    const bool asked = asks_any(data, i);
+    any |= asked;
+    if (data->choices && !asked)
+      return nps_fail(NPS_ERR_INPUT, "%s: group %s: choice %lld of sample %lld has no token that counts", data->path,
+                      data->group, (long long)(i % data->choices), (long long)(i / data->choices));
+  }
+  if (any) return NPS_OK;
   return nps_fail(NPS_ERR_INPUT, "%s: group %s: no token is asked for: attention_mask or labels leave all out",
                   data->path, data->group);
 }
 
-nps_err_t nps_texts_check_next(const nps_dataset_t *data, int64_t vocabulary) {
-  for (int64_t i = 0; data->labels && i < data->samples * data->tokens; i++)
+nps_err_t nps_texts_check_labels(const nps_dataset_t *data, int64_t vocabulary) {
+  for (int64_t i = 0; i < data->samples * data->places; i++)
     if (data->labels[i] != NPS_NOT_ASKED && (data->labels[i] < 0 || data->labels[i] >= vocabulary))
       return nps_fail(NPS_ERR_INPUT, "%s: group %s: labels: %d in row %lld: expected 0 to %lld, or %d where none",
-                      data->path, data->group, (int)data->labels[i], (long long)(i / data->tokens),
+                      data->path, data->group, (int)data->labels[i], (long long)(i / data->places),
                       (long long)vocabulary - 1, NPS_NOT_ASKED);
+  return NPS_OK;
+}
+
+nps_err_t nps_texts_check_next(const nps_dataset_t *data, int64_t vocabulary) {
+  const int64_t expected[] = {data->samples, data->tokens}, found[] = {data->samples, data->places};
+  char expected_text[192], found_text[192];
+  if (data->labels && !data->choices && data->places != data->tokens)
+    return nps_fail(NPS_ERR_INPUT, "%s: /%s/labels: expected shape %s, as input_ids, found %s", data->path, data->group,
+                    nps_shape_format(2, expected, expected_text),
+                    nps_shape_format(data->places ? 2 : 1, found, found_text));
+  NPS_TRY(nps_texts_check_labels(data, vocabulary));
   return check_asked(data);
 }
 
@@ -69,11 +105,12 @@ void nps_texts_embed(const nps_pass_t *pass, const nps_net_step_t *step, const i
 
 int64_t nps_texts_gather(const nps_pass_t *pass, int64_t positions, int64_t width, nps_asks_fn *asks, float *x) {
   int64_t count = 0;
-  for (int64_t i = 0; i < pass->n; i++)
+  for (int64_t i = 0; i < nps_texts_count(pass); i++)
     for (int64_t p = 0; p < positions; p++) {
       int label;
-      if (!asks(pass->data, pass->samples[i], p, &label)) continue;
+      if (!asks(pass->data, nps_texts_place(pass, i), p, &label)) continue;
       pass->tallies[count].label = label;
+      pass->tallies[count].text = i;
       memmove(x + count * width, x + (i * positions + p) * width, (size_t)width * sizeof *x);
       count++;
     }

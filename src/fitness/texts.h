@@ -13,20 +13,25 @@ enum {
 
 /* ---- data ---- */
 
-/** Give the mask of the batch's text i, [tokens]; NULL: none. */
+/** Give the number of texts of a batch / the place of its text i in the data / that text's mask, [tokens]; NULL: none. */
+int64_t nps_texts_count(const nps_pass_t *pass);
+int64_t nps_texts_place(const nps_pass_t *pass, int64_t i);
 const int32_t *nps_texts_mask(const nps_pass_t *pass, int64_t i);
 
 /** Whether place p of a text of the data is asked for a token, and which that is. */
 typedef bool nps_asks_fn(const nps_dataset_t *data, int64_t text, int64_t p, int *label);
 
-/** Asks a place for the token after it, unless the mask or the labels leave that out. */
+/** Asks a place for the token after it, unless the mask, the labels or the answer's mask leave that out. */
 nps_asks_fn nps_texts_ask_next;
 
 /** Check that data are texts of `least` tokens or more, all within the vocabulary. NPS_ERR_INPUT. */
 nps_err_t nps_texts_check(const nps_net_t *net, const nps_dataset_t *data, int64_t vocabulary, int64_t least);
 
-/** Check the labels of next tokens, and that some token is asked for. NPS_ERR_INPUT. */
+/** Check the labels of next tokens, and that some token is asked for, of choices in each. NPS_ERR_INPUT. */
 nps_err_t nps_texts_check_next(const nps_dataset_t *data, int64_t vocabulary);
+
+/** Check that labels of places lie within the vocabulary. NPS_ERR_INPUT. */
+nps_err_t nps_texts_check_labels(const nps_dataset_t *data, int64_t vocabulary);
 
 /* ---- the vocabulary ---- */
 

@@ -50,14 +50,6 @@ static const char *const linear_layers[] = {
 
 static const char *const refused[] = {"quantization_config", "pruned_heads"};
 
-/* Scores are made for one label a sample. */
-static nps_err_t check_problem_type(const nps_net_t *net, const json_t *config) {
-  const json_t *type = json_object_get(config, "problem_type");
-  const char *text = json_string_value(type);
-  if (!type || json_is_null(type) || (text && strcmp(text, "single_label_classification") == 0)) return NPS_OK;
-  return nps_net_refuse(net, config, "problem_type");
-}
-
 static nps_err_t derive(const nps_net_t *net, const json_t *config, vit_t *v) {
   const char *path = net->body->path;
   int64_t head_dim = 0;
@@ -96,7 +88,7 @@ static nps_err_t read_config(const nps_net_t *net, const json_t *config, vit_t *
   ALSO(nps_net_get_number(net, config, "layer_norm_eps", 1e-12, &v->eps));
   ALSO(nps_net_get_bool(net, config, "qkv_bias", true, &v->qkv_bias));
   ALSO(nps_net_get_activation(net, config, "gelu", &v->activation));
-  ALSO(check_problem_type(net, config));
+  ALSO(nps_net_check_problem_type(net, config));
   for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) ALSO(nps_net_refuse(net, config, refused[i]));
   if (err == NPS_OK) err = derive(net, config, v);
   return err;
@@ -144,17 +136,6 @@ static nps_err_t add_embeddings(nps_net_t *net, vit_t *v) {
   return err;
 }
 
-/* The number of classes is the classifier's. */
-static nps_err_t add_classifier(nps_net_t *net, vit_t *v) {
-  bool of_head = false;
-  const nps_tensor_info_t *info = nps_net_look_up(net, "classifier.weight", true, &of_head);
-  const bool usable = info && info->ndim == 2 && info->shape[0] >= 1 && info->shape[0] <= 1 << 20;
-  const int64_t classes = usable ? info->shape[0] : 1;
-  v->classes = classes;
-  net->classes = (int)classes;
-  return nps_net_add_linear(net, "", "classifier", true, true, classes, v->hidden, &v->classifier);
-}
-
 /* Stages: the embedding, the layers, the last norm with the classifier. */
 static nps_err_t describe(nps_net_t *net, const json_t *config, void **shape) {
   bool of_head = false;
@@ -173,7 +154,8 @@ static nps_err_t describe(nps_net_t *net, const json_t *config, void **shape) {
   }
   nps_net_begin_stage(net, layers + 1);
   ALSO(add_pair(net, v->prefix, "layernorm", 1, &v->hidden, &v->norm));
-  ALSO(add_classifier(net, v));
+  ALSO(nps_net_add_classifier(net, "", "classifier", true, v->hidden, &v->classifier));
+  v->classes = net->classes;
 #undef ALSO
   return err;
 }

@@ -161,7 +161,7 @@ MODELS = {
     "waves": ({"rope_scaling": {"rope_type": "llama3", "factor": 2, "low_freq_factor": 4, "high_freq_factor": 1}},
               "expected 0 < low_freq_factor < high_freq_factor, found 4 and 1"),
     "part of a head": ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not implemented, only 1"),
-    "type": ({"model_type": "mamba"}, "model_type mamba has no native evaluator (there are: vit, llama, mistral, "),
+    "type": ({"model_type": "mamba"}, "model_type mamba has no native evaluator (there are: vit, "),
     "kind of layer": ({"model_type": "qwen3", "layer_types": ["full_attention", "linear_attention"]},
                       "expected full_attention or sliding_attention for layer 1, found linear_attention"),
     "theta": ({"rope_theta": 0}, "rope_theta: expected a number above 0, found 0"),
@@ -176,7 +176,7 @@ MODELS = {
 GOOD = np.zeros((2, 5), np.int32)
 FILES = {
     "images": ({"inputs": np.zeros((2, 1, 8, 8), np.float32), "labels": np.zeros(2, np.int32)}, "expected texts (input_ids), as"),
-    "flat": ({"input_ids": GOOD[0]}, "input_ids: expected shape [samples, tokens], found [5]"),
+    "flat": ({"input_ids": GOOD[0]}, "input_ids: expected shape [samples, tokens] or [samples, choices, tokens], found [5]"),
     "one token": ({"input_ids": GOOD[:, :1]}, "expected rows of 2 to 65536 tokens, found 1"),
     "token": ({"input_ids": GOOD + 256}, "input_ids: token 256 in row 0: expected 0 to 255"),
     "mask": ({"input_ids": GOOD, "attention_mask": GOOD[:1]}, "attention_mask: expected shape [2, 5], as input_ids"),
