@@ -1,61 +1,94 @@
 #!/usr/bin/env python3
-"""Spectral searches on digits-vit: against truncation by rank, and which of them generalises.
+"""Spectral searches on an example family: against truncation by rank, and which of them generalises.
 
 Part 1, at one density and so at one stored size: truncation of every τ_i by rank (the program's rule with w = a = 1, and the
 same rank for every matrix, each with the best of the common factors 0.1 … 1.0 of λ) beside searches, all on the calibration
 samples.
 
-Part 2 ranks configurations: each is searched on three quarters of the calibration samples and scored on the fourth, four times
-over (fold k holds out the samples i with i mod 4 = k). The winner is the configuration and choice of the result with the best held-out accuracy, of equals
-the better nll. Only then test.h5 is
-read: for a table of all, searched once more on all calibration samples, and for the winner with seeds 1 to 5.
+Part 2 ranks configurations by cross-validation: of 4 folds (bytes-llama: 2), fold k holds out the samples i with i mod 4 = k;
+each is searched on the others and scored on it. The winner is the configuration and choice of the result with the best
+held-out score: digits-vit: accuracy, of equals the better nll; bytes-llama: nll. Only then test.h5 is read: for the winner,
+searched on all calibration samples with several seeds, and for methods that search nothing.
 
-    NPS_BUILDDIR=build/tests python tests/bench/spectral_study.py [--part 1|2] [--only 'NAME;…'] [--no-test] [--cache DIR]
+    NPS_BUILDDIR=build/tests python tests/bench/spectral_study.py [--family NAME] [--part 1|2] [--only 'NAME;…'] [--no-test]
+        [--cache DIR]
 """
 import argparse
 import json
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import h5py
 import numpy as np
 import yaml
-from search_study import BUILD, FAMILY, TASKS, run, texts
+from safetensors import safe_open
+from search_study import BUILD, ROOT, name_of, run, texts
 
-CALIBRATION, TEST = FAMILY / "calibration.h5", FAMILY / "test.h5"
-FOLDS = 4
 FINALS = {"best": None, "mean": -1, "average": -2}
 FACTORS = [round(0.1 * i, 1) for i in range(1, 11)]
 
-# Searches at one stored size: (nps, search, fitness).
-AT_DENSITY = {
-    "prune, fuse": ({}, {"stages": ["prune", "fuse"], "generations": 20}, {}),
-}
+ACCURACY, NLL = {"metric": "accuracy"}, {"metric": "nll"}
 
-START = {"start": {"weight": 1.5}, "generations": 25, "population": 10}
-ALL = {"of": "sum", "density": 1.0}
-SEARCHES = {
-    "sum, 8 bands": (ALL, START, {}),
-    "sum, 8 bands, by nll": (ALL, START, {"metric": "nll"}),
-    "sum, 4 bands": ({**ALL, "subspaces": 4}, START, {}),
-}  # fmt: skip
-FIXED = {
-    "iso_c, alpha 1.5": {"merge_method": "iso_c", "parameters": {"alpha": 1.5}},
-    "tsv_m": {"merge_method": "tsv_m"},
-}
+
+def of_sum(start, bands=8, **search):
+    """A search over the spectrum of the sum, started at `start` times iso_c's flat one."""
+    search = {"start": {"weight": start}, "generations": 25, "population": 10, **search}
+    return {"of": "sum", "density": 1.0, "subspaces": bands}, search
+
+
+class Family:
+    """Models, how their searches are judged, and what is searched: {name: (nps, search, fitness)}."""
+
+    def __init__(self, name, tasks, by, folds, seeds, at_density, searches, fixed):
+        self.path = ROOT / "examples/models" / name
+        self.calibration, self.test = self.path / "calibration.h5", self.path / "test.h5"
+        self.tasks, self.by, self.folds, self.seeds = tasks, by, folds, seeds
+        self.at_density, self.searches, self.fixed = at_density, searches, fixed
+
+    def key(self, scores):
+        """Of [tasks][accuracy, nll], the better the larger."""
+        accuracy, nll = scores.mean(0)
+        return (round(accuracy, 9), -nll) if self.by == "accuracy" else (-nll, accuracy)
+
+
+DIGITS = Family(
+    "digits-vit", ["plain", "rot90", "invert", "shift", "noise", "parity", "lefthalf", "blur"], "accuracy", 4, range(1, 6),
+    {"prune, fuse": ({}, {"stages": ["prune", "fuse"], "generations": 20}, ACCURACY)},
+    {
+        "sum, 8 bands": (*of_sum(1.5), ACCURACY),
+        "sum, 8 bands, by nll": (*of_sum(1.5), NLL),
+        "sum, 4 bands": (*of_sum(1.5, bands=4), ACCURACY),
+        "sum, 16 bands": (*of_sum(1.5, bands=16), ACCURACY),
+        "each, 8 bands": ({}, {"generations": 25, "population": 10}, ACCURACY),
+    },
+    {"iso_c, alpha 1.5": {"merge_method": "iso_c", "parameters": {"alpha": 1.5}}, "tsv_m": {"merge_method": "tsv_m"}},
+)  # fmt: skip
+BYTES = Family(
+    "bytes-llama", ["c", "python", "french", "german", "legal"], "nll", 2, range(1, 4),
+    {"joint": ({}, {"stages": ["joint"], "generations": 15, "population": 10}, NLL)},
+    {
+        "sum, 8 bands": (*of_sum(1.0, generations=12), NLL),
+        "sum, 4 bands": (*of_sum(1.0, bands=4, generations=12), NLL),
+        "magnitude, density 0.2: prune, fuse":
+            ({"partition": "magnitude", "density": 0.2}, {"stages": ["prune", "fuse"], "generations": 10, "population": 8}, NLL),
+    },
+    {"iso_c": {"merge_method": "iso_c"}, "tsv_m": {"merge_method": "tsv_m"}},
+)  # fmt: skip
+FAMILIES = {family.path.name: family for family in (DIGITS, BYTES)}
+FAMILY = DIGITS
 
 
 def config_of(nps, search=None, fitness=None, data=None, seed=1, lambdas=None):
-    models = [{"model": str(FAMILY / t), "name": t} for t in TASKS]
+    models = [{"model": str(FAMILY.path / t), "name": t} for t in FAMILY.tasks]
     for model, value in zip(models, lambdas if lambdas is not None else []):
         model["parameters"] = {"weight": float(value)}
-    config = {"merge_method": "nps", "base_model": str(FAMILY / "base"), "models": models, "dtype": "float32", "seed": seed,
+    config = {"merge_method": "nps", "base_model": str(FAMILY.path / "base"), "models": models, "dtype": "float32", "seed": seed,
               "nps": {"partition": "singular", **nps}}  # fmt: skip
     if search:
         config["search"] = {"variables": ["weight"], "sigma": 0.3, "final": "best", **search}
-        config["fitness"] = {"metric": "accuracy", "holdout": 0, **fitness, "tasks": [{"name": t, "data": str(data)} for t in TASKS]}
+        tasks = [{"name": t, "data": str(data)} for t in FAMILY.tasks]
+        config["fitness"] = {"holdout": 0, **fitness, "tasks": tasks}
     return config
 
 
@@ -67,9 +100,9 @@ def merge(config, out):
 
 def score(model, data):
     """[tasks][accuracy, nll]"""
-    heads = [word for t in TASKS for word in ("--head", f"{t}={FAMILY / t}")]
+    heads = [word for t in FAMILY.tasks for word in ("--head", f"{t}={FAMILY.path / t}")] if FAMILY is DIGITS else []
     tasks = json.loads(run([BUILD / "nps-eval", model, "--data", data, "--json", *heads]))["tasks"]
-    return np.array([[tasks[t]["accuracy"], tasks[t]["nll"]] for t in TASKS])
+    return np.array([[tasks[t]["accuracy"], tasks[t]["nll"]] for t in FAMILY.tasks])
 
 
 def row_of(final, group):
@@ -83,18 +116,19 @@ def found_in(file, final):
     """(λ or None, weights with the rest's, priorities or None) [models] of the last search's result; earlier prune searches give
     their best."""
     bands = file["subspaces/weight"].shape[1]
-    weights, priorities, lambdas = np.ones((len(TASKS), bands + 1)), np.ones((len(TASKS), bands)), np.ones(len(TASKS))
+    models = len(FAMILY.tasks)
+    weights, priorities, lambdas = np.ones((models, bands + 1)), np.ones((models, bands)), np.ones(models)
     kinds = set()
-    groups = [(f"prune/{t}", [i]) for i, t in enumerate(TASKS)] if "prune" in file["search"] else []
+    groups = [(f"prune/{t}", [i]) for i, t in enumerate(FAMILY.tasks)] if "prune" in file["search"] else []
     last = "fuse" if "fuse" in file["search"] else "joint"
-    for path, models in [*groups, (last, list(range(len(TASKS))))]:
+    for path, models in [*groups, (last, list(range(models)))]:
         group = file[f"search/{path}"]
         at = row_of(final, group) if path == last else int(group.attrs["best"])
         for column, value in zip(texts(group.attrs["columns"]), group["genome"][at]):
             kind, inner = column.rstrip("]").split("[")
             kinds.add(kind)
             if kind == "lambda":
-                lambdas[TASKS.index(inner)] = value
+                lambdas[FAMILY.tasks.index(inner)] = value
             elif kind == "weight":
                 weights[models, bands if inner == "rest" else int(inner)] = value
             else:
@@ -105,18 +139,19 @@ def found_in(file, final):
 def applied(nps, found):
     """The config that merges with what a search has found."""
     lambdas, weights, priorities = found
+    if nps.get("partition") == "magnitude":
+        weights = weights[:, :-1]
     rows = {"weights": weights, **({} if priorities is None else {"priorities": priorities})}
-    given = {
-        key: [float(x) for x in value[0]] if nps.get("of") == "sum" else {t: [float(x) for x in r] for t, r in zip(TASKS, value)}
-        for key, value in rows.items()
-    }
+    given = {key: dict(zip(FAMILY.tasks, value.tolist())) for key, value in rows.items()}
+    if nps.get("of") == "sum":
+        given = {key: value[FAMILY.tasks[0]] for key, value in given.items()}
     return config_of({**nps, **given}, lambdas=lambdas)
 
 
 def searched(name, data, seed, cache):
     """The merged file of a search on `data`."""
-    nps, search, fitness = SEARCHES[name]
-    out = cache / f"{name.replace(' ', '-')}-{data.stem}-{seed}.h5"
+    nps, search, fitness = FAMILY.searches[name]
+    out = cache / f"{FAMILY.path.name}-{name_of(name, nps, search, fitness)}-{data.stem}-{seed}.h5"
     if not out.exists():
         part = cache / f"part-{out.name}"
         merge(config_of(nps, search, fitness, data, seed), part)
@@ -126,11 +161,12 @@ def searched(name, data, seed, cache):
 
 def results(name, data, scored, seed, cache, folder):
     """Scores on `scored` of the start of a search on `data` and of every choice of its result."""
-    if name in FIXED:
-        models = [{"model": str(FAMILY / t)} for t in TASKS]
-        merge({"base_model": str(FAMILY / "base"), "models": models, "dtype": "float32", **FIXED[name]}, folder / "again.h5")
+    if name in FAMILY.fixed:
+        models = [{"model": str(FAMILY.path / t)} for t in FAMILY.tasks]
+        config = {"base_model": str(FAMILY.path / "base"), "models": models, "dtype": "float32", **FAMILY.fixed[name]}
+        merge(config, folder / "again.h5")
         return {"": score(folder / "again.h5", scored)}
-    nps, found = SEARCHES[name][0], {}
+    nps, found = FAMILY.searches[name][0], {}
     for final in ("start", *FINALS):
         with h5py.File(searched(name, data, seed, cache)) as file:
             config = applied(nps, found_in(file, final))
@@ -144,7 +180,7 @@ def results(name, data, scored, seed, cache, folder):
 
 def equal_rank_model(density, factor, template, out):
     """The same rank for every matrix, as large as fits; biases and norms by magnitude; × factor."""
-    base, models = read(FAMILY / "base"), [read(FAMILY / t) for t in TASKS]
+    base, models = read(FAMILY.path / "base"), [read(FAMILY.path / t) for t in FAMILY.tasks]
     matrices = [n for n, x in base.items() if x.ndim == 2 and min(x.shape) > 1]
     budget = density * sum(base[n].size for n in matrices)
     rank = max(k for k in range(1, 4096) if sum(min(k, min(base[n].shape)) * sum(base[n].shape) for n in matrices) <= budget)
@@ -168,9 +204,11 @@ def equal_rank_model(density, factor, template, out):
 
 
 def read(folder):
-    from safetensors.numpy import load_file
-
-    return {n: x for n, x in load_file(folder / "model.safetensors").items() if not n.startswith("classifier")}
+    tensors = {}
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            tensors.update({n: file.get_tensor(n).float().numpy() for n in file.keys() if not n.startswith("classifier")})
+    return tensors
 
 
 def part_1(density, folder):
@@ -181,103 +219,96 @@ def part_1(density, folder):
 
     plain = {}
     for factor in FACTORS:
-        merge(config_of({"density": density, "weights": [1.0] * 8}, lambdas=[factor] * len(TASKS)), folder / "plain.h5")
-        plain[factor] = score(folder / "plain.h5", CALIBRATION)
-    best = max(plain, key=lambda f: plain[f][:, 0].mean())
+        merge(config_of({"density": density, "weights": [1.0] * 8}, lambdas=[factor] * len(FAMILY.tasks)), folder / "plain.h5")
+        plain[factor] = score(folder / "plain.h5", FAMILY.calibration)
+    best = max(plain, key=lambda f: FAMILY.key(plain[f]))
     show(f"truncation by rank, w = a = 1, λ = {best}", plain[best])
     equal, rank = {}, 0
     for factor in FACTORS:
         rank = equal_rank_model(density, factor, folder / "plain.h5", folder / "equal.h5")
-        equal[factor] = score(folder / "equal.h5", CALIBRATION)
-    best = max(equal, key=lambda f: equal[f][:, 0].mean())
+        equal[factor] = score(folder / "equal.h5", FAMILY.calibration)
+    best = max(equal, key=lambda f: FAMILY.key(equal[f]))
     show(f"the same rank for every matrix ({rank}), λ = {best}", equal[best])
-    for name, (nps, search, fitness) in AT_DENSITY.items():
-        merge(config_of({"density": density, **nps}, search, fitness, CALIBRATION), folder / "searched.h5")
+    for name, (nps, search, fitness) in FAMILY.at_density.items():
+        merge(config_of({"density": density, **nps}, search, fitness, FAMILY.calibration), folder / "searched.h5")
         with h5py.File(folder / "searched.h5") as file:
             elements = sum(d.size for d in file["tensors"].values())
             stored = file["subspaces/stored"][:].sum(1) / elements
-        show(f"search: {name} (stored: {stored.max():.4f} of each τ at most)", score(folder / "searched.h5", CALIBRATION))
+        show(f"search: {name} (stored: {stored.max():.4f} of each τ at most)", score(folder / "searched.h5", FAMILY.calibration))
 
 
 # ---- part 2 ----
 
 
-def at_once(tasks, jobs, cache):
-    """The results of many calls of results(), several at a time, each in a folder of its own."""
-
-    def call(task):
-        with tempfile.TemporaryDirectory() as folder:
-            found = results(*task, cache, Path(folder))
-        print(*task[:1], *task[3:], *(f"{k}: {v.mean(0)}" for k, v in found.items()), file=sys.stderr, flush=True)
-        return found
-
-    with ThreadPoolExecutor(jobs) as pool:
-        return list(pool.map(call, tasks))
+def show_results(name, data, scored, seed, cache):
+    with tempfile.TemporaryDirectory() as folder:
+        found = results(name, data, scored, seed, cache, Path(folder))
+    print(name, scored.name, seed, *(f"{k}: {v.mean(0).round(4)}" for k, v in found.items()), file=sys.stderr, flush=True)
+    return found
 
 
 def make_fold(k, folder):
     """Calibration data without the samples of a fold, and those samples."""
-    paths = folder / f"seen-{k}.h5", folder / f"held-{k}.h5"
-    with h5py.File(CALIBRATION) as source:
+    paths = folder / f"{FAMILY.path.name}-seen-{k}.h5", folder / f"{FAMILY.path.name}-held-{k}.h5"
+    with h5py.File(FAMILY.calibration) as source:
         for path, keep_held in zip(paths, (False, True)):
             with h5py.File(path, "w") as target:
                 for task in source:
-                    keep = (np.arange(len(source[task]["labels"])) % FOLDS == k) == keep_held
-                    for name in ("inputs", "labels"):
-                        target[f"{task}/{name}"] = source[task][name][:][keep]
+                    for name, values in source[task].items():
+                        keep = (np.arange(len(values)) % FAMILY.folds == k) == keep_held
+                        target[f"{task}/{name}"] = values[:][keep]
     return paths
 
 
-def cross_validate(names, jobs, folder):
+def cross_validate(names, cache):
     """{(search, result): [folds × tasks][accuracy, nll] on held-out samples}"""
-    folds = [make_fold(k, folder) for k in range(FOLDS)]
-    found = at_once([(name, seen, held, 1) for name in names for seen, held in folds], jobs, folder)
     table = {}
-    for i, name in enumerate(names):
-        each = found[i * FOLDS : (i + 1) * FOLDS]
-        for final in each[0]:
-            table[name, final] = np.concatenate([e[final] for e in each])
-    return table
+    for name in names:
+        for k in range(FAMILY.folds):
+            for final, scores in show_results(name, *make_fold(k, cache), 1, cache).items():
+                table.setdefault((name, final), []).append(scores)
+    return {key: np.concatenate(scores) for key, scores in table.items()}
 
 
-def part_2(names, with_test, jobs, folder):
-    table = cross_validate(names, jobs, folder)
-    searched = [key for key in table if key[0] in SEARCHES and key[1] != "start"]
-    winner = max(searched, key=lambda key: (table[key][:, 0].mean(), -table[key][:, 1].mean()))
-    print(f"chosen by held-out scores: {winner[0]}, result: {winner[1]}\n", flush=True)
-    tests = [(winner[0], CALIBRATION, TEST, seed) for seed in range(1, 6)] if with_test else []
-    others = [(name, CALIBRATION, TEST, 1) for name in names if name != winner[0]] if with_test else []
-    found = at_once(tests + others, jobs, folder)
-    tested = {task[0]: f for task, f in zip(others, found[len(tests) :])}
+def part_2(names, with_test, cache):
+    table, tested = cross_validate(names, cache), {}
+    winner = max((key for key in table if key[0] in FAMILY.searches and key[1] != "start"), key=lambda k: FAMILY.key(table[k]))
+    print(f"Chosen by held-out scores: {winner[0]}, result: {winner[1]}\n", flush=True)
     if with_test:
-        tested[winner[0]] = found[0]
-    print("| search | result | held-out accuracy | held-out nll |" + (" test accuracy | test nll |" if with_test else ""))
-    print("|---|---|---|---|" + ("---|---|" if with_test else ""))
+        for name in names:
+            if name in FAMILY.fixed:
+                tested[name, ""] = show_results(name, None, FAMILY.test, 1, cache)[""]
+        each = [show_results(winner[0], FAMILY.calibration, FAMILY.test, seed, cache) for seed in FAMILY.seeds]
+        tested.update({(winner[0], final): scores for final, scores in each[0].items()})
+    print("| search | result | held-out accuracy | held-out nll | test accuracy | test nll |\n|---|---|---|---|---|---|")
     for key in table:
-        test = " {:.4f} | {:.4f} |".format(*tested[key[0]][key[1]].mean(0)) if with_test else ""
-        print("| {} | {} | {:.4f} | {:.4f} |".format(*key, *table[key].mean(0)) + test)
+        words = ["{:.4f} | {:.4f}".format(*scores[key].mean(0)) if key in scores else " | " for scores in (table, tested)]
+        print(f"| {key[0]} | {key[1]} | " + " | ".join(words) + " |")
     if with_test:
-        scores = [f[winner[1]][:, 0].mean() for f in found[: len(tests)]]
-        print(f"\n{winner[0]}, result: {winner[1]}, test accuracy with seeds 1 to 5: "
+        scores = [found[winner[1]].mean(0)[("accuracy", "nll").index(FAMILY.by)] for found in each]
+        print(f"\n{winner[0]}, result: {winner[1]}, test {FAMILY.by} with seeds 1 to {len(scores)}: "
               + ", ".join(f"{score:.4f}" for score in scores) + f"; mean {np.mean(scores):.4f}")  # fmt: skip
 
 
 def main():
+    global FAMILY
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--family", choices=FAMILIES, default="digits-vit")
     parser.add_argument("--part", type=int, choices=(1, 2), help="default: both")
     parser.add_argument("--density", type=float, default=0.1, help="of part 1")
     parser.add_argument("--only", help="names of searches of part 2, separated by ';'")
     parser.add_argument("--no-test", action="store_true", help="only the ranking")
     parser.add_argument("--cache", metavar="DIR", help="keep what part 2 has searched in a folder, and do not search it again")
-    parser.add_argument("--jobs", type=int, default=1, help="searches of part 2 at a time")
     options = parser.parse_args()
-    names = options.only.split(";") if options.only else [*FIXED, *SEARCHES]
+    FAMILY = FAMILIES[options.family]
+    names = options.only.split(";") if options.only else [*FAMILY.fixed, *FAMILY.searches]
     with tempfile.TemporaryDirectory() as name:
-        name = options.cache or name
+        cache = Path(options.cache or name)
+        cache.mkdir(exist_ok=True)
         if options.part != 2:
-            part_1(options.density, Path(name))
+            part_1(options.density, cache)
         if options.part != 1:
-            part_2(names, not options.no_test, options.jobs, Path(name))
+            part_2(names, not options.no_test, cache)
 
 
 if __name__ == "__main__":
