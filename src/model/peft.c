@@ -267,8 +267,6 @@ static void make_catalogue(plan_t *p) {
   const int base_files = nps_model_add_files(p->model, p->base), part_files = nps_model_add_files(p->model, p->parts);
   for (int w = 0; w < p->base->tensor_count; w++) {
     const nps_tensor_info_t *t = &p->base->tensors[w];
-    /* What the base computes itself is handed on. */
-    if (t->rule && p->stored_of[w] < 0) rule_for(p, w);
     const int part = p->stored_of[w], rule = p->rule_of[w] + 1;
     add_tensor(p, part >= 0 ? part_of(p, part) : t, part >= 0 ? part_files : base_files, t->name, rule);
   }
@@ -299,6 +297,8 @@ static nps_err_t plan_all(plan_t *p, const char *text) {
   NPS_TRY(nps_peft_config_read(text, p->checks.where, &p->config));
   p->peft->omega = p->config.omega;
   for (int i = 0; i < p->parts->tensor_count; i++) sort_part(p, i);
+  for (int w = 0; w < p->base->tensor_count; w++) /* what the base computes itself is handed on */
+    if (p->base->tensors[w].rule && p->stored_of[w] < 0) rule_for(p, w);
   for (int i = 0; i < p->peft->count; i++) fit_rule(p, &p->peft->rules[i]);
   NPS_TRY(nps_checks_end(&p->checks));
   make_catalogue(p);
