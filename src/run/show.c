@@ -139,8 +139,8 @@ void nps_run_show_summary(const nps_run_state_t *run, const nps_run_output_t *ou
                           int64_t bytes) {
   char size[32];
   cells_t cells = {0};
-  json_t *models = json_array();
   if (!run->report) return;
+  json_t *models = json_array();
   add_cell(&cells, nps_xstrdup("model"));
   add_cell(&cells, nps_xstrdup("‖task vector‖"));
   add_cell(&cells, nps_xstrdup("kept"));
