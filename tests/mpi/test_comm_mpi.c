@@ -308,6 +308,52 @@ START_TEST(those_who_wait_are_told_the_total) {
 }
 END_TEST
 
+/* ---- messages and counters ---- */
+
+/* Round a ring, several on their way at once, of all lengths. */
+START_TEST(messages_come_in_order) {
+  enum { COUNT = 20, MOST = 50000 };
+  static int64_t out[COUNT][MOST], in[COUNT][MOST];
+  nps_message_t *messages[2 * COUNT];
+  bool ok = true;
+  for (int i = 0; i < COUNT; i++) {
+    const size_t bytes = (size_t)(i * i * i) * sizeof(int64_t);
+    for (int k = 0; k < i * i * i; k++) out[i][k] = 1000000 * rank + 10000 * i + k;
+    messages[i] = nps_comm_receive(comm, (rank + size - 1) % size, in[i], bytes);
+    messages[COUNT + i] = nps_comm_send(comm, (rank + 1) % size, out[i], bytes);
+  }
+  nps_comm_progress(comm);
+  for (int i = 0; i < 2 * COUNT; i++) nps_message_wait(messages[i]);
+  nps_message_wait(NULL);
+  for (int i = 0; i < COUNT; i++)
+    for (int k = 0; k < i * i * i; k++) ok = ok && in[i][k] == 1000000 * ((rank + size - 1) % size) + 10000 * i + k;
+  ck_assert(everywhere(ok));
+}
+END_TEST
+
+/* Every number is drawn once, however often each rank draws, and again after setting back. */
+START_TEST(numbers_are_drawn_once) {
+  enum { DRAWS = 30 };
+  nps_counter_t *counter = nps_counter_new(comm);
+  bool ok = true;
+  for (int round = 0; round < 2; round++) {
+    int64_t drawn[DRAWS * 16] = {0}, last = -1;
+    for (int i = 0; i < DRAWS + rank; i++) {
+      const int64_t number = nps_counter_next(counter);
+      ok = ok && number > last && number < (int64_t)(sizeof drawn / sizeof *drawn);
+      if (ok) drawn[last = number]++;
+    }
+    nps_comm_sum_i64(comm, drawn, DRAWS * 16);
+    const int64_t all = (int64_t)DRAWS * size + size * (size - 1) / 2;
+    for (int64_t i = 0; i < DRAWS * 16; i++) ok = ok && drawn[i] == (i < all);
+    nps_counter_reset(counter);
+  }
+  nps_counter_free(counter);
+  nps_counter_free(NULL);
+  ck_assert(everywhere(ok));
+}
+END_TEST
+
 int main(int argc, char **argv) {
   start_mpi(&argc, &argv);
   TCase *cases = tcase_create("comm");
@@ -324,6 +370,8 @@ int main(int argc, char **argv) {
   tcase_add_test(cases, texts_are_sent_to_all);
   tcase_add_test(cases, arrays_are_reduced_element_by_element);
   tcase_add_test(cases, the_ranks_before_are_added_up);
+  tcase_add_test(cases, messages_come_in_order);
+  tcase_add_test(cases, numbers_are_drawn_once);
   tcase_add_test(cases, totals_are_heard_of);
   tcase_add_test(cases, ranks_may_end_without_a_beat);
   tcase_add_test(cases, a_failing_rank_is_heard_of_and_all_end);

@@ -68,6 +68,14 @@ def test_random_networks(name, tmp_path):
     check(model, tmp_path / "model", tmp_path)
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_vocabulary_in_parts(tied, tmp_path):
+    """Of tables with more than 2^24 numbers a step sees some rows."""
+    model = random_model(vocab_size=600_000, num_hidden_layers=1, tie_word_embeddings=tied)
+    model.save_pretrained(tmp_path / "model")
+    check(model, tmp_path / "model", tmp_path)
+
+
 @pytest.mark.parametrize("name", SCALINGS)
 def test_scaled_positions(name, tmp_path):
     rope = {"rope_type": name.split()[0], "rope_theta": 100.0, **SCALINGS[name]}

@@ -273,6 +273,46 @@ START_TEST(a_network_is_what_its_definition_says) {
 }
 END_TEST
 
+/* Weights of one stage alone, and a state that is moved from stage to stage, as between ranks. */
+START_TEST(stages_see_their_own_tensors_only) {
+  float inputs[SAMPLES * CHANNELS * IMAGE_H * IMAGE_W];
+  int32_t labels[SAMPLES];
+  const nps_dataset_t data = tiny_data(inputs, labels);
+  const int64_t samples[SAMPLES] = {6, 2, 0, 5, 1, 3, 4};
+  nps_model_t *model = write_model("model", config, true, true);
+  nps_net_t *net = NULL;
+  float **weights = NULL, *states[2] = {NULL};
+  void *scratch = NULL;
+  ck_assert_int_eq(nps_net_new(model, NULL, &net), NPS_OK);
+  ck_assert_int_eq(nps_net_read_weights(net, false, &weights), NPS_OK);
+  ck_assert_int_eq(nps_net_stages(net), LAYERS + 2);
+  ck_assert_int_eq(nps_net_steps(net), LAYERS + 2);
+  const size_t room = (size_t)nps_net_state(net, &data, SAMPLES) * sizeof(float);
+  const size_t moved = (size_t)nps_net_activation(net, &data, SAMPLES) * sizeof(float);
+  for (int i = 0; i < 2; i++) ck_assert_int_eq(nps_buffer_alloc(room, "a state", &states[i]), NPS_OK);
+  ck_assert_int_eq(nps_buffer_alloc(nps_net_scratch_bytes(net, &data, SAMPLES), "scratch", &scratch), NPS_OK);
+  const float **seen = nps_xcalloc((size_t)nps_net_tensor_count(net), sizeof *seen);
+  for (int i = 0; i < nps_net_steps(net); i++) {
+    for (int t = 0; t < nps_net_tensor_count(net); t++)
+      seen[t] = nps_net_needs_whole(net, nps_net_step(net, i)->stage, t) ? weights[t] : NULL;
+    memset(scratch, 0xff, nps_net_step_bytes(net, &data, SAMPLES));
+    memset(states[1], 0xff, room);
+    memcpy(states[1], states[0], moved);
+    nps_net_run(net, nps_net_step(net, i), seen, NULL, &data, samples, SAMPLES, scratch, states[1]);
+    memcpy(states[0], states[1], room);
+  }
+  const nps_score_t found = nps_net_finish(net, &data, SAMPLES, states[0]);
+  const nps_score_t whole = nps_net_score(net, (const float *const *)weights, &data, samples, SAMPLES, scratch);
+  ck_assert(found.correct == whole.correct && found.total == SAMPLES && found.nll_sum == whole.nll_sum);
+  for (int i = 0; i < 2; i++) free(states[i]);
+  free(seen);
+  free(scratch);
+  nps_net_free_weights(net, weights);
+  nps_net_free(net);
+  nps_model_free(model);
+}
+END_TEST
+
 START_TEST(operations_are_counted) {
   nps_model_t *model = write_model("model", config, true, true);
   nps_net_t *net = NULL;
@@ -407,6 +447,7 @@ int main(void) {
   tcase_add_checked_fixture(cases, set_up, tear_down);
   tcase_set_timeout(cases, 60);
   tcase_add_test(cases, a_network_is_what_its_definition_says);
+  tcase_add_test(cases, stages_see_their_own_tensors_only);
   tcase_add_test(cases, operations_are_counted);
   tcase_add_test(cases, heads_come_from_where_they_should);
   tcase_add_test(cases, linear_layers_are_found);

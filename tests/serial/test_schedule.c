@@ -250,8 +250,77 @@ START_TEST(what_does_not_fit_is_told) {
 }
 END_TEST
 
+/* ---- chains ---- */
+
+enum { MOST_ITEMS = 9 };
+
+static int64_t weights[MOST_ITEMS];
+
+/* The ends share an item: together they weigh less. */
+static int64_t weight_of(const void *ctx, int first, int end) {
+  const int count = *(const int *)ctx;
+  int64_t weight = first == 0 && end == count ? -weights[0] / 2 : 0;
+  for (int i = first; i < end; i++) weight += weights[i];
+  return weight;
+}
+
+/* The lightest that the heaviest stretch of the items from `first` on can be, by trying all. */
+static int64_t try_all(int count, int parts, int first) {
+  if (parts == 1) return weight_of(&count, first, count);
+  int64_t best = INT64_MAX;
+  for (int next = first + 1; next <= count - parts + 1; next++)
+    best = nps_min64(best, nps_max64(weight_of(&count, first, next), try_all(count, parts - 1, next)));
+  return best;
+}
+
+START_TEST(chains_are_cut_where_the_heaviest_stretch_is_lightest) {
+  uint64_t state = (uint64_t)_i + 1;
+  const int count = 1 + (int)below(&state, MOST_ITEMS);
+  for (int i = 0; i < count; i++) weights[i] = below(&state, 50);
+  for (int parts = 1; parts <= count; parts++) {
+    int cut[MOST_ITEMS + 1];
+    int64_t heaviest = 0;
+    nps_schedule_split(count, parts, weight_of, &count, cut);
+    ck_assert(cut[0] == 0 && cut[parts] == count);
+    for (int p = 0; p < parts; p++) {
+      ck_assert_int_lt(cut[p], cut[p + 1]);
+      heaviest = nps_max64(heaviest, weight_of(&count, cut[p], cut[p + 1]));
+    }
+    ck_assert_int_eq(heaviest, try_all(count, parts, 0));
+  }
+}
+END_TEST
+
+/* Groups that take pieces as they fall idle: nobody idles longer than one item takes. */
+START_TEST(pieces_leave_no_group_idle_for_longer_than_an_item) {
+  enum { ITEMS = 200, MOST_GROUPS = 7 };
+  uint64_t state = (uint64_t)_i + 1;
+  const int groups = 1 + (int)below(&state, MOST_GROUPS);
+  const int64_t count = below(&state, ITEMS + 1);
+  double work[ITEMS], busy[MOST_GROUPS] = {0}, longest = 0, first = INFINITY, last = 0;
+  int64_t cut[ITEMS + 1];
+  for (int64_t i = 0; i < count; i++) longest = fmax(longest, work[i] = 1 + (double)below(&state, 9));
+  const int64_t pieces = nps_schedule_deal(work, count, groups, cut);
+  ck_assert(cut[0] == 0 && cut[pieces] == count && (groups > 1 || pieces <= 1));
+  for (int64_t p = 0; p < pieces; p++) {
+    int idle = 0;
+    for (int g = 1; g < groups; g++)
+      if (busy[g] < busy[idle]) idle = g;
+    ck_assert_int_lt(cut[p], cut[p + 1]);
+    for (int64_t i = cut[p]; i < cut[p + 1]; i++) busy[idle] += work[i];
+  }
+  for (int g = 0; g < groups; g++) {
+    first = fmin(first, busy[g]);
+    last = fmax(last, busy[g]);
+  }
+  ck_assert_msg(last - first <= longest, "%g to %g, items of at most %g", first, last, longest);
+}
+END_TEST
+
 int main(void) {
   TCase *cases = tcase_create("schedule");
+  tcase_add_loop_test(cases, chains_are_cut_where_the_heaviest_stretch_is_lightest, 0, 40);
+  tcase_add_loop_test(cases, pieces_leave_no_group_idle_for_longer_than_an_item, 0, 60);
   tcase_add_test(cases, groups_halve_the_ranks);
   tcase_add_loop_test(cases, random_lists_are_scheduled_right, 0, 20);
   tcase_add_test(cases, large_jobs_go_to_groups_that_hold_them);
