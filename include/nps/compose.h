@@ -31,6 +31,50 @@ typedef struct nps_alignment {
 
 void nps_alignment_free(nps_alignment_t *alignment);
 
+/** Whose tokens the merged model has: the base's, those of all models (new ones behind the base's), another model's. */
+typedef enum nps_token_source { NPS_TOKENS_BASE, NPS_TOKENS_UNION, NPS_TOKENS_MODEL } nps_token_source_t;
+
+/** What the config says of a token, which is added where the vocabulary lacks it. */
+typedef struct nps_token_choice {
+  const char *token;
+  bool force;       /**< in all models */
+  bool zero;        /**< zeros */
+  int model;        /**< index into the models, or -1 */
+  const char *from; /**< the model's token that it takes its row from; NULL: the same */
+  int64_t id;       /**< the model's row, or -1 */
+} nps_token_choice_t;
+
+typedef struct nps_tokens_spec {
+  const nps_model_t *const *models; /**< [model_count] */
+  int model_count;
+  int base; /**< model */
+  nps_token_source_t source;
+  const nps_model_t *other;          /**< MODEL: only its small files are read */
+  const nps_token_choice_t *choices; /**< [choice_count] */
+  int choice_count;
+  int64_t pad; /**< rows are padded to a multiple of it; 0: they are not */
+} nps_tokens_spec_t;
+
+/** Read the models' tokenizers and make the merged one. Local; reads files.
+ *  A model without tokenizer.json is taken to have the base's vocabulary, with a note.
+ *  @param[out] out    freed with nps_alignment_free(); NULL: source BASE, where the base has no tokenizer.json
+ *  @param[out] files  [*count] of the model whose tokenizer was taken, with the merged tokenizer; nps_sidecars_free()
+ *  @return NPS_ERR_INPUT: a tokenizer that is missing or damaged; NPS_ERR_CONFIG: a choice that cannot be followed */
+nps_err_t nps_tokens_align(const nps_tokens_spec_t *spec, nps_alignment_t **out, nps_sidecar_t **files, int *count);
+
+/** Pick from a tokenizer's files, and others, those that travel with the merged model: the tokenizer's own from `tokenizer`,
+ *  all else from `others`, both of which are taken over. Local.
+ *  @param with_tokenizer  whether it is copied at all */
+void nps_sidecars_pick(nps_sidecar_t *tokenizer, int tokenizer_count, nps_sidecar_t *others, int other_count,
+                       bool with_tokenizer, nps_sidecar_t **out, int *count);
+
+/** Set the chat template of a tokenizer's files. Local.
+ *  @param text    "auto": the most frequent of the models; the name of a built-in one; or a template
+ *  @param models  [model_count]
+ *  @return NPS_ERR_CONFIG: neither; NPS_ERR_INPUT */
+nps_err_t nps_chat_template_set(const char *text, const nps_model_t *const *models, int model_count,
+                                nps_sidecar_t **files, int *count);
+
 /* ---- composing ---- */
 
 /** Consecutive layers of a model. */

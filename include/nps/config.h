@@ -75,6 +75,33 @@ typedef struct nps_recipe_slice {
   int line;                  /**< of its entry; 0 for --set */
 } nps_recipe_slice_t;
 
+/** Whose vocabulary the merged model has. */
+typedef enum nps_tokenizer_source {
+  NPS_TOKENIZER_BASE,
+  NPS_TOKENIZER_UNION,
+  NPS_TOKENIZER_MODEL
+} nps_tokenizer_source_t;
+
+/** One entry of `tokenizer.tokens`. Texts are owned. */
+typedef struct nps_recipe_token {
+  char *token;
+  char *model; /**< whose row it takes, as written; or NULL */
+  char *from;  /**< that model's token; NULL: the same */
+  int64_t id;  /**< that model's row, or -1 */
+  bool zero;   /**< its row is zeros */
+  bool force;  /**< in all models */
+} nps_recipe_token_t;
+
+/** `tokenizer_source` or `tokenizer` */
+typedef struct nps_recipe_tokenizer {
+  bool given; /**< false: embeddings are merged as they are */
+  nps_tokenizer_source_t source;
+  char *model;                /**< MODEL: as written; owned */
+  nps_recipe_token_t *tokens; /**< [token_count]; owned */
+  int token_count;
+  int64_t pad; /**< pad_to_multiple_of; 0: none */
+} nps_recipe_tokenizer_t;
+
 /** What magnitudes are ranked over. */
 typedef enum nps_scope { NPS_SCOPE_MODEL, NPS_SCOPE_TENSOR } nps_scope_t;
 
@@ -183,8 +210,11 @@ typedef struct nps_recipe {
   int model_count;
   nps_recipe_slice_t *slices; /**< [slice_count] none: whole models are merged */
   int slice_count;
-  nps_settings_t module; /**< of the module `default`, between the levels of a slice and of all */
+  nps_settings_t module;     /**< of the module `default`, between the levels of a slice and of all */
   nps_settings_t parameters; /**< global level */
+  nps_recipe_tokenizer_t tokenizer;
+  bool copy_tokenizer; /**< the output gets the tokenizer's files; true by default */
+  char *chat_template; /**< auto, a name, or a template; or NULL */
   uint64_t seed;
   int64_t memory_per_rank; /**< bytes; 0: auto */
   bool has_out_dtype;      /**< out_dtype or dtype was given */

@@ -1,6 +1,7 @@
 #include "emit.h"
 #include "section.h"
 #include "slices.h"
+#include "tokenizer.h"
 #include "value.h"
 
 #include <ctype.h>
@@ -146,7 +147,9 @@ char *nps_recipe_emit(const nps_recipe_t *recipe) {
     nps_text_add(&out, "resources: {memory_per_rank: auto}\n");
   if (recipe->has_out_dtype) nps_emit_pair(&out, "out_dtype", type_name(recipe->out_dtype));
   nps_sections_emit(&out, recipe);
-  nps_text_add(&out, "tokenizer_source: base\n");
+  nps_tokenizer_emit(&out, &recipe->tokenizer);
+  if (!recipe->copy_tokenizer) nps_text_add(&out, "copy_tokenizer: false\n");
+  if (recipe->chat_template) nps_emit_pair(&out, "chat_template", recipe->chat_template);
   nps_text_add(&out, "output: {");
   if (recipe->output_head) {
     nps_text_add(&out, "head: ");

@@ -5,6 +5,7 @@
 #include "override.h"
 #include "section.h"
 #include "slices.h"
+#include "tokenizer.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -97,11 +98,19 @@ static void read_out_dtype(void *target, const nps_node_t *value, const char *wh
 }
 
 static void read_tokenizer_source(void *target, const nps_node_t *value, const char *what) {
-  (void)target;
-  char found[96];
-  if (value->kind == NPS_NODE_SCALAR && strcmp(value->text, "base") == 0) return;
-  nps_place_fail(value->place, "%s: expected base, as others are not built yet, found %s", what,
-                 nps_node_describe(value, found));
+  nps_tokenizer_source_read(value, what, &((draft_t *)target)->recipe->tokenizer);
+}
+
+static void read_tokenizer(void *target, const nps_node_t *value, const char *what) {
+  nps_tokenizer_section_read(value, what, &((draft_t *)target)->recipe->tokenizer);
+}
+
+static void read_chat_template(void *target, const nps_node_t *value, const char *what) {
+  nps_text_read(value, what, &((draft_t *)target)->recipe->chat_template);
+}
+
+static void read_copy_tokenizer(void *target, const nps_node_t *value, const char *what) {
+  nps_boolean_read(value, what, &((draft_t *)target)->recipe->copy_tokenizer);
 }
 
 static void read_path(void *target, const nps_node_t *value, const char *what) {
@@ -153,9 +162,9 @@ static const nps_key_t top_keys[] = {{"merge_method", NPS_KEY_READ, read_method,
                                      {"archive", NPS_KEY_NOT_BUILT, NULL, NULL},
                                      {"slices", NPS_KEY_READ, read_slices, NULL},
                                      {"modules", NPS_KEY_READ, read_modules, NULL},
-                                     {"tokenizer", NPS_KEY_NOT_BUILT, NULL, NULL},
-                                     {"chat_template", NPS_KEY_NOT_BUILT, NULL, NULL},
-                                     {"pad_to_multiple_of", NPS_KEY_NOT_BUILT, NULL, NULL},
+                                     {"tokenizer", NPS_KEY_READ, read_tokenizer, NULL},
+                                     {"chat_template", NPS_KEY_READ, read_chat_template, NULL},
+                                     {"pad_to_multiple_of", NPS_KEY_ELSEWHERE, NULL, "tokenizer.pad_to_multiple_of"},
                                      {"unsafe_truncate_embeddings", NPS_KEY_NOT_BUILT, NULL, NULL},
                                      {"name", NPS_KEY_NO_EFFECT, NULL, NULL},
                                      {"int8_mask", NPS_KEY_NO_EFFECT, NULL, NULL},
@@ -166,7 +175,7 @@ static const nps_key_t top_keys[] = {{"merge_method", NPS_KEY_READ, read_method,
                                      {"cuda", NPS_KEY_NO_EFFECT, NULL, NULL},
                                      {"device", NPS_KEY_NO_EFFECT, NULL, NULL},
                                      {"low_cpu_memory", NPS_KEY_NO_EFFECT, NULL, NULL},
-                                     {"copy_tokenizer", NPS_KEY_NO_EFFECT, NULL, NULL},
+                                     {"copy_tokenizer", NPS_KEY_READ, read_copy_tokenizer, NULL},
                                      {"clone_tensors", NPS_KEY_NO_EFFECT, NULL, NULL},
                                      {"trust_remote_code", NPS_KEY_NO_EFFECT, NULL, NULL},
                                      {"gpu_rich", NPS_KEY_NO_EFFECT, NULL, NULL},
@@ -215,6 +224,7 @@ static void read_recipe(const nps_node_t *root, nps_recipe_t *recipe) {
   nps_level_read(root, "", top_keys, COUNT(top_keys), &draft);
   check_missing(root, "merge_method", "the name of a method");
   nps_slices_check(recipe, root);
+  nps_tokenizer_check(root);
   check_head(&draft);
   nps_sections_check(recipe, root);
   if (recipe->has_out_dtype || !draft.has_dtype) return;
@@ -248,6 +258,7 @@ static nps_err_t parse_bytes(const char *text, size_t size, const char *file, co
   recipe = nps_xcalloc(1, sizeof *recipe);
   recipe->file = nps_xstrdup(file);
   recipe->shard_size = DEFAULT_SHARD_SIZE;
+  recipe->copy_tokenizer = true;
   read_recipe(root, recipe);
   if (nps_problem_count() > problems) {
     err = NPS_ERR_CONFIG;
@@ -311,6 +322,8 @@ void nps_recipe_free(nps_recipe_t *recipe) {
   free(recipe->merge_method);
   free(recipe->base_model);
   free(recipe->output_path);
+  nps_tokenizer_section_free(&recipe->tokenizer);
+  free(recipe->chat_template);
   free(recipe->output_head);
   free(recipe);
 }
