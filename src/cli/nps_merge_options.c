@@ -31,6 +31,9 @@ static const cli_option_t options[] = {
     {"resume", 0, CLI_FLAG, NULL, FIELD(resume),
      "Go on from the snapshot of an interrupted search; start where there is none; do nothing where the output is "
      "complete."},
+    {"copy-tokenizer", 0, CLI_FLAG, NULL, FIELD(copy_tokenizer),
+     "Copy the tokenizer's files to the output (the default)."},
+    {"no-copy-tokenizer", 0, CLI_FLAG, NULL, FIELD(no_copy_tokenizer), "Do not copy them."},
     {"log", 0, CLI_TEXT, "FILE", FIELD(log), "Append every event of the run to FILE, one JSON object a line."},
     {"quiet", 'q', CLI_FLAG, NULL, FIELD(quiet), "Print nothing but errors."},
     {"verbose", 'v', CLI_FLAG, NULL, FIELD(verbose), "Print also the inputs, the plan, and what each step took."},
@@ -58,6 +61,8 @@ static nps_err_t check_together(cli_merge_options_t *o) {
   if (o->ranks && !o->plan) err = nps_fail(NPS_ERR_CONFIG, "option --ranks goes with --plan only");
   if (o->ranks_per_node && !o->plan) err = nps_fail(NPS_ERR_CONFIG, "option --ranks-per-node goes with --plan only");
   if (o->plan && o->check) err = nps_fail(NPS_ERR_CONFIG, "options --plan and --check exclude each other");
+  if (o->copy_tokenizer && o->no_copy_tokenizer)
+    err = nps_fail(NPS_ERR_CONFIG, "options --copy-tokenizer and --no-copy-tokenizer exclude each other");
   if (o->quiet && o->verbose) err = nps_fail(NPS_ERR_CONFIG, "options --quiet and --verbose exclude each other");
   if (o->out && o->output && strcmp(o->out, o->output) != 0)
     err = nps_fail(NPS_ERR_CONFIG, "two outputs are given: argument '%s' and --output '%s'", o->out, o->output);
@@ -67,7 +72,10 @@ static nps_err_t check_together(cli_merge_options_t *o) {
 
 static nps_err_t split_overrides(cli_merge_options_t *o) {
   nps_err_t err = NPS_OK;
-  o->overrides = nps_xcalloc((size_t)o->set.count + 1, sizeof *o->overrides);
+  o->overrides = nps_xcalloc((size_t)o->set.count + 2, sizeof *o->overrides);
+  if (o->copy_tokenizer || o->no_copy_tokenizer)
+    o->overrides[o->override_count++] =
+        (nps_override_t){nps_xstrdup("copy_tokenizer"), o->copy_tokenizer ? "true" : "false"};
   for (int i = 0; i < o->set.count; i++) {
     const char *text = o->set.items[i];
     size_t length = strcspn(text, "=");

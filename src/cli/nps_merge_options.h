@@ -16,8 +16,9 @@ typedef struct cli_merge_options {
   int ranks_per_node; /**< --ranks-per-node, 0 when not given */
   bool check;         /**< --check: only validate */
   bool force;
-  bool resume; /**< --resume: go on from the snapshot */
+  bool resume;     /**< --resume: go on from the snapshot */
   const char *log; /**< NULL: none */
+  bool copy_tokenizer, no_copy_tokenizer;
   bool quiet;
   bool verbose;
   nps_override_t *overrides; /**< [override_count], --set in their order; owned */

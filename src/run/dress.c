@@ -114,10 +114,3 @@ nps_err_t nps_run_dress(nps_run_state_t *run, nps_run_output_t *output) {
   make_card(run, output);
   return NPS_OK;
 }
-
-nps_err_t nps_run_read_sidecars(nps_run_state_t *run) {
-  if (nps_comm_rank(run->comm) != 0) return NPS_OK;
-  int count;
-  nps_model_t *const *sources = nps_run_sources(run, &count);
-  return nps_sidecars_read(sources[nps_run_reference(run)], &run->sidecars, &run->sidecar_count);
-}

@@ -15,6 +15,8 @@ static void free_run(nps_run_state_t *run) {
   free(run->sources);
   free(run->slice_base);
   nps_run_free_slices(run);
+  nps_alignment_free(run->alignment);
+  nps_sidecars_free(run->tokenizer, run->tokenizer_count);
   free(run->input_of);
   free(run->models);
   nps_sidecars_free(run->sidecars, run->sidecar_count);

@@ -3,6 +3,7 @@
 #ifndef NPS_RUN_INTERNAL_H
 #define NPS_RUN_INTERNAL_H
 
+#include "nps/compose.h"
 #include "nps/fitness.h"
 #include "nps/merge.h"
 #include "nps/model.h"
@@ -93,12 +94,23 @@ typedef struct nps_run_state {
   nps_search_t *search;   /**< NULL before the search, and without tasks */
   nps_factors_t *factors; /**< partition singular: of all models, where tasks are scored; else NULL */
 
+  nps_alignment_t *alignment; /**< of the vocabularies, or NULL */
+  nps_sidecar_t *tokenizer; /**< [tokenizer_count] files of the merged tokenizer; NULL: the reference's; rank 0 only */
+  int tokenizer_count;
   nps_sidecar_t *sidecars; /**< [sidecar_count] rank 0 only */
   int sidecar_count;
 } nps_run_state_t;
 
 /** Read config and headers, check everything against everything, choose the method. Collective. */
 nps_err_t nps_run_validate(nps_run_state_t *run);
+
+/* ---- tokens.c ---- */
+
+/** Read the tokenizers and bring the vocabularies together, where the config asks for it. Local, for rank 0. */
+nps_err_t nps_run_align(nps_run_state_t *run);
+
+/** Make every rank know the result. Collective. */
+nps_err_t nps_run_share_alignment(nps_run_state_t *run);
 
 /* ---- slices.c ---- */
 

@@ -1,8 +1,6 @@
 /* Slices: the recipe's become those of what is composed, and the models of the method their places. */
 #include "run_internal.h"
 
-#include "nps/compose.h"
-
 #include <stdlib.h>
 
 nps_model_t *const *nps_run_sources(const nps_run_state_t *run, int *count) {
@@ -71,7 +69,8 @@ nps_err_t nps_run_compose(nps_run_state_t *run) {
                                    .slices = slice,
                                    .slice_count = slices,
                                    .base = run->source_base,
-                                   .reference = nps_run_reference(run)};
+                                   .reference = nps_run_reference(run),
+                                   .alignment = run->alignment};
   nps_model_t **made = NULL;
   int count = 0;
   if (err == NPS_OK) err = nps_compose(&spec, &made, &count);

@@ -157,7 +157,8 @@ static nps_err_t look_at_files(nps_run_state_t *run) {
   err = nps_err_worse(err, opened);
   find_head(run);
   if (opened != NPS_OK || !run->method) return err;
-  const nps_err_t composed = nps_run_compose(run);
+  nps_err_t composed = nps_run_align(run);
+  if (composed == NPS_OK) composed = nps_run_compose(run);
   err = nps_err_worse(err, composed);
   return composed == NPS_OK ? nps_err_worse(err, nps_run_find_tasks(run)) : err;
 }
@@ -178,6 +179,7 @@ static nps_err_t build(nps_run_state_t *run) {
 nps_err_t nps_run_validate(nps_run_state_t *run) {
   NPS_TRY(nps_comm_agree(run->comm, nps_comm_rank(run->comm) == 0 ? look_at_files(run) : NPS_OK));
   NPS_TRY(broadcast(run));
+  NPS_TRY(nps_run_share_alignment(run));
   NPS_TRY(nps_comm_agree(run->comm, nps_comm_rank(run->comm) == 0 ? NPS_OK : prepare(run)));
   NPS_TRY(nps_run_share_history(run));
   NPS_TRY(nps_run_share_tasks(run));

@@ -1,5 +1,7 @@
 """Configs that mergekit and this program are both given, word for word, and the tiny models of the recorded ones."""
 
+import json
+
 import numpy as np
 import tools
 
@@ -121,16 +123,194 @@ dtype: float32
 """,
 }
 
+# Layers of several models. What comes after the layers has as many sources as what comes before: see docs/mergekit.md.
+SLICES = {
+    "frankenmerge": """\
+slices:
+  - sources:
+      - model: {a}
+        layer_range: [0, 2]
+  - sources:
+      - model: {b}
+        layer_range: [1, 3]
+        parameters:
+          scale:
+            - filter: o_proj
+              value: 0.0
+            - filter: layers.2.mlp
+              value: [0.25, 1.5]
+            - value: 1.0
+  - sources:
+      - model: {a}
+        layer_range: [2, 3]
+merge_method: passthrough
+dtype: float32
+""",
+    "linear over slices": """\
+slices:
+  - sources:
+      - model: {a}
+        layer_range: [0, 2]
+        parameters: {weight: [0.2, 0.9]}
+      - model: {b}
+        layer_range: [1, 3]
+    parameters:
+      weight:
+        - filter: self_attn
+          value: 0.7
+        - value: 0.4
+  - sources:
+      - model: {b}
+        layer_range: [0, 1]
+      - model: {c}
+        layer_range: [0, 1]
+        parameters: {weight: 0.75}
+parameters:
+  weight: 0.3
+  normalize: true
+dtype: float32
+""",
+    "slerp over slices": """\
+slices:
+  - sources:
+      - model: {base}
+        layer_range: [0, 3]
+      - model: {a}
+        layer_range: [0, 3]
+merge_method: slerp
+base_model: {base}
+parameters:
+  t:
+    - filter: self_attn
+      value: [0, 0.5, 0.3, 0.7, 1]
+    - filter: mlp
+      value: [1, 0.5, 0.7, 0.3, 0]
+    - value: 0.5 # fallback for rest of tensors
+dtype: float32
+""",
+    "ties in a module": """\
+merge_method: ties
+base_model: {base}
+modules:
+  default:
+    slices:
+      - sources:
+          - model: {a}
+            layer_range: [0, 2]
+            parameters: {density: 0.7}
+          - model: {base}
+            layer_range: [1, 3]
+      - sources:
+          - model: {base}
+            layer_range: [2, 3]
+          - model: {c}
+            layer_range: [0, 1]
+            parameters: {weight: {filter: mlp, value: 0.5}}
+    parameters: {density: 0.5}
+parameters: {weight: 0.25, density: 0.9}
+dtype: float32
+""",
+    "task_arithmetic with a base of a slice": """\
+merge_method: task_arithmetic
+slices:
+  - sources:
+      - {model: {base}, layer_range: [0, 2]}
+      - {model: {a}, layer_range: [0, 2], parameters: {weight: [0.1, 0.6]}}
+    base_model: {base}
+  - sources:
+      - {model: {c}, layer_range: [2, 3]}
+      - {model: {b}, layer_range: [2, 3]}
+    base_model: {c}
+parameters: {weight: 0.5, lambda: 0.8}
+dtype: float32
+""",
+}  # fmt: skip
+SLICES["linear over slices"] = "merge_method: linear\n" + SLICES["linear over slices"]
+
+# Vocabularies that differ: models with tokenizers, of write_token_models().
+TOKENS = {
+    "union": """\
+merge_method: linear
+models:
+  - {model: {base}, parameters: {weight: 0.5}}
+  - {model: {a}, parameters: {weight: 0.3}}
+  - {model: {c}, parameters: {weight: 0.2}}
+tokenizer_source: union
+dtype: float32
+""",
+    "base": """\
+merge_method: task_arithmetic
+base_model: {base}
+models:
+  - {model: {a}, parameters: {weight: 0.3}}
+  - {model: {c}, parameters: {weight: 0.2}}
+tokenizer_source: base
+dtype: float32
+""",
+    "another model's": """\
+merge_method: linear
+base_model: {base}
+models:
+  - {model: {base}, parameters: {weight: 0.5}}
+  - {model: {a}, parameters: {weight: 0.4}}
+tokenizer_source: {c}
+dtype: float32
+""",
+    "tokens, padded": """\
+merge_method: linear
+base_model: {base}
+models:
+  - {model: {base}, parameters: {weight: 0.5}}
+  - {model: {a}, parameters: {weight: 0.3}}
+  - {model: {c}, parameters: {weight: 0.2}}
+tokenizer:
+  source: union
+  tokens:
+    "x": {source: {c}}
+    "<|im_start|>": {source: {c}, force: true}
+    "<|new|>": {source: {kind: zero}}
+    "<|renamed|>": {source: {kind: model_token, model: {a}, token: "<|im_start|>"}}
+    "<|third|>": {source: {kind: model_token, model: {base}, token_id: 3}, force: true}
+  pad_to_multiple_of: 16
+dtype: float32
+""",
+    "slices": """\
+merge_method: passthrough
+slices:
+  - sources: [{model: {base}, layer_range: [0, 2]}]
+  - sources: [{model: {c}, layer_range: [1, 2]}]
+tokenizer: {source: union}
+dtype: float32
+""",
+    "tied": """\
+merge_method: linear
+models:
+  - {model: {base-tied}, parameters: {weight: 0.5}}
+  - {model: {a-tied}, parameters: {weight: 0.5}}
+tokenizer_source: union
+dtype: float32
+""",
+    "tied and untied": """\
+merge_method: linear
+base_model: {base}
+models:
+  - {model: {base}, parameters: {weight: 0.5}}
+  - {model: {a-tied}, parameters: {weight: 0.5}}
+tokenizer_source: base
+dtype: float32
+""",
+}
+
 TINY = dict(hidden_size=16, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=1, intermediate_size=24,
             vocab_size=16, head_dim=8)  # fmt: skip
 
 
-def tiny_shapes():
+def tiny_shapes(layers=TINY["num_hidden_layers"]):
     c = TINY
     h, inner, kv = c["hidden_size"], c["intermediate_size"], c["num_key_value_heads"] * c["head_dim"]
     yield "lm_head.weight", (c["vocab_size"], h)
     yield "model.embed_tokens.weight", (c["vocab_size"], h)
-    for i in range(c["num_hidden_layers"]):
+    for i in range(layers):
         p = f"model.layers.{i}."
         yield p + "input_layernorm.weight", (h,)
         yield p + "post_attention_layernorm.weight", (h,)
@@ -157,8 +337,72 @@ def write_tiny_models(folder):
     return {model: folder / model for model in ("base", "a", "b", "c")}
 
 
-def text_of(case, models):
-    text = CASES[case]
+VOCABULARIES = {
+    "base": (["<s>", "a", "b", "c", "d", "e", "ab", "cd"], ["</s>"]),
+    "a": (["<s>", "b", "a", "x", "ab", "c", "q"], ["<|im_start|>"]),
+    "c": (["d", "e", "<s>", "x", "z", "yz", "c", "q"], ["<|im_start|>", "</s>"]),
+}
+PADDING_ROWS = {"base": 0, "a": 0, "c": 3}
+
+
+def write_tokenizer(folder, tokens, added):
+    """A tokenizer.json of the type BPE, with what transformers wants beside it."""
+    vocab = {token: i for i, token in enumerate(tokens)}
+    merges = [[t[0], t[1:]] for t in tokens if len(t) == 2 and t[0] in vocab and t[1:] in vocab]
+    entry = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    model = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+             "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
+             "vocab": vocab, "merges": merges}  # fmt: skip
+    tokenizer = {"version": "1.0", "truncation": None, "padding": None,
+                 "added_tokens": [{"id": len(tokens) + i, "content": t, **entry} for i, t in enumerate(added)],
+                 "normalizer": None, "pre_tokenizer": None, "post_processor": None, "decoder": None,
+                 "model": model}  # fmt: skip
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
+
+
+def write_token_models(folder):
+    """base, a, c with vocabularies that differ, c with rows that belong to no token; base-tied, a-tied without a head."""
+    random = np.random.RandomState(20240301)
+    models = {}
+    for model, (tokens, added) in VOCABULARIES.items():
+        rows = len(tokens) + len(added) + PADDING_ROWS[model]
+        tensors = {}
+        for name, shape in tiny_shapes():
+            if any(f"layers.{i}." in name for i in (2,)):
+                continue
+            shape = (rows, shape[1]) if name in ("lm_head.weight", "model.embed_tokens.weight") else shape
+            tensors[name] = ("F32", random.standard_normal(shape).astype(np.float32))
+        config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
+                  "rms_norm_eps": 1e-5, "max_position_embeddings": 64, **TINY, "num_hidden_layers": 2,
+                  "vocab_size": rows}  # fmt: skip
+        for tied in (False, True):
+            name = f"{model}-tied" if tied else model
+            own = {n: t for n, t in tensors.items() if not (tied and n == "lm_head.weight")}
+            models[name] = tools.write_folder(folder / name, own, {**config, "tie_word_embeddings": tied})
+            write_tokenizer(folder / name, tokens, added)
+    return models
+
+
+def by_token(folder):
+    """The tensors of a model in float32, rows of the vocabulary in byte order of their tokens, then those of none; and the
+    tokens. The order in which mergekit adds tokens is not the same in every run."""
+    import tokenizers
+
+    vocab = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab()
+    tokens = sorted(vocab)
+    rows = [vocab[t] for t in tokens]
+    found = {}
+    for name, stored in tools.read_model(folder).items():
+        value = tools.values(stored)
+        if name in ("lm_head.weight", "model.embed_tokens.weight"):
+            value = value[rows + [i for i in range(len(value)) if i not in set(rows)]]
+        found[name] = value
+    return found, tokens
+
+
+def text_of(case, models, cases=CASES):
+    text = cases[case]
     for key, folder in models.items():
         text = text.replace(f"{{{key}}}", str(folder))
     return text

@@ -5,6 +5,7 @@ their threshold (which of them stays is arbitrary) and where the sum that elects
 where mergekit's cosine, a float32, is too coarse for the angle between nearly parallel tensors.
 """
 
+import json
 import pathlib
 import re
 import subprocess
@@ -130,24 +131,83 @@ def bound_and_free(config, tensor, base, theta, layers):
     return size, ties, (np.abs(votes) <= 2.0**-22 * weight_of_votes) & (weight_of_votes > 0)
 
 
+# ---- slices, written down once more, naively ----------------------------------------------------------------------------
+
+
+def find_slice(slices, tensor):
+    """The slice of a tensor, its layer in it, and t. What comes before the layers is the first slice's, the rest the last's."""
+    found = re.match(r"model\.layers\.(\d+)\.", tensor)
+    if not found:
+        return (slices[0] if "embed" in tensor else slices[-1]), None, 0
+    layer = int(found.group(1))
+    for part in slices:
+        first, end = part["sources"][0]["layer_range"]
+        if layer < end - first:
+            return part, layer, layer / (end - first - 1) if end - first > 1 else 1
+        layer -= end - first
+    raise AssertionError(tensor)
+
+
+def flatten(config, tensor):
+    """A config of whole models that means the same for one tensor, with plain numbers; and the models' tensors in order."""
+    module = config.get("modules", {}).get("default", config)
+    if "slices" not in module:
+        return config, [tensor] * len(config["models"])
+    part, layer, t = find_slice(module["slices"], tensor)
+    levels = [part.get("parameters", {}), module.get("parameters", {}), config.get("parameters", {})]
+    models, names = [], []
+    for source in part["sources"]:
+        own = tensor
+        if layer is not None:
+            own = re.sub(r"layers\.\d+\.", f"layers.{source['layer_range'][0] + layer}.", tensor)
+        values = {}
+        for level in reversed([source.get("parameters", {}), *levels]):
+            found = {p: evaluate(v if isinstance(v, list) or not isinstance(v, dict) else [v], own, t)
+                     for p, v in level.items()}  # fmt: skip
+            values |= {p: v for p, v in found.items() if v is not None}
+        models.append({"model": source["model"], "parameters": values})
+        names.append(own)
+    shared = {}
+    for level in reversed(levels):
+        found = {p: evaluate(v if isinstance(v, list) or not isinstance(v, dict) else [v], tensor, t)
+                 for p, v in level.items()}  # fmt: skip
+        shared |= {p: v for p, v in found.items() if v is not None}
+    flat = {"merge_method": config["merge_method"], "models": models, "parameters": shared}
+    if base := part.get("base_model", config.get("base_model")):
+        flat["base_model"] = base
+    return flat, names
+
+
 def compare(case, text, ours, theirs, layers):
     """Assert what the module's comment says; returns the counts."""
-    config = yaml.safe_load(text)
+    whole = yaml.safe_load(text)
     assert ours.keys() == theirs.keys()
-    read = lambda path: {n: tools.values(t) for n, t in tools.read_model(path).items()}
-    base = read(config["base_model"]) if "base_model" in config else None
-    models = [read(m["model"]) for m in config["models"]]
+    cache = {}
+
+    def read(path):
+        if path not in cache:
+            cache[path] = {n: tools.values(t) for n, t in tools.read_model(path).items()}
+        return cache[path]
+
     counts = dict(elements=0, identical=0, rounding=0, ties=0, election=0, angle=0)
     worst, worst_angle = 0.0, 0.0
     for name, theirs_value in theirs.items():
         a, b = ours[name].astype(np.float64), theirs_value.astype(np.float64)
-        theta = [m[name] for m in models]
-        size, ties, election = bound_and_free(config, name, base and base[name], theta, layers)
+        config, names = flatten(whole, name)
+        theta = [read(m["model"])[n] for m, n in zip(config["models"], names)]
+        base = None
+        if "base_model" in config:
+            listed = [m["model"] for m in config["models"]]
+            own = names[listed.index(config["base_model"])] if config["base_model"] in listed else name
+            base = read(config["base_model"])[own]
+        if config["merge_method"] == "slerp":  # the base first
+            theta.sort(key=lambda x: x is not base)
+        size, ties, election = bound_and_free(config, name, base, theta, layers)
         off = np.abs(a - b)
         beyond = off > 2.0**-21 * size
         angle = np.zeros(a.shape, bool)
         if config["merge_method"] == "slerp" and beyond.any():
-            coarse = slerp_with_float32_cosine(config, name, base[name], theta, layers)
+            coarse = slerp_with_float32_cosine(config, name, base, theta, layers)
             angle = beyond & (np.abs(coarse - b) <= 2.0**-21 * size)
         unexplained = beyond & ~ties & ~election & ~angle
         assert not unexplained.any(), (
@@ -172,19 +232,54 @@ def ours_of(config, out, ranks=0):
     return {name: tools.values(stored) for name, stored in tools.read_model(out).items()}
 
 
-@pytest.mark.parametrize("case", mergekit_cases.CASES)
+def layers_of(text):
+    config = yaml.safe_load(text)
+    module = config.get("modules", {}).get("default", config)
+    if "slices" not in module:
+        return mergekit_cases.TINY["num_hidden_layers"]
+    return sum(s["sources"][0]["layer_range"][1] - s["sources"][0]["layer_range"][0] for s in module["slices"])
+
+
+@pytest.mark.parametrize("case", {**mergekit_cases.CASES, **mergekit_cases.SLICES})
 def test_tiny_models_as_recorded(case, tmp_path):
     models = mergekit_cases.write_tiny_models(tmp_path)
-    text = mergekit_cases.text_of(case, models)
+    text = mergekit_cases.text_of(case, models, {**mergekit_cases.CASES, **mergekit_cases.SLICES})
     ours = ours_of(tools.write_config(tmp_path / "c.yaml", text), tmp_path / "out.h5", ranks=2)
     flat, theirs, at = np.load(HERE / "expected/mergekit.npz")[case], {}, 0
-    for name, shape in mergekit_cases.tiny_shapes():
+    for name, shape in mergekit_cases.tiny_shapes(layers_of(text)):
         n = int(np.prod(shape))
         theirs[name] = flat[at : at + n].reshape(shape)
         at += n
     assert at == flat.size
     counts = compare(case, text, ours, theirs, mergekit_cases.TINY["num_hidden_layers"])
     assert counts["ties"] == counts["election"] == counts["angle"] == 0
+
+
+def compare_by_token(case, text, ours, theirs):
+    """Rows of the vocabulary by their tokens. The bound is of a sum of the models' weights with factors of at most 1."""
+    (ours, our_tokens), (theirs, their_tokens) = ours, theirs
+    assert our_tokens == their_tokens and ours.keys() == theirs.keys()
+    most = max(
+        np.abs(tools.values(t)).max()
+        for m in yaml.safe_load(text).get("models", []) for t in tools.read_model(m["model"]).values()
+    ) if "models" in yaml.safe_load(text) else 4.0  # fmt: skip
+    for name, value in theirs.items():
+        assert ours[name].shape == value.shape, name
+        off = np.abs(ours[name].astype(np.float64) - value)
+        assert off.max() <= 2.0**-21 * (np.abs(value).max() + most), (case, name, off.max())
+
+
+@pytest.mark.parametrize("case", mergekit_cases.TOKENS)
+def test_vocabularies_as_recorded(case, tmp_path):
+    models = mergekit_cases.write_token_models(tmp_path)
+    text = mergekit_cases.text_of(case, models, mergekit_cases.TOKENS)
+    tools.merge(tools.write_config(tmp_path / "c.yaml", text), tmp_path / "out", ranks=3)
+    recorded = np.load(HERE / "expected/mergekit.npz")
+    tokens = json.loads(str(recorded[f"tokens of {case}"]))
+    theirs = {k.split(": ", 1)[1]: recorded[k] for k in recorded if k.startswith(f"{case}: ")}
+    compare_by_token(case, text, mergekit_cases.by_token(tmp_path / "out"), (theirs, tokens))
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert config["vocab_size"] == len(theirs["model.embed_tokens.weight"])
 
 
 @pytest.fixture(scope="module")

@@ -428,7 +428,7 @@ START_TEST(wrong_keys_are_named_with_line_and_nearest) {
 END_TEST
 
 START_TEST(what_is_not_built_is_refused) {
-  static const char *const keys[] = {"archive", "tokenizer", "chat_template", "pad_to_multiple_of"};
+  static const char *const keys[] = {"archive"};
   for (int i = 0; i < COUNT(keys); i++) {
     char *text = nps_xstrf("merge_method: ties\nmodels: [{model: a}]\n%s: {}\n", keys[i]);
     char *expected = nps_xstrf("c.yaml:3: %s: not built yet", keys[i]);
@@ -436,8 +436,57 @@ START_TEST(what_is_not_built_is_refused) {
     free(text);
     free(expected);
   }
-  expect_problems("merge_method: ties\nmodels: [{model: a}]\ntokenizer_source: union\n",
-                  "c.yaml:3: tokenizer_source: expected base, as others are not built yet, found the text 'union'");
+  expect_problems("merge_method: ties\nmodels: [{model: a}]\npad_to_multiple_of: 8\n",
+                  "c.yaml:3: unknown key 'pad_to_multiple_of', did you mean 'tokenizer.pad_to_multiple_of'?");
+}
+END_TEST
+
+static const char tokens[] = "merge_method: linear\n"
+                             "models: [{model: x}, {model: y/z}]\n"
+                             "tokenizer:\n"
+                             "  source: y/z\n"
+                             "  pad_to_multiple_of: 64\n"
+                             "  tokens:\n"
+                             "    <|a|>: {source: x, force: true}\n"
+                             "    b: {source: {kind: zero}}\n"
+                             "    c: {source: {kind: model_token, model: y/z, token: '<|c: d|>'}}\n"
+                             "    d: {source: {kind: model_token, model: {model: {path: y/z}}, token_id: 7}}\n"
+                             "    e:\n"
+                             "chat_template: chatml\n"
+                             "copy_tokenizer: false\n";
+
+static void check_tokens(const nps_recipe_t *r) {
+  const nps_recipe_tokenizer_t *t = &r->tokenizer;
+  ck_assert(t->given && t->source == NPS_TOKENIZER_MODEL && t->pad == 64 && !r->copy_tokenizer);
+  ck_assert_str_eq(t->model, "y/z");
+  ck_assert_str_eq(r->chat_template, "chatml");
+  ck_assert_int_eq(t->token_count, 5);
+  ck_assert_str_eq(t->tokens[0].token, "<|a|>");
+  ck_assert(t->tokens[0].force && !t->tokens[0].zero && strcmp(t->tokens[0].model, "x") == 0);
+  ck_assert(t->tokens[1].zero && !t->tokens[1].model && !t->tokens[1].force);
+  ck_assert_str_eq(t->tokens[2].from, "<|c: d|>");
+  ck_assert(t->tokens[3].id == 7 && t->tokens[2].id == -1 && strcmp(t->tokens[3].model, "y/z") == 0);
+  ck_assert(!t->tokens[4].model && !t->tokens[4].zero);
+}
+
+START_TEST(tokenizers_are_read_and_written) {
+  nps_recipe_t *r = parse(tokens);
+  check_tokens(r);
+  char *text = nps_recipe_emit(r);
+  nps_recipe_free(r);
+  r = parse(text);
+  check_tokens(r);
+  nps_recipe_free(r);
+  free(text);
+  expect_problems("merge_method: ties\nmodels: [{model: a}]\ntokenizer_source: union\ntokenizer: {source: base}\n",
+                  "c.yaml:4: expected only one of tokenizer and tokenizer_source");
+  expect_problems(
+      "merge_method: ties\nmodels: [{model: a}]\ntokenizer: {tokens: {x: {force: true}, y: {source: {kind: "
+      "model_token, model: a}}, z: {source: {kind: none}}}}\n",
+      "c.yaml:3: tokenizer.tokens.x.force: needs a source\n"
+      "c.yaml:3: tokenizer.tokens.y.source: expected {kind: zero}, or {kind: model_token, model: MODEL} with "
+      "either token or token_id\n"
+      "c.yaml:3: tokenizer.tokens.z.source.kind: expected one of zero, model_token, found the text 'none'");
 }
 END_TEST
 
@@ -494,13 +543,15 @@ END_TEST
 START_TEST(slices_that_are_wrong_are_reported) {
   expect_problems("merge_method: ties\nmodels: [{model: a, layer_range: [0, 1]}]\n",
                   "c.yaml:2: unknown key 'layer_range' in models.0, did you mean 'slices.sources.layer_range'?");
-  expect_problems("merge_method: passthrough\nslices:\n- sources: []\n",
-                  "c.yaml:3: slices.0.sources: expected a list of {model, layer_range}, at most 1000, found an empty list");
-  expect_problems("merge_method: passthrough\nslices:\n- sources:\n  - model: a\n    layer_range: [2, 1]\n"
-                  "  - layer_range: [0, 1]\n",
-                  "c.yaml:5: slices.0.sources.0.layer_range: expected [first, end], two whole numbers with 0 <= first < "
-                  "end, found another list\n"
-                  "c.yaml:6: slices.0.sources.1: 'model' is missing, expected a path or org/name");
+  expect_problems(
+      "merge_method: passthrough\nslices:\n- sources: []\n",
+      "c.yaml:3: slices.0.sources: expected a list of {model, layer_range}, at most 1000, found an empty list");
+  expect_problems(
+      "merge_method: passthrough\nslices:\n- sources:\n  - model: a\n    layer_range: [2, 1]\n"
+      "  - layer_range: [0, 1]\n",
+      "c.yaml:5: slices.0.sources.0.layer_range: expected [first, end], two whole numbers with 0 <= first < "
+      "end, found another list\n"
+      "c.yaml:6: slices.0.sources.1: 'model' is missing, expected a path or org/name");
   expect_problems("merge_method: slerp\nslices:\n- sources:\n  - {model: a, layer_range: [0, 2]}\n"
                   "  - {model: b, layer_range: [0, 3]}\n",
                   "c.yaml:5: slices.0.sources.1.layer_range: expected 2 layers as in the first source, found 3");
@@ -832,7 +883,8 @@ START_TEST(emitted_recipe_is_plain_yaml) {
                          "seed: 18446744073709551615\n"
                          "resources: {memory_per_rank: 536870912}\n"
                          "out_dtype: bfloat16\n"
-                         "tokenizer_source: base\n"
+                         "tokenizer:\n"
+                         "  source: base\n"
                          "output: {head: rot, shard_size: 1500000000}\n");
   free(text);
   nps_recipe_free(r);
@@ -1032,6 +1084,7 @@ int main(void) {
   tcase_add_test(cases, broken_values_are_refused);
   tcase_add_test(cases, wrong_keys_are_named_with_line_and_nearest);
   tcase_add_test(cases, what_is_not_built_is_refused);
+  tcase_add_test(cases, tokenizers_are_read_and_written);
   tcase_add_test(cases, slices_are_read_and_written);
   tcase_add_test(cases, slices_that_are_wrong_are_reported);
   tcase_add_test(cases, wrong_types_say_what_was_expected_and_found);
