@@ -80,17 +80,22 @@ nps_err_t nps_net_get_text(const nps_net_t *net, const json_t *config, const cha
   return NPS_OK;
 }
 
-nps_err_t nps_net_get_activation(const nps_net_t *net, const json_t *config, const char *standard,
-                                 nps_activation_fn **value) {
+nps_err_t nps_net_find_activation(const nps_net_t *net, const json_t *config, const char *key, const char *standard,
+                                  nps_activation_fn **value) {
   const char *name = NULL;
-  NPS_TRY(nps_net_get_text(net, config, "hidden_act", standard, &name));
+  NPS_TRY(nps_net_get_text(net, config, key, standard, &name));
   *value = nps_activation_find(name);
   if (*value) return NPS_OK;
   char *known = nps_activation_names();
-  nps_fail(NPS_ERR_INPUT, "%s: config.json: hidden_act %s is not implemented (there are: %s)", net->body->path, name,
+  nps_fail(NPS_ERR_INPUT, "%s: config.json: %s %s is not implemented (there are: %s)", net->body->path, key, name,
            known);
   free(known);
   return NPS_ERR_INPUT;
+}
+
+nps_err_t nps_net_get_activation(const nps_net_t *net, const json_t *config, const char *standard,
+                                 nps_activation_fn **value) {
+  return nps_net_find_activation(net, config, "hidden_act", standard, value);
 }
 
 nps_err_t nps_net_refuse(const nps_net_t *net, const json_t *config, const char *key) {

@@ -57,7 +57,7 @@ typedef struct nps_net_family {
 } nps_net_family_t;
 
 extern const nps_net_family_t nps_net_vit, nps_net_llama, nps_net_mistral, nps_net_qwen2, nps_net_qwen3, nps_net_bert,
-    nps_net_roberta, nps_net_xlm_roberta;
+    nps_net_roberta, nps_net_xlm_roberta, nps_net_gpt2, nps_net_clip, nps_net_clip_vision;
 
 struct nps_net {
   const nps_net_family_t *family;
@@ -115,9 +115,11 @@ nps_err_t nps_net_check_problem_type(const nps_net_t *net, const json_t *config)
 nps_err_t nps_net_get_count_or_null(const nps_net_t *net, const json_t *config, const char *key, int64_t standard,
                                     int64_t *value);
 
-/** Read hidden_act. */
+/** Read hidden_act / the key that names the activation. */
 nps_err_t nps_net_get_activation(const nps_net_t *net, const json_t *config, const char *standard,
                                  nps_activation_fn **value);
+nps_err_t nps_net_find_activation(const nps_net_t *net, const json_t *config, const char *key, const char *standard,
+                                  nps_activation_fn **value);
 
 /** Take a row of logits, or a part of it; parts come in order.
  *  @param row  among those of the batch, from 0; @param label  its class; @param z  [count] of the classes from `first` on */

@@ -5,9 +5,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const nps_net_family_t *const families[] = {&nps_net_vit,         &nps_net_bert,  &nps_net_roberta,
-                                                   &nps_net_xlm_roberta, &nps_net_llama, &nps_net_mistral,
-                                                   &nps_net_qwen2,       &nps_net_qwen3};
+static const nps_net_family_t *const families[] = {
+    &nps_net_vit,  &nps_net_bert,  &nps_net_roberta, &nps_net_xlm_roberta, &nps_net_clip, &nps_net_clip_vision,
+    &nps_net_gpt2, &nps_net_llama, &nps_net_mistral, &nps_net_qwen2,       &nps_net_qwen3};
 
 #define FAMILIES (sizeof families / sizeof *families)
 

@@ -1,6 +1,7 @@
 /* Vision transformers: ViTForImageClassification, or a bare ViTModel with the classifier of a head model. The logits
  * come from the class token after the last layer norm; a pooler is not part of it. */
 #include "fitness_internal.h"
+#include "images.h"
 #include "kernels.h"
 #include "linear.h"
 
@@ -168,15 +169,7 @@ static void free_shape(void *shape) {
 
 static nps_err_t check_data(const nps_net_t *net, const nps_dataset_t *data) {
   const vit_t *v = net->shape;
-  if (!data->inputs)
-    return nps_fail(NPS_ERR_INPUT, "%s: group %s: expected images (inputs), as %s needs them, found texts", data->path,
-                    data->group, net->body->path);
-  if (data->channels == v->channels && data->height == v->image[0] && data->width == v->image[1]) return NPS_OK;
-  return nps_fail(NPS_ERR_INPUT,
-                  "%s: group %s: expected images of %lldx%lldx%lld, as %s needs them, found "
-                  "%lldx%lldx%lld (channels, height, width)",
-                  data->path, data->group, (long long)v->channels, (long long)v->image[0], (long long)v->image[1],
-                  net->body->path, (long long)data->channels, (long long)data->height, (long long)data->width);
+  return nps_images_check(net, data, v->channels, v->image);
 }
 
 static double flops(const void *shape, const nps_dataset_t *data, int64_t n) {
@@ -241,28 +234,17 @@ static void lay_out(work_t *w, float *scratch) {
 
 static const float *tensor_of(const work_t *w, int index) { return w->pass->weights[index]; }
 
-/* One sample's patches as rows, after a row of zeros for the class token. */
-static void cut_patches(const vit_t *v, const float *image, float *rows) {
-  const int64_t height = v->image[0], width = v->image[1];
-  memset(rows, 0, (size_t)v->patch_size * sizeof *rows);
-  rows += v->patch_size;
-  for (int64_t gy = 0; gy < v->grid[0]; gy++)
-    for (int64_t gx = 0; gx < v->grid[1]; gx++)
-      for (int64_t c = 0; c < v->channels; c++)
-        for (int64_t y = 0; y < v->patch[0]; y++) {
-          const float *from = image + (c * height + gy * v->patch[0] + y) * width + gx * v->patch[1];
-          memcpy(rows, from, (size_t)v->patch[1] * sizeof *rows);
-          rows += v->patch[1];
-        }
-}
-
 static void embed(const work_t *w) {
   const vit_t *v = w->v;
   const nps_pass_t *pass = w->pass;
   const int64_t image = v->channels * v->image[0] * v->image[1], sample = v->tokens * v->hidden;
+  const nps_patches_t patches = {.channels = v->channels,
+                                 .image = {v->image[0], v->image[1]},
+                                 .patch = {v->patch[0], v->patch[1]},
+                                 .grid = {v->grid[0], v->grid[1]}};
   for (int64_t i = 0; i < w->n; i++) {
     float *x = w->x + i * sample;
-    cut_patches(v, pass->data->inputs + pass->samples[i] * image, w->inner + i * v->tokens * v->patch_size);
+    nps_images_cut(&patches, pass->data->inputs + pass->samples[i] * image, w->inner + i * v->tokens * v->patch_size);
     memcpy(x, tensor_of(w, v->positions), (size_t)sample * sizeof *x);
     nps_kernel_add(x, v->hidden, 1, v->hidden, tensor_of(w, v->class_token));
     nps_kernel_add(x + v->hidden, v->hidden, v->tokens - 1, v->hidden, tensor_of(w, v->patches.bias));
