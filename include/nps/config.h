@@ -194,6 +194,8 @@ typedef struct nps_recipe_fitness {
   nps_metric_t metric;
   nps_objective_t objective;
   double holdout;           /**< 0 to below 1 */
+  int sharpness_samples;    /**< perturbations that a candidate's score is the mean over; 0: it is its own */
+  double sharpness_rho;     /**< above 0 */
   int batch;                /**< samples, at least 1 */
   nps_recipe_task_t *tasks; /**< [task_count]; owned */
   int task_count;

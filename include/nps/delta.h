@@ -297,6 +297,22 @@ bool nps_weighting_has_result(const nps_weighting_t *weighting);
  *  @param weighting  one that has a result and whose rules have been found; borrowed until the next call */
 void nps_candidate_set(nps_candidate_t *candidate, const nps_weighting_t *weighting);
 
+/** A random perturbation: θ_i (1 ± ρ), which moves every tensor, and every row of it, by ρ of its norm. The sign of element i
+ *  is bit i mod 32, 1 for +, of word ⌊i/32⌋ of the random stream (seed XOR the hash of the tensor's name, 2^31 + sample): any
+ *  rank gives an element the same one. Adaptive, average-case sharpness is measured so (Andriushchenko et al., ICML 2023,
+ *  arXiv 2302.07011), there with normal numbers for ±1. */
+typedef struct nps_shake {
+  uint64_t seed;
+  int sample; /**< which perturbation, from 0 */
+  double rho; /**< ρ above 0 */
+} nps_shake_t;
+
+/** Perturb elements [first, first + n) of a tensor, in place. Local. @param[in,out] x  [n] */
+void nps_shake(const nps_shake_t *shake, const char *tensor, int64_t first, int64_t n, float *x);
+
+/** Perturb what is made, until the next nps_candidate_set() or nps_candidate_take(). Local. @param shake  copied */
+void nps_candidate_shake(nps_candidate_t *candidate, const nps_shake_t *shake);
+
 /** Become a stored model as it is: model 0 … T − 1, or -1 for the base. Local. */
 void nps_candidate_take(nps_candidate_t *candidate, int model);
 

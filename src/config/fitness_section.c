@@ -73,16 +73,13 @@ static void read_direction(void *target, const nps_node_t *value, const char *wh
 }
 
 static void read_sharpness_samples(void *target, const nps_node_t *value, const char *what) {
-  int64_t samples = 0;
-  (void)target;
-  if (nps_count_read(value, what, 0, INT64_MAX, &samples) && samples > 0)
-    nps_place_fail(value->place, "%s: more than 0 is not built yet", what);
+  int64_t samples;
+  if (nps_count_read(value, what, 0, 1000, &samples)) section(target)->sharpness_samples = (int)samples;
 }
 
 static void read_rho(void *target, const nps_node_t *value, const char *what) {
   double rho;
-  (void)target;
-  nps_number_read(value, what, 0, true, HUGE_VAL, &rho);
+  if (nps_number_read(value, what, 0, true, HUGE_VAL, &rho)) section(target)->sharpness_rho = rho;
 }
 
 static void read_sharpness(void *target, const nps_node_t *value, const char *what) {

@@ -31,6 +31,7 @@ void nps_sections_default(nps_recipe_t *recipe) {
       .metric = NPS_METRIC_ACCURACY,
       .objective = NPS_OBJECTIVE_MEAN,
       .holdout = 0.25,
+      .sharpness_rho = 0.05,
       .batch = 64,
   };
 }
@@ -348,6 +349,11 @@ static void emit_fitness(nps_text_t *out, const nps_recipe_fitness_t *f) {
                f->evaluator == NPS_EVALUATOR_NONE ? "none" : "native", f->metric == NPS_METRIC_NLL ? "nll" : "accuracy",
                objectives[f->objective], f->batch);
   emit_pair(out, "holdout", f->holdout);
+  if (f->sharpness_samples > 0) {
+    nps_text_add(out, "  sharpness: {samples: %d, rho: ", f->sharpness_samples);
+    nps_emit_number(out, f->sharpness_rho);
+    nps_text_add(out, "}\n");
+  }
   if (f->task_count) nps_text_add(out, "  tasks:\n");
   for (int i = 0; i < f->task_count; i++) {
     const nps_recipe_task_t *task = &f->tasks[i];

@@ -15,9 +15,11 @@ struct nps_candidate {
   bool round;
   const nps_weighting_t *weighting; /* NULL: a stored model */
   int model;                        /* which */
-  const nps_rule_t **rule;          /* [models] of the weighting */
-  float *q;                         /* [models][NPS_CHUNK] */
-  float **rows;                     /* [models] into q */
+  bool shaken;
+  nps_shake_t shake;
+  const nps_rule_t **rule; /* [models] of the weighting */
+  float *q;                /* [models][NPS_CHUNK] */
+  float **rows;            /* [models] into q */
 
   const nps_factors_t *factors; /* partition singular; else NULL */
   nps_taking_t *taking;
@@ -142,6 +144,7 @@ bool nps_candidate_make(nps_candidate_t *c, int tensor, int64_t first, int64_t c
   if (c->factors && !assemble(c, nps_factors_matrix(c->factors, tensor))) return false;
   for (int64_t at = 0; at < count; at += NPS_CHUNK)
     make_chunk(c, tensor, first + at, nps_min64(count - at, NPS_CHUNK), out + at);
+  if (c->shaken) nps_shake(&c->shake, nps_store_name(c->store, tensor), first, count, out);
   return nps_tensor_find_nonfinite(NPS_F32, out, count) < 0;
 }
 
@@ -153,6 +156,7 @@ bool nps_weighting_has_result(const nps_weighting_t *w) {
 
 void nps_candidate_set(nps_candidate_t *c, const nps_weighting_t *w) {
   c->weighting = w;
+  c->shaken = false;
   c->matrix = -1;
   if (c->factors) {
     nps_taking_make(c->taking, w, 0);
@@ -164,6 +168,11 @@ void nps_candidate_set(nps_candidate_t *c, const nps_weighting_t *w) {
 void nps_candidate_take(nps_candidate_t *c, int model) {
   c->weighting = NULL;
   c->model = model;
+}
+
+void nps_candidate_shake(nps_candidate_t *c, const nps_shake_t *shake) {
+  c->shake = *shake;
+  c->shaken = true;
 }
 
 nps_err_t nps_candidate_error(const nps_candidate_t *c) { return c->err; }

@@ -166,11 +166,12 @@ nps_err_t nps_run_plan_search(const nps_run_state_t *run, int64_t limit) {
   const nps_recipe_t *recipe = run->recipe;
   const int ranks = run->options->ranks ? run->options->ranks : nps_comm_size(run->comm);
   double flops = 0;
+  const int candidates = recipe->fitness.sharpness_samples > 0 ? recipe->fitness.sharpness_samples : 1;
   int64_t samples = 0;
   if (!nps_run_has_tasks(run) || nps_comm_rank(run->comm) != 0) return NPS_OK; /* rank 0 has opened the tasks */
   for (int i = 0; i < recipe->fitness.task_count; i++) {
     samples += run->tasks[i].dataset->samples;
-    flops += nps_net_flops(run->tasks[i].net, run->tasks[i].dataset, run->tasks[i].dataset->samples);
+    flops += candidates * nps_net_flops(run->tasks[i].net, run->tasks[i].dataset, run->tasks[i].dataset->samples);
   }
   nps_report_line(run->report, "%s", "");
   if (searches(run))

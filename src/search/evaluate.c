@@ -133,25 +133,37 @@ static nps_memo_key_t key_of_job(const nps_job_t *job) {
   return key;
 }
 
+/* Calls a function for every batch of a model in order. */
+static void walk_model(const nps_scorer_t *s, batch_t b, nps_memo_key_t key, batch_fn *each, void *ctx) {
+  const nps_job_t *job = b.slot.job;
+  for (int k = 0; k < job->task_count; k++, b.item++) {
+    const task_t *task = &s->tasks[job->tasks[k]];
+    const int64_t samples = task->count[job->part];
+    b.slot.task = job->tasks[k];
+    for (int64_t first = 0; first < samples; first += s->batch) {
+      const int64_t place[3] = {b.slot.task, job->part, first};
+      b.slot.samples = task->samples[job->part] + first;
+      b.slot.count = (int)(samples - first < s->batch ? samples - first : s->batch);
+      b.slot.key = nps_memo_key(key, place, sizeof place);
+      b.known = nps_memo_find(s->memo, b.slot.key);
+      each(ctx, &b);
+    }
+  }
+}
+
 /* Calls a function for every batch in order. */
 static void walk(const nps_scorer_t *s, const nps_job_t *jobs, int count, batch_fn *each, void *ctx) {
   batch_t b = {0};
   for (int j = 0; j < count; j++) {
     const nps_memo_key_t key = key_of_job(&jobs[j]);
-    for (int k = 0; k < jobs[j].task_count; k++, b.item++) {
-      const task_t *task = &s->tasks[jobs[j].tasks[k]];
-      const int64_t samples = task->count[jobs[j].part];
-      b.slot.job = &jobs[j];
-      b.slot.task = jobs[j].tasks[k];
-      for (int64_t first = 0; first < samples; first += s->batch) {
-        const int64_t place[3] = {b.slot.task, jobs[j].part, first};
-        b.slot.samples = task->samples[jobs[j].part] + first;
-        b.slot.count = (int)(samples - first < s->batch ? samples - first : s->batch);
-        b.slot.key = nps_memo_key(key, place, sizeof place);
-        b.known = nps_memo_find(s->memo, b.slot.key);
-        each(ctx, &b);
-      }
+    b.slot.job = &jobs[j];
+    b.slot.shake = -1;
+    if (!jobs[j].shaken) walk_model(s, b, key, each, ctx);
+    for (int k = 0; jobs[j].shaken && k < s->spec->fitness->sharpness_samples; k++) {
+      b.slot.shake = k;
+      walk_model(s, b, nps_memo_key(key, &k, sizeof k), each, ctx);
     }
+    b.item += jobs[j].task_count;
   }
 }
 
@@ -187,7 +199,7 @@ static bool is_stopped(void *ctx) {
 
 static bool may_go_on(void *ctx) {
   const scoring_t *w = ctx;
-  return !is_stopped(ctx) && nps_now() < w->until;
+  return !is_stopped(ctx) && nps_now() < w->until && nps_candidate_error(w->scorer->candidate) == NPS_OK;
 }
 
 /* Finds what the candidates of all slots keep. @return false: some rank was asked to stop */

@@ -272,11 +272,17 @@ static size_t message_bytes(const nps_runner_t *r, const nps_slot_t *slot) {
   return (size_t)(MARK + nps_net_activation(task->net, task->data, slot->count)) * sizeof(float);
 }
 
-static void become(const nps_runner_t *r, const nps_job_t *job) {
-  if (job->weighting)
-    nps_candidate_set(r->candidate, job->weighting);
+static void become(const nps_runner_t *r, const nps_slot_t *slot) {
+  if (slot->job->weighting)
+    nps_candidate_set(r->candidate, slot->job->weighting);
   else
-    nps_candidate_take(r->candidate, job->model);
+    nps_candidate_take(r->candidate, slot->job->model);
+  if (slot->shake >= 0)
+    nps_candidate_shake(r->candidate, &(nps_shake_t){r->spec->seed, slot->shake, r->spec->fitness->sharpness_rho});
+}
+
+static bool are_of_one_model(const nps_slot_t *a, const nps_slot_t *b) {
+  return a->job == b->job && a->shake == b->shake;
 }
 
 /* Makes the weights that a stage needs whole. @return whether all are finite */
@@ -373,7 +379,7 @@ static void run_wave(nps_runner_t *r, const nps_round_t *round, int64_t first, i
   const int task = slot_of(&w, 0)->task;
   const double began = nps_now();
   double building = 0;
-  become(r, slot_of(&w, 0)->job);
+  become(r, slot_of(&w, 0));
   for (int at = r->first_step; at < r->end_step; at++) {
     const double now = nps_now();
     w.good = w.good && build(r, task, at);
@@ -426,7 +432,7 @@ static int64_t size_wave(const nps_runner_t *r, const nps_round_t *round, int64_
   const double limit = most_flops(r);
   double flops = slots[first].flops;
   int64_t count = 1;
-  while (count < most && first + count < end && slots[first + count].job == slots[first].job &&
+  while (count < most && first + count < end && are_of_one_model(&slots[first + count], &slots[first]) &&
          flops + slots[first + count].flops <= limit)
     flops += slots[first + count++].flops;
   return count;
@@ -458,6 +464,8 @@ static void lead(nps_runner_t *r, const nps_round_t *round) {
     lead_piece(r, round, round->cut[piece], round->cut[piece + 1]);
     piece = r->counter ? nps_counter_next(r->counter) : piece + 1;
   }
+  while (r->counter && piece < round->pieces)
+    piece = nps_counter_next(r->counter); /* nothing is left for the others either */
   pass_on(r, (order_t){0, 0});
 }
 

@@ -31,10 +31,11 @@ static nps_err_t score_stored(const nps_searching_t *s, stored_t *out) {
   nps_score_t *scores = nps_xcalloc((size_t)(2 * NPS_PARTS * tasks) + 1, sizeof *scores), *next = scores;
   out->base = nps_xcalloc((size_t)tasks + 1, sizeof *out->base);
   out->tuned = nps_xcalloc((size_t)tasks + 1, sizeof *out->tuned);
-  for (int p = 0; p < NPS_PARTS; p++) jobs[count++] = (nps_job_t){NULL, -1, all, tasks, p};
+  for (int p = 0; p < NPS_PARTS; p++)
+    jobs[count++] = (nps_job_t){.model = -1, .tasks = all, .task_count = tasks, .part = p};
   for (int t = 0; t < tasks; t++)
     for (int p = 0; spec->tasks[t].model >= 0 && p < NPS_PARTS; p++)
-      jobs[count++] = (nps_job_t){NULL, spec->tasks[t].model, &all[t], 1, p};
+      jobs[count++] = (nps_job_t){.model = spec->tasks[t].model, .tasks = &all[t], .task_count = 1, .part = p};
   nps_err_t err = nps_scorer_run(s->scorer, jobs, count, scores);
   for (int p = 0; p < NPS_PARTS; p++)
     for (int t = 0; t < tasks; t++) out->base[t][p] = *next++;
@@ -111,7 +112,11 @@ static nps_err_t score_rows(const nps_searching_t *s, const nps_weighting_t *wei
     const bool same = r > 0 && row->model == out->rows[r - 1].model;
     made[r] = same ? NULL : output_weighting(weighting, row->model);
     for (int p = 0; p < NPS_PARTS; p++)
-      jobs[NPS_PARTS * r + p] = (nps_job_t){same ? jobs[NPS_PARTS * r - 1].weighting : made[r], -1, &row->task, 1, p};
+      jobs[NPS_PARTS * r + p] = (nps_job_t){.weighting = same ? jobs[NPS_PARTS * r - 1].weighting : made[r],
+                                            .model = -1,
+                                            .tasks = &row->task,
+                                            .task_count = 1,
+                                            .part = p};
   }
   nps_err_t err = nps_scorer_run(s->scorer, jobs, NPS_PARTS * rows, scores);
   for (int r = 0; r < rows; r++) {

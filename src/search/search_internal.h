@@ -58,12 +58,14 @@ typedef struct nps_job {
   const int *tasks;                 /**< [task_count] indices into the spec's */
   int task_count;
   int part;
+  bool shaken; /**< the sum over the perturbations of fitness.sharpness, not the model as it is */
 } nps_job_t;
 
 /** A batch that is to be scored. Borrowed. */
 typedef struct nps_slot {
   const nps_job_t *job;
   int task;               /**< index into the spec's */
+  int shake;              /**< which perturbation of the model, or -1: none */
   const int64_t *samples; /**< [count] of the task's data */
   int count;
   nps_memo_key_t key; /**< what the score is known by */

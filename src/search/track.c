@@ -88,10 +88,15 @@ static void add_row(const nps_searching_t *s, nps_track_t *track, int point, boo
 }
 
 /* Appends the candidate of a genome to a list of jobs. */
-static void add_job(const nps_track_t *track, const double *x, int part, nps_job_t *jobs, int *count) {
+static void add_job(const nps_searching_t *s, const nps_track_t *track, const double *x, int part, nps_job_t *jobs,
+                    int *count) {
   nps_weighting_t *w = nps_weighting_copy(track->frame);
   nps_genome_put(track->genome, x, w);
-  jobs[(*count)++] = (nps_job_t){.weighting = w, .tasks = track->tasks, .task_count = track->task_count, .part = part};
+  jobs[(*count)++] = (nps_job_t){.weighting = w,
+                                 .tasks = track->tasks,
+                                 .task_count = track->task_count,
+                                 .part = part,
+                                 .shaken = s->spec->fitness->sharpness_samples > 0};
 }
 
 /* Scores jobs and forgets their weightings. @param[out] scores  freed with free(), after errors too */
@@ -111,7 +116,7 @@ nps_err_t nps_tracks_score(nps_searching_t *s, nps_track_t *tracks, int count, b
   nps_job_t *jobs = nps_xcalloc((size_t)points + 1, sizeof *jobs);
   for (int i = 0; i < count; i++)
     for (int p = 0; p < tracks[i].point_count; p++)
-      add_job(&tracks[i], tracks[i].points + (int64_t)p * tracks[i].genome->count, NPS_PART_SEEN, jobs, &job_count);
+      add_job(s, &tracks[i], tracks[i].points + (int64_t)p * tracks[i].genome->count, NPS_PART_SEEN, jobs, &job_count);
   nps_score_t *scores = NULL;
   nps_err_t err = run_jobs(s->scorer, jobs, job_count, &scores);
   const nps_score_t *next = scores;
@@ -209,7 +214,8 @@ nps_err_t nps_tracks_choose(nps_searching_t *s, nps_track_t *tracks, int count) 
     if (has_held(s, track)) finalists[i] = find_finalists(track, rows[i]);
     jobs = nps_xrealloc(jobs, (size_t)(job_count + finalists[i]) + 1, sizeof *jobs);
     for (int r = 0; r < finalists[i]; r++)
-      add_job(track, track->history->genome + rows[i][r] * track->history->variables, NPS_PART_HELD, jobs, &job_count);
+      add_job(s, track, track->history->genome + rows[i][r] * track->history->variables, NPS_PART_HELD, jobs,
+              &job_count);
   }
   nps_score_t *scores = NULL;
   nps_err_t err = run_jobs(s->scorer, jobs, job_count, &scores);
