@@ -39,7 +39,9 @@ const cli_program_t cli_convert_program = {
     .name = "nps-convert",
     .about =
         "Writes a model in another form: all tensors as they are, byte for byte, with the config and the tokenizer "
-        "files, from a folder or a .safetensors file to HDF5 and back. With --base: what fine-tuning changed in the "
+        "files, from a folder or a .safetensors file to HDF5 and back; of BASE+ADAPTER, the base with a PEFT adapter "
+        "put "
+        "into it. With --base: what fine-tuning changed in the "
         "linear layers, as a low-rank adapter for the peft library. Several ranks (mpirun -np N) share the work and "
         "give the same files.",
     .operands = operands,

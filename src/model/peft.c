@@ -32,6 +32,8 @@ typedef struct {
   int *rule_of;   /* [base->tensor_count] index of a rule, or -1 */
   int *stored_of; /* [base->tensor_count] index into parts of what stands for it, or -1 */
   bool *extra;    /* [parts->tensor_count] not in the base */
+  char *prefix;   /* what the base's names have before the adapter's, with a dot; or NULL */
+  bool drop;      /* the base's names lack the first component of the adapter's */
 } plan_t;
 
 /* ---- names ---- */
@@ -60,6 +62,22 @@ static char *stored_name(const char *name) {
   return plain;
 }
 
+/* The module of a tensor of the adapter, as the peft library names it. */
+static char *module_of(const char *name) {
+  bool embedding = false;
+  size_t length = 0;
+  kind_of(name, &embedding, &length);
+  return nps_xstrndup(name + strlen(PREFIX), length - strlen(PREFIX));
+}
+
+/* What the base calls a tensor of the peft library's model: the same, but where one is a model with a head and the other is
+ * not (gpt2 has h.0, the adapter transformer.h.0). */
+static char *in_base(const plan_t *p, const char *name) {
+  const char *dot = strchr(name, '.');
+  if (p->prefix) return nps_xstrf("%s%s", p->prefix, name);
+  return nps_xstrdup(p->drop && dot ? dot + 1 : name);
+}
+
 /* ---- rules ---- */
 
 static nps_peft_rule_t *rule_for(plan_t *p, int w) {
@@ -75,8 +93,9 @@ static nps_peft_rule_t *rule_for(plan_t *p, int w) {
 
 /* The base's tensor MODULE.LAST, or -1. */
 static int find_in_module(const plan_t *p, const char *module, const char *last) {
-  char *name = nps_xstrf("%s.%s", module, last);
+  char *plain = nps_xstrf("%s.%s", module, last), *name = in_base(p, plain);
   const int w = nps_model_find(p->base, name);
+  free(plain);
   free(name);
   return w;
 }
@@ -87,8 +106,8 @@ static void fail_unfit(plan_t *p, int part, const char *expected) {
 }
 
 static void add_stored(plan_t *p, int part, const char *rest) {
-  char *name = stored_name(rest);
-  const int w = nps_model_find(p->base, name);
+  char *name = stored_name(rest), *there = in_base(p, name);
+  const int w = nps_model_find(p->base, there);
   if (w >= 0)
     p->stored_of[w] = part;
   else if (nps_peft_is_saved(&p->config, name))
@@ -96,6 +115,7 @@ static void add_stored(plan_t *p, int part, const char *rest) {
   else
     fail_unfit(p, part, name);
   free(name);
+  free(there);
 }
 
 static void add_vector(plan_t *p, int part, const char *module, int w) {
@@ -145,6 +165,39 @@ static void sort_part(plan_t *p, int part) {
   free(module);
 }
 
+/* ---- how the base's names differ ---- */
+
+/* Whether the base has every module that the adapter changes. */
+static bool all_found(const plan_t *p) {
+  bool all = true, embedding = false;
+  size_t length = 0;
+  for (int i = 0; i < p->parts->tensor_count && all; i++) {
+    const char *name = p->parts->tensors[i].name;
+    if (strncmp(name, PREFIX, strlen(PREFIX)) != 0 || kind_of(name, &embedding, &length) == KIND_STORED) continue;
+    char *module = module_of(name);
+    all = find_in_module(p, module, "weight") >= 0;
+    free(module);
+  }
+  return all;
+}
+
+/* Tries the names as they are, without their first component, and behind every first component of the base's. */
+static void find_names(plan_t *p) {
+  if (all_found(p)) return;
+  p->drop = true;
+  if (all_found(p)) return;
+  p->drop = false;
+  for (int w = 0; w < p->base->tensor_count; w++) {
+    const char *name = p->base->tensors[w].name, *dot = strchr(name, '.');
+    const size_t length = dot ? (size_t)(dot + 1 - name) : 0;
+    if (length == 0 || (w > 0 && strncmp(name, p->base->tensors[w - 1].name, length) == 0)) continue;
+    p->prefix = nps_xstrndup(name, length);
+    if (all_found(p)) return;
+    free(p->prefix);
+    p->prefix = NULL;
+  }
+}
+
 /* ---- shapes ---- */
 
 static const nps_tensor_info_t *part_of(const plan_t *p, int part) {
@@ -158,9 +211,9 @@ static void fail_shape(plan_t *p, int part, const nps_tensor_info_t *w) {
                   nps_shape_format(t->ndim, t->shape, found), nps_shape_format(w->ndim, w->shape, expected), w->name);
 }
 
-static void check_rank(plan_t *p, nps_peft_rule_t *rule, const nps_tensor_info_t *w) {
+static void check_rank(plan_t *p, nps_peft_rule_t *rule) {
   double rank = 0;
-  char *module = nps_xstrndup(w->name, strlen(w->name) - strlen(".weight"));
+  char *module = module_of(part_of(p, rule->a)->name);
   if (nps_peft_scale(&p->config, p->checks.where, module, &rank, &rule->scale) != NPS_OK)
     p->checks.count++;
   else if ((double)rule->rank < rank || (double)rule->rank > rank)
@@ -184,7 +237,7 @@ static void fit_low_rank(plan_t *p, nps_peft_rule_t *rule, const nps_tensor_info
   const bool turned = w->ndim == 2 && out == rule->columns && in == rule->rows;
   rule->transposed = turned && (!straight || p->config.fan_in_fan_out);
   if (straight || turned)
-    check_rank(p, rule, w);
+    check_rank(p, rule);
   else
     fail_shape(p, out == rule->rows || out == rule->columns ? rule->a : rule->b, w);
 }
@@ -197,7 +250,7 @@ static void fit_magnitude(plan_t *p, const nps_peft_rule_t *rule, const nps_tens
 /* A vector that is added to a bias: one column times 1. */
 static void fit_bias(plan_t *p, nps_peft_rule_t *rule, const nps_tensor_info_t *w) {
   double rank = 0;
-  char *module = nps_xstrndup(w->name, strlen(w->name) - strlen(".bias"));
+  char *module = module_of(part_of(p, rule->b)->name);
   if (nps_peft_scale(&p->config, p->checks.where, module, &rank, &rule->scale) != NPS_OK) p->checks.count++;
   free(module);
   rule->rank = 1;
@@ -296,6 +349,7 @@ static int64_t bytes(const nps_model_t *model) {
 static nps_err_t plan_all(plan_t *p, const char *text) {
   NPS_TRY(nps_peft_config_read(text, p->checks.where, &p->config));
   p->peft->omega = p->config.omega;
+  find_names(p);
   for (int i = 0; i < p->parts->tensor_count; i++) sort_part(p, i);
   for (int w = 0; w < p->base->tensor_count; w++) /* what the base computes itself is handed on */
     if (p->base->tensors[w].rule && p->stored_of[w] < 0) rule_for(p, w);
@@ -318,6 +372,7 @@ static nps_err_t plan(nps_model_t *model) {
   free(p.rule_of);
   free(p.stored_of);
   free(p.extra);
+  free(p.prefix);
   return err;
 }
 

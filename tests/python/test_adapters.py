@@ -193,6 +193,21 @@ def test_sara_of_another_base(more, text, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("there, here", [("transformer.h.0", "h.0"), ("encoder.0", "bert.encoder.0")])
+def test_names_of_a_base_with_another_head(there, here, tmp_path):
+    """A model without a head lacks the first component of its names in one with a head, or the other way round."""
+    random = np.random.default_rng(4)
+    w, a, b = (random.standard_normal(s).astype(np.float32) for s in ((4, 6), (2, 6), (4, 2)))
+    other = f"{here.split('.')[0]}.1.norm.weight"
+    tools.write_folder(tmp_path / "base", {f"{here}.fc.weight": ("F32", w), other: ("F32", w[0]), "norm.weight": ("F32", w[0])})
+    tensors = {f"{there}.fc.lora_A.weight": a, f"{there}.fc.lora_B.weight": b, "classifier.weight": w[1]}
+    write_adapter(tmp_path / "a", tensors, r=1, rank_pattern={f"{there}.fc": 2}, lora_alpha=2, modules_to_save=["classifier"])
+    got = converted(f"{tmp_path}/base+{tmp_path}/a", tmp_path / "out")
+    assert got.keys() == {f"{here}.fc.weight", other, "norm.weight", "classifier.weight"}
+    want = w + b.astype(np.float64) @ a.astype(np.float64)
+    assert np.array_equal(got[f"{here}.fc.weight"][1], want.astype(np.float32)) and np.array_equal(got["classifier.weight"][1], w[1])
+
+
 @pytest.mark.parametrize("dtype", ["BF16", "F64"])
 def test_large_tensors(dtype, tmp_path):
     """Matrices of several blocks: in any order of storage, with norms by rows and by columns, cut among ranks anywhere."""
