@@ -200,7 +200,7 @@ static char *name_stages(int first, int end, int count) {
   const int from = first > 0 ? first : 1, to = end < count ? end - 1 : count - 2;
   if (first == 0) nps_text_add(&t, "the embedding");
   if (from == to) nps_text_add(&t, "%slayer %d", t.text ? ", " : "", from);
-  if (from < to) nps_text_add(&t, "%slayers %d to %d", t.text ? ", " : "", from, to);
+  if (from < to) nps_text_add(&t, "%slayers %d %s %d", t.text ? ", " : "", from, from + 1 < to ? "to" : "and", to);
   if (end == count) nps_text_add(&t, "%sthe head", t.text ? ", " : "");
   return t.text;
 }

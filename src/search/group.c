@@ -58,7 +58,7 @@ struct nps_runner {
   int64_t room;    /* numbers of a batch's state, with MARK */
   int sets;        /* of states: with several ranks one is sent while the next is worked on */
   float *states;   /* [sets][wave][room] */
-  float *buffer, *table;
+  float *buffer;   /* of a stage: the tensors that it needs whole, then a part of its table */
   void *scratch;
   nps_message_t **incoming, **outgoing;          /* [wave], [sets][wave] */
   int64_t turn;                                  /* waves so far */
@@ -107,11 +107,12 @@ static int64_t whole_numbers(const nps_net_t *net, int stage) {
   return numbers;
 }
 
-static int64_t most_table(const nps_net_t *net, int first, int end) {
+/* Numbers of the largest part of a stage's table, where the models have it. */
+static int64_t table_numbers(const nps_net_t *net, int stage) {
   int64_t most = 0;
   for (int i = 0; i < nps_net_steps(net); i++) {
     const nps_net_step_t *step = nps_net_step(net, i);
-    if (step->stage >= first && step->stage < end && step->table >= 0 && !nps_net_tensor(net, step->table)->of_head)
+    if (step->stage == stage && step->table >= 0 && !nps_net_tensor(net, step->table)->of_head)
       most = nps_max64(most, step->count);
   }
   return most;
@@ -119,13 +120,12 @@ static int64_t most_table(const nps_net_t *net, int first, int end) {
 
 int64_t nps_search_work_bytes(const nps_search_task_t *tasks, int count, int batch, const nps_search_group_t *group) {
   const int sets = group->size > 1 ? 2 : 1;
-  int64_t whole = 0, table = 0;
-  for (int t = 0; t < count; t++) {
-    for (int s = group->first; s < group->end; s++) whole = nps_max64(whole, whole_numbers(tasks[t].net, s));
-    table = nps_max64(table, most_table(tasks[t].net, group->first, group->end));
-  }
+  int64_t weights = 0;
+  for (int t = 0; t < count; t++)
+    for (int s = group->first; s < group->end; s++)
+      weights = nps_max64(weights, whole_numbers(tasks[t].net, s) + table_numbers(tasks[t].net, s));
   const int64_t states = sets * most_wave(tasks, count, batch, sets, group->held) * most_room(tasks, count, batch);
-  return (whole + table + states) * (int64_t)sizeof(float) + most_scratch(tasks, count, batch);
+  return (weights + states) * (int64_t)sizeof(float) + most_scratch(tasks, count, batch);
 }
 
 /* ---- preparing ---- */
@@ -186,10 +186,10 @@ static void find_own_steps(nps_runner_t *r) {
 static nps_err_t make_room(nps_runner_t *r) {
   const nps_search_spec_t *spec = r->spec;
   const int batch = spec->fitness->batch;
-  int64_t numbers = 1, table = 1;
-  for (int s = spec->group.first; s < spec->group.end; s++) numbers = nps_max64(numbers, r->stages[s].numbers);
-  for (int t = 0; t < spec->task_count; t++)
-    table = nps_max64(table, most_table(spec->tasks[t].net, spec->group.first, spec->group.end));
+  int64_t numbers = 1;
+  for (int s = spec->group.first; s < spec->group.end; s++)
+    for (int t = 0; t < spec->task_count; t++)
+      numbers = nps_max64(numbers, r->stages[s].numbers + table_numbers(spec->tasks[t].net, s));
   r->sets = r->ranks > 1 ? 2 : 1;
   r->room = (most_room(spec->tasks, spec->task_count, batch) + MARK - 1) / MARK * MARK;
   r->wave = most_wave(spec->tasks, spec->task_count, batch, r->sets, spec->group.held);
@@ -199,7 +199,6 @@ static nps_err_t make_room(nps_runner_t *r) {
   r->incoming = nps_xcalloc((size_t)r->wave, sizeof *r->incoming);
   r->outgoing = nps_xcalloc((size_t)(r->sets * r->wave), sizeof *r->outgoing);
   NPS_TRY(nps_buffer_alloc((size_t)numbers * sizeof(float), "the weights of a layer", &r->buffer));
-  NPS_TRY(nps_buffer_alloc((size_t)table * sizeof(float), "a part of a table", &r->table));
   NPS_TRY(nps_buffer_alloc((size_t)(r->sets * r->wave * r->room) * sizeof(float), "activations", &r->states));
   return nps_buffer_alloc((size_t)most_scratch(spec->tasks, spec->task_count, batch), "a forward pass", &r->scratch);
 }
@@ -242,7 +241,6 @@ void nps_runner_free(nps_runner_t *r) {
   free(r->outgoing);
   free(r->states);
   free(r->buffer);
-  free(r->table);
   free(r->scratch);
   nps_counter_free(r->counter);
   free(r);
@@ -300,17 +298,17 @@ static bool build_stage(const nps_runner_t *r, int stage) {
   return good;
 }
 
-/* The part of a table that a task's step needs. */
+/* The part of a table that a task's step needs: the head's own, or what is made in the buffer. */
 static const float *table_of(const nps_runner_t *r, int t, const nps_net_step_t *step) {
   const float *own = r->spec->tasks[t].own ? r->spec->tasks[t].own[step->table] : NULL;
-  return own ? own + step->begin : r->table;
+  return own ? own + step->begin : r->buffer + r->stages[step->stage].numbers;
 }
 
 static bool build_table(const nps_runner_t *r, int t, const nps_net_step_t *step) {
   const nps_net_t *net = r->spec->tasks[t].net;
-  if (table_of(r, t, step) != r->table) return true;
   const int tensor = nps_store_find(r->spec->store, nps_net_tensor(net, step->table)->name);
-  return nps_candidate_make(r->candidate, tensor, step->begin, step->count, r->table);
+  if (r->spec->tasks[t].own && r->spec->tasks[t].own[step->table]) return true;
+  return nps_candidate_make(r->candidate, tensor, step->begin, step->count, r->buffer + r->stages[step->stage].numbers);
 }
 
 static bool build(const nps_runner_t *r, int t, int at) {
