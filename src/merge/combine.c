@@ -14,8 +14,14 @@ typedef float narrow_t __attribute__((vector_size(4 * LANES)));
 
 #define INLINE static inline __attribute__((always_inline))
 
-/* One step. `models` and `c->consensus` and the like are constants where this is inlined, so that loops unroll. */
-INLINE void combine_step(const nps_combination_t *c, const int models, const bool scaled, const bool consensus,
+/* The factors of a combination, spread over the lanes: out of reach of stores to the output. */
+typedef struct {
+  const wide_t *weight, *scale; /* [models] */
+  wide_t lambda;
+} factors_t;
+
+/* One step. `models`, `scaled` and the like are constants where this is inlined, so that loops unroll. */
+INLINE void combine_step(const factors_t *f, const int models, const bool scaled, const bool consensus,
                          const bool normalize, float *const *tau, int64_t at, double *out) {
   const wide_t zero = {0}, one = {1, 1, 1, 1};
   const bits_t sign = {INT64_MIN, INT64_MIN, INT64_MIN, INT64_MIN};
@@ -25,7 +31,7 @@ INLINE void combine_step(const nps_combination_t *c, const int models, const boo
       narrow_t x;
       memcpy(&x, tau[m] + at + LANES * v, sizeof x);
       const wide_t delta = __builtin_convertvector(x, wide_t);
-      value[m][v] = c->weight[m] * (scaled ? c->scale[m] * delta : delta);
+      value[m][v] = f->weight[m] * (scaled ? f->scale[m] * delta : delta);
       sum[v] += value[m][v];
     }
   for (int v = 0; v < VECTORS && consensus; v++) {
@@ -34,33 +40,41 @@ INLINE void combine_step(const nps_combination_t *c, const int models, const boo
     for (int m = 0; m < models; m++) {
       const bits_t agrees = (bits_t)((wide_t)((bits_t)value[m][v] ^ flip) > zero);
       agreeing += (wide_t)((bits_t)value[m][v] & agrees);
-      if (normalize) divisor += (wide_t)((bits_t)(zero + c->weight[m]) & agrees);
+      if (normalize) divisor += (wide_t)((bits_t)f->weight[m] & agrees);
     }
     const bits_t none = (bits_t)(divisor == zero);
     divisor = (wide_t)(((bits_t)divisor & ~none) | ((bits_t)one & none));
-    sum[v] = normalize ? c->lambda * agreeing / divisor : agreeing;
+    sum[v] = normalize ? f->lambda * agreeing / divisor : agreeing;
   }
   memcpy(out, sum, sizeof sum);
 }
 
 /* The entries that are left after the last whole step. */
-INLINE void combine_rest(const nps_combination_t *c, const int models, const bool scaled, const bool consensus,
-                         const bool normalize, int64_t at, int64_t n, double *out) {
+INLINE void combine_rest(const factors_t *f, const int models, const bool scaled, const bool consensus,
+                         const bool normalize, float *const *tau, int64_t at, int64_t n, double *out) {
   float rest[models][STEP], *row[models];
   double sum[STEP];
   for (int m = 0; m < models; m++) {
     row[m] = rest[m];
-    for (int i = 0; i < STEP; i++) rest[m][i] = at + i < n ? c->tau[m][at + i] : 0;
+    for (int i = 0; i < STEP; i++) rest[m][i] = at + i < n ? tau[m][at + i] : 0;
   }
-  combine_step(c, models, scaled, consensus, normalize, row, 0, sum);
+  combine_step(f, models, scaled, consensus, normalize, row, 0, sum);
   memcpy(out + at, sum, (size_t)(n - at) * sizeof *out);
 }
 
 INLINE void combine(const nps_combination_t *c, const int models, const bool scaled, const bool consensus,
                     const bool normalize, int64_t n, double *out) {
+  float *tau[models];
+  wide_t weight[models], scale[models];
+  const factors_t f = {.weight = weight, .scale = scale, .lambda = (wide_t){0} + c->lambda};
   int64_t at = 0;
-  for (; at + STEP <= n; at += STEP) combine_step(c, models, scaled, consensus, normalize, c->tau, at, out + at);
-  if (at < n) combine_rest(c, models, scaled, consensus, normalize, at, n, out);
+  for (int m = 0; m < models; m++) {
+    tau[m] = c->tau[m];
+    weight[m] = (wide_t){0} + c->weight[m];
+    scale[m] = (wide_t){0} + (scaled ? c->scale[m] : 1);
+  }
+  for (; at + STEP <= n; at += STEP) combine_step(&f, models, scaled, consensus, normalize, tau, at, out + at);
+  if (at < n) combine_rest(&f, models, scaled, consensus, normalize, tau, at, n, out);
 }
 
 INLINE void combine_models(const nps_combination_t *c, const int models, int64_t n, double *out) {
@@ -93,29 +107,29 @@ void nps_combine(const nps_combination_t *c, int64_t n, double *out) {
 
 typedef uint32_t word_t __attribute__((vector_size(32)));
 
-/* Entries whose bits are a byte each. */
+/* Entries whose bits are four bytes each. */
 NPS_VECTOR_CLONES
 static int64_t drop_whole(float *x, const uint8_t *stays, int64_t n) {
   const word_t bit = {1, 2, 4, 8, 16, 32, 64, 128};
   int64_t kept = 0;
   for (int64_t i = 0; i < n; i++) {
-    word_t entry;
-    memcpy(&entry, x + 8 * i, sizeof entry);
-    entry &= (word_t)((((word_t){0} + stays[i]) & bit) == bit);
-    memcpy(x + 8 * i, &entry, sizeof entry);
+    uint32_t bits;
+    memcpy(&bits, stays + 4 * i, sizeof bits);
+    kept += __builtin_popcount(bits);
+    const word_t all = (word_t){0} + bits;
+    for (int k = 0; k < 4; k++) {
+      word_t entry;
+      memcpy(&entry, x + 32 * i + 8 * k, sizeof entry);
+      entry &= (word_t)((all & bit << 8 * k) != 0);
+      memcpy(x + 32 * i + 8 * k, &entry, sizeof entry);
+    }
   }
-  for (int64_t i = 0; i + 8 <= n; i += 8) {
-    uint64_t bits;
-    memcpy(&bits, stays + i, sizeof bits);
-    kept += __builtin_popcountll(bits);
-  }
-  for (int64_t i = n / 8 * 8; i < n; i++) kept += __builtin_popcount(stays[i]);
   return kept;
 }
 
 int64_t nps_drop(float *x, const uint8_t *stays, int64_t n) {
-  int64_t kept = drop_whole(x, stays, n / 8);
-  for (int64_t i = n / 8 * 8; i < n; i++) {
+  int64_t kept = drop_whole(x, stays, n / 32);
+  for (int64_t i = n / 32 * 32; i < n; i++) {
     const bool stay = stays[i / 8] >> (i % 8) & 1;
     x[i] = stay ? x[i] : 0.0f;
     kept += stay;

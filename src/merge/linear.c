@@ -53,7 +53,7 @@ const nps_merge_method_t nps_method_linear = {
                [LINEAR_NORMALIZE] =
                    {.name = "normalize", .kind = NPS_PARAM_CHOICE, .fallback = 1, .choices = nps_choices_bool}},
     .param_count = 2,
-    .element_seconds = 0.5e-9,
+    .element_seconds = 0.35e-9,
     .check = linear_check,
     .merge = linear_merge,
 };

@@ -326,7 +326,7 @@ const nps_merge_method_t nps_method_task_arithmetic = {
     .min_models = 1,
     .params = {[WEIGHT] = PARAM_WEIGHT, [LAMBDA] = PARAM_LAMBDA, [NORMALIZE] = PARAM_NORMALIZE(0)},
     .param_count = 3,
-    .element_seconds = 0.6e-9,
+    .element_seconds = 0.45e-9,
     .merge = task_arithmetic_merge,
 };
 
@@ -341,7 +341,7 @@ const nps_merge_method_t nps_method_ties = {
                [NORMALIZE] = PARAM_NORMALIZE(1),
                [SCOPE] = {.name = "scope", .kind = NPS_PARAM_CHOICE, .choices = scope_choices}},
     .param_count = 5,
-    .element_seconds = 2.4e-9,
+    .element_seconds = 1.7e-9,
     .check = ties_check,
     .passes = ties_passes,
     .whole_model = ties_whole_model,
@@ -365,7 +365,7 @@ const nps_merge_method_t nps_method_ties = {
        [LAMBDA] = PARAM_LAMBDA,                                                                                        \
        [NORMALIZE] = PARAM_NORMALIZE(0),                                                                               \
        [RESCALE] = {.name = "rescale", .kind = NPS_PARAM_CHOICE, .fallback = RESCALE_L1, .choices = rescale_choices}}, \
-  .param_count = 5, .element_seconds = 2.2e-9, .check = dare_check, .passes = dare_passes, .state_new = dare_new,      \
+  .param_count = 5, .element_seconds = 1.6e-9, .check = dare_check, .passes = dare_passes, .state_new = dare_new,      \
   .state_free = dare_free, .state_bytes = dare_bytes, .start = dare_start, .scan = dare_scan, .reduce = dare_reduce
 
 const nps_merge_method_t nps_method_dare_linear = {
