@@ -93,6 +93,15 @@ static void add_scores(nps_text_t *card, const nps_search_t *search) {
                  nps_search_mean_nll(search, rows[i].which, 2));
 }
 
+static void list_models(nps_text_t *card, const nps_recipe_t *recipe, const nps_run_output_t *output) {
+  for (int m = 0; recipe->slice_count > 0 && m < recipe->model_count; m++)
+    if (!recipe->base_model || strcmp(recipe->models[m].model, recipe->base_model) != 0)
+      nps_text_add(card, "- %s\n", recipe->models[m].model);
+  for (int m = 0; recipe->slice_count == 0 && m < output->model_count; m++)
+    if (output->models[m].input != output->base)
+      nps_text_add(card, "- %s\n", as_written(recipe, output->models[m].name));
+}
+
 static void make_card(const nps_run_state_t *run, nps_run_output_t *output) {
   nps_text_t card = {0};
   nps_text_add(&card,
@@ -101,9 +110,7 @@ static void make_card(const nps_run_state_t *run, nps_run_output_t *output) {
                output->adapter ? "peft" : "transformers", output->adapter ? "adapter" : "model", run->method->name,
                run->method->summary);
   if (run->recipe->base_model) nps_text_add(&card, "- %s (base)\n", run->recipe->base_model);
-  for (int m = 0; m < output->model_count; m++)
-    if (output->models[m].input != output->base)
-      nps_text_add(&card, "- %s\n", as_written(run->recipe, output->models[m].name));
+  list_models(&card, run->recipe, output);
   add_scores(&card, run->search);
   nps_text_add(&card, "\n## Recipe\n\n```yaml\n%s```\n", run->recipe_text);
   output->model_card = card.text;

@@ -281,6 +281,55 @@ def test_digits_vit_with_a_head_runs_in_transformers(head, tmp_path):
     assert difference.abs().max() < 1e-4
 
 
+# ---- families of transformers ------------------------------------------------------------------------------------------
+
+SMALL_FAMILIES = {
+    "llama": ("LlamaForCausalLM", dict(hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+                                       num_key_value_heads=1, vocab_size=32, tie_word_embeddings=True)),
+    "vit": ("ViTForImageClassification", dict(hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+                                              num_attention_heads=2, image_size=8, patch_size=4, num_labels=3)),
+    "bert": ("BertForMaskedLM", dict(hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+                                     vocab_size=32)),
+    "t5": ("T5ForConditionalGeneration", dict(d_model=16, d_ff=24, d_kv=8, num_layers=2, num_heads=2, vocab_size=32)),
+}  # fmt: skip
+
+
+def small_inputs(family):
+    ids = torch.arange(12).reshape(2, 6) % 32
+    if family == "vit":
+        return dict(pixel_values=torch.linspace(-1, 1, 2 * 3 * 8 * 8).reshape(2, 3, 8, 8))
+    return dict(input_ids=ids, decoder_input_ids=ids) if family == "t5" else dict(input_ids=ids)
+
+
+@pytest.mark.parametrize("family", SMALL_FAMILIES)
+def test_families_load_with_equal_logits(family, tmp_path):
+    """What transformers saved, merged with itself: the same network. With slices, where the family has one stack of layers,
+    of which the second is left out: as transformers without that layer."""
+    name, sizes = SMALL_FAMILIES[family]
+    cls = getattr(transformers, name)
+    torch.manual_seed(3)
+    model = cls(cls.config_class(**sizes))
+    model.save_pretrained(tmp_path / "model")
+    config = {"merge_method": "linear", "models": [{"model": "model"}, {"model": "model"}],
+              "parameters": {"weight": 0.5}}  # fmt: skip
+    tools.merge(config, tmp_path / "out", ranks=2)
+    merged, info = cls.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    expected = logits(model, **small_inputs(family))
+    assert torch.equal(logits(merged, **small_inputs(family)), expected)
+    cut = {"merge_method": "passthrough", "slices": [{"sources": [{"model": "model", "layer_range": [0, 1]}]}]}
+    if family == "t5":
+        assert "several stacks" in tools.merge(cut, tmp_path / "cut", code=3).err
+        return
+    tools.merge(cut, tmp_path / "cut")
+    merged, info = cls.from_pretrained(tmp_path / "cut", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and merged.config.num_hidden_layers == 1
+    shorter = cls(cls.config_class(**{**sizes, "num_hidden_layers": 1}))
+    kept = {n: t for n, t in model.state_dict().items() if ".1." not in n}
+    shorter.load_state_dict(kept)
+    assert torch.equal(logits(merged, **small_inputs(family)), logits(shorter, **small_inputs(family)))
+
+
 # ---- heads, buffers ----------------------------------------------------------------------------------------------------
 
 

@@ -282,6 +282,69 @@ def test_vocabularies_as_recorded(case, tmp_path):
     assert config["vocab_size"] == len(theirs["model.embed_tokens.weight"])
 
 
+def test_vocabularies_are_the_same_on_any_number_of_ranks(tmp_path):
+    models = mergekit_cases.write_token_models(tmp_path)
+    text = mergekit_cases.text_of("tokens, padded", models, mergekit_cases.TOKENS)
+    config = tools.write_config(tmp_path / "c.yaml", text)
+    for ranks in (1, 4):
+        tools.merge(config, tmp_path / f"{ranks}", ranks=ranks)
+    for file in ("model.safetensors", "config.json", "tokenizer.json"):
+        assert (tmp_path / "1" / file).read_bytes() == (tmp_path / "4" / file).read_bytes()
+
+
+def test_chat_templates_and_copied_tokenizers(tmp_path):
+    models = mergekit_cases.write_token_models(tmp_path)
+    for name, template in (("base", "{{ 'first' }} and more"), ("a", "{{ 'other' }}"), ("c", "{{ 'other' }}")):
+        (models[name] / "chat_template.jinja").write_text(template)
+    text = mergekit_cases.text_of("union", models, mergekit_cases.TOKENS)
+    config = tools.write_config(tmp_path / "c.yaml", text)
+    for template, expected in (("auto", "{{ 'other' }}"), ("chatml", None), ("{{ messages[0]['content'] }}", "{{ messages[0]['content'] }}")):  # fmt: skip
+        tools.merge(config, tmp_path / "out", "--force", "--set", f"chat_template={json.dumps(template)}")
+        found = (tmp_path / "out/chat_template.jinja").read_text()
+        assert found == expected or (expected is None and "<|im_start|>" in found)
+    assert "chat_template: expected" in tools.merge(config, tmp_path / "no", "--set", "chat_template=none", code=2).err
+    tools.merge(config, tmp_path / "bare", "--no-copy-tokenizer")
+    assert sorted(f.name for f in (tmp_path / "bare").iterdir()) == [
+        "README.md", "config.json", "model.safetensors", "nps-merge.yaml", "provenance.json",
+    ]  # fmt: skip
+
+
+DOCUMENTED = ["""\
+modules:
+  default:
+    models:
+      - model: {model: {path: {a}}}
+        parameters: {weight: 1.0, density: 0.5}
+      - model: {b}
+        parameters: {weight: [0, 0.3], density: {filter: mlp, value: 0.5}}
+merge_method: dare_ties
+base_model: {model: {path: {base}}}
+parameters: {int8_mask: true}
+dtype: bfloat16
+chat_template: auto
+""", """\
+slices:
+- sources:
+  - {model: {a}, layer_range: [0, 3]}
+  - {model: {base}, layer_range: [0, 3]}
+merge_method: slerp
+base_model: {base}
+parameters:
+  t: [{filter: self_attn, value: [0, 0.5, 0.3, 0.7, 1]}, {value: 0.5}]
+dtype: float16
+out_dtype: bfloat16
+"""]  # fmt: skip
+
+
+def test_documented_forms_plan(tmp_path):
+    models = mergekit_cases.write_tiny_models(tmp_path)
+    for i, text in enumerate(DOCUMENTED):
+        config = tools.write_config(tmp_path / f"{i}.yaml", mergekit_cases.text_of(i, models, DOCUMENTED))
+        result = tools.run(tools.MERGE, "--plan", config)
+        assert result.code == 0 and "memory" in result.out, result
+        assert i == 0 or "layers [0, 3): a [0, 3), base [0, 3)" in result.out
+
+
 @pytest.fixture(scope="module")
 def with_mergekit(tmp_path_factory):
     """Every case merged by mergekit, in one process: {case: (config, folder)}."""
