@@ -107,7 +107,8 @@ static nps_err_t look_up(nps_h5_t *h5, const char *file, const char *path, char 
   nps_err_t err = NPS_OK;
   NPS_GOTO(nps_h5_get_attr_text(h5, "/", "format", &format));
   if (!format || strcmp(format, "nps-merged") != 0)
-    NPS_GOTO(nps_fail(NPS_ERR_INPUT, "%s: expected a merged file (attribute format nps-merged), found %s", file,
+    NPS_GOTO(nps_fail(NPS_ERR_INPUT,
+                      "search.start_from: %s: expected a merged file (attribute format nps-merged), found %s", file,
                       format ? format : "none"));
   NPS_GOTO(nps_h5_list(h5, group, &members, &count));
   if (count == 0) goto done;

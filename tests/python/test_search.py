@@ -126,6 +126,38 @@ def test_starting_from_an_earlier_search(tmp_path):
         assert np.array_equal(best, start)
 
 
+def test_a_start_that_is_of_no_use(data, tmp_path):
+    """A file without this search's variables, one that is no merged file, and none at all."""
+    tools.merge(tools.small_search(data, algorithm="none"), tmp_path / "none.h5")
+    cases = {"none.h5": "none of this search's variables is in it", "calibration.h5": "expected a merged file",
+             "missing.h5": "missing.h5"}  # fmt: skip
+    tools.shutil.copy(data, tmp_path / "calibration.h5")
+    for file, message in cases.items():
+        config = tools.small_search(data, start_from=str(tmp_path / file))
+        error = tools.merge(config, tmp_path / "out.h5", code=3).err
+        assert message in error and "search.start_from" in error and error.count("error:") == 1, error
+
+
+def test_algorithms(data, tmp_path):
+    """Each walks a way of its own, the same on any number of ranks; none searches nothing, and scores the given weights."""
+    found = {}
+    for name in ("cma-es", "sep-cma-es", "random"):
+        config = tools.small_search(data, algorithm=name, stages=["fuse"], generations=3)
+        for ranks in (1, 3) if name == "sep-cma-es" else (1,):
+            out = tmp_path / f"{name}-{ranks}.h5"
+            tools.merge(config, out, ranks=ranks)
+            content = tools.search_content(out)
+            assert found.setdefault(name, content) == content
+    genomes = {content["fuse/genome"] for content in found.values()}
+    assert len(genomes) == 3
+    log = tmp_path / "log"
+    tools.merge(tools.small_search(data, algorithm="none"), tmp_path / "none.h5", "--log", log)
+    with h5py.File(tmp_path / "none.h5") as file:
+        assert not list(file["search"]) if "search" in file else True
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    assert any(e["event"] == "scores" for e in events) and not any(e["event"] == "generation" for e in events)
+
+
 def test_gains_within_chance_are_not_taken(tmp_path):
     """Held-out samples say whether what was found is better than the start."""
     config = config_of({"generations": 3, "population": 5}, {"holdout": 0.25}, names=TASKS[:3])
