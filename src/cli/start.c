@@ -48,7 +48,15 @@ static void start_watch(const nps_comm_t *comm, const char *program) {
   free(who);
 }
 
+/* Open MPI 4 chooses a one-sided component for TCP between hosts that then fails; the next one works. */
+static void avoid_broken_windows(void) {
+#if defined(OMPI_MAJOR_VERSION) && OMPI_MAJOR_VERSION < 5
+  setenv("OMPI_MCA_osc", "^rdma", 0);
+#endif
+}
+
 nps_comm_t *cli_start(int *argc, char ***argv) {
+  avoid_broken_windows();
   int threads; /* of the watchdog and of BLAS, which call no MPI */
   MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &threads);
   allow_many_files();
