@@ -11,8 +11,9 @@ FILE is plain text, or JSON lines (.jsonl) with one object a sample. Its keys sa
     {"context": "...", "choices": ["...", ...], "label": 0}   multiple choice: answers, and the number of the right one
     {"context": "...", "answer": "..."}                  an answer that must be given word by word (exact_match)
 
-An answer follows its context after a space, as in lm-evaluation-harness; --norm scores choices by acc_norm, with the number of
-letters for the length. Rows that are longer than --length lose their beginning, classified texts their end. A plain text file is one text.
+An answer follows its context after a space, as in lm-evaluation-harness; --norm scores choices by acc_norm, with the number
+of letters for the length. Rows that are longer than --length lose their beginning, classified texts their end. A plain text
+file is one text.
 Needs h5py, NumPy and transformers; nothing is downloaded.
 """
 import argparse

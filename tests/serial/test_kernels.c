@@ -150,7 +150,9 @@ static nps_attention_t attention_of(int64_t queries, int64_t tokens, int64_t wid
 }
 
 static bool sees(const nps_attention_t *a, int64_t i, int64_t t) {
-  return !(a->causal && t > i + a->tokens - a->queries) && !(a->mask && a->mask[t] == 0);
+  const int64_t last = i + a->tokens - a->queries;
+  const bool outside = a->causal && (t > last || (a->window && t <= last - a->window));
+  return !outside && !(a->mask && a->mask[t] == 0);
 }
 
 static double attend_naively(const nps_attention_t *a, int64_t i, int64_t column) {
@@ -191,12 +193,13 @@ START_TEST(attention_sees_what_it_may) {
   static const int sizes[][3] = {{1, 17, 32}, {17, 17, 32}, {5, 40, 3}, {40, 40, 40}, {3, 4, 16}};
   int32_t mask[TOKENS];
   for (int t = 0; t < TOKENS; t++) mask[t] = t % 5 != 3;
-  for (size_t k = 0; k < 2 * (sizeof sizes / sizeof *sizes); k++) {
+  for (size_t k = 0; k < 4 * (sizeof sizes / sizeof *sizes); k++) {
     float out[TOKENS * WIDTH];
-    const int *size = sizes[k / 2];
+    const int *size = sizes[k / 4];
     nps_attention_t a = attention_of(size[0], size[1], size[2], out);
     a.causal = true;
     a.mask = k % 2 ? mask : NULL;
+    a.window = k / 2 % 2 ? 6 : 0;
     nps_kernel_attention(&a);
     for (int i = 0; i < size[0]; i++)
       for (int c = 0; c < size[2]; c++)
