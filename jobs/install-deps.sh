@@ -14,7 +14,8 @@ programs="gcc:gcc make:make autoconf:autoconf automake:automake pkg-config:pkg-c
 if test "$1" = --tests; then
   packages="$packages check"
   # Tests run a Slurm of their own. The packages' daemons are not started here: without a slurm.conf they do not start.
-  programs="$programs python3:python3 ip:iproute2 munged:munge slurmctld:slurmctld slurmd:slurmd sbatch:slurm-client"
+  programs="$programs python3:python3 ip:iproute2 munged:munge slurmctld:slurmctld slurmd:slurmd sbatch:slurm-client
+    groff:groff-base zsh:zsh"
 fi
 
 if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then

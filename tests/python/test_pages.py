@@ -1,6 +1,5 @@
 """Man pages and completion, as make writes them, in the programs that read them."""
 
-import shutil
 import subprocess
 
 import pytest
@@ -9,7 +8,6 @@ import tools
 PROGRAMS = ["nps-convert", "nps-eval", "nps-inspect", "nps-merge"]
 
 
-@pytest.mark.skipif(not shutil.which("groff"), reason="needs groff")
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_man_page(program):
     page = tools.BUILD / f"{program}.1"
@@ -45,7 +43,6 @@ def test_bash_completion(tmp_path):
     assert "--group" in complete(tmp_path, "nps-eval", "-")
 
 
-@pytest.mark.skipif(not shutil.which("zsh"), reason="needs zsh")
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_zsh_completion(program):
     result = subprocess.run(["zsh", "-n", f"{tools.BUILD}/pages/_{program}"], capture_output=True, text=True)
