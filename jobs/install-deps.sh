@@ -6,7 +6,7 @@ set -e
 PATH=$PATH:/usr/sbin:/sbin
 
 # What the build links against: package names. libopenblas-dev has LAPACK too.
-packages="libopenmpi-dev libscalapack-openmpi-dev libhdf5-openmpi-dev libyaml-dev libjansson-dev libssl-dev
+packages="libopenmpi-dev libscalapack-openmpi-dev libhdf5-openmpi-dev libyaml-dev libjansson-dev libssl-dev zlib1g-dev
   libopenblas-dev libc6-dev"
 # Programs, and the packages that have them.
 programs="gcc:gcc make:make autoconf:autoconf automake:automake pkg-config:pkg-config mpicc:libopenmpi-dev

@@ -106,7 +106,23 @@ typedef struct nps_recipe_tokenizer {
 typedef enum nps_scope { NPS_SCOPE_MODEL, NPS_SCOPE_TENSOR } nps_scope_t;
 
 /** What is made of the pruned task vectors. */
-typedef enum nps_application { NPS_APPLICATION_FUSION, NPS_APPLICATION_TRANSFER } nps_application_t;
+typedef enum nps_application {
+  NPS_APPLICATION_FUSION,     /**< one model of all */
+  NPS_APPLICATION_TRANSFER,   /**< a model of each */
+  NPS_APPLICATION_COMPRESSION /**< one archive, from which a model of each expands */
+} nps_application_t;
+
+/** Whether every task vector makes a model of its own. */
+static inline bool nps_application_is_of_each(nps_application_t application) {
+  return application != NPS_APPLICATION_FUSION;
+}
+
+/** `archive:` */
+typedef struct nps_recipe_archive {
+  bool given;
+  int value_bits;  /**< of a stored value: 4, 8 or 16 */
+  bool embed_base; /**< the base is in the archive, not only named there */
+} nps_recipe_archive_t;
 
 /** Numbers for every subspace, of all models or of one. */
 typedef struct nps_recipe_row {
@@ -218,13 +234,14 @@ typedef struct nps_recipe {
   bool copy_tokenizer; /**< the output gets the tokenizer's files; true by default */
   char *chat_template; /**< auto, a name, or a template; or NULL */
   uint64_t seed;
-  int64_t memory_per_rank; /**< bytes; 0: auto */
-  bool has_out_dtype;      /**< out_dtype or dtype was given */
-  nps_dtype_t out_dtype;   /**< out_dtype, else dtype */
-  char *output_path;       /**< OUT, -o, or output.path; NULL when none */
-  char *output_head;       /**< name of a listed model, or NULL */
-  int64_t shard_size;      /**< largest shard of a Hugging Face folder, bytes */
-  nps_recipe_nps_t nps;    /**< merge_method nps only; defaults where not given */
+  int64_t memory_per_rank;      /**< bytes; 0: auto */
+  bool has_out_dtype;           /**< out_dtype or dtype was given */
+  nps_dtype_t out_dtype;        /**< out_dtype, else dtype */
+  char *output_path;            /**< OUT, -o, or output.path; NULL when none */
+  char *output_head;            /**< name of a listed model, or NULL */
+  int64_t shard_size;           /**< largest shard of a Hugging Face folder, bytes */
+  nps_recipe_nps_t nps;         /**< merge_method nps only; defaults where not given */
+  nps_recipe_archive_t archive; /**< application compression only */
   nps_recipe_search_t search;
   nps_recipe_fitness_t fitness;
 } nps_recipe_t;

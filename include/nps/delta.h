@@ -285,9 +285,10 @@ struct nps_factors; /* factors.h */
  *  @param rules    NULL with factors
  *  @param factors  of all models and of all matrices that the rank holds, with partition singular (factors.h); else NULL
  *  @param round  whether values are rounded to the target's type in the layout first (as the output will be)
+ *  @param value_bits  not 0: the update is quantised before, as an archive stores it (nps_quantise(), NPS_CHUNK entries a scale)
  *  @return NPS_ERR_MEMORY */
 nps_err_t nps_candidate_new(const nps_store_t *store, const nps_subspaces_t *subspaces, const nps_rules_t *rules,
-                            const struct nps_factors *factors, bool round, nps_candidate_t **out);
+                            const struct nps_factors *factors, bool round, int value_bits, nps_candidate_t **out);
 void nps_candidate_free(nps_candidate_t *candidate);
 
 /** Whether a weighting has a result: with normalize sum, whether |Σ λ| ≥ NPS_TINY_LAMBDA. Local. */

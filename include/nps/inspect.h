@@ -43,6 +43,9 @@ typedef struct nps_inspect {
   nps_inspect_tensor_t total;    /**< norms over all tensors that have one; comparison over all compared ones */
   json_t *origin; /**< rank 0, merged HDF5 only, else NULL: {"created_by", "recipe", "recipe_sha256", "method", "base",
                        "models": {name: path}, "inputs"}, as far as known; owned */
+  json_t *
+      archive; /**< rank 0, where an archive was named, whose base the model is; else NULL: its models, [{"name", "kept",
+                        "error", "bytes"}]; owned */
   nps_inspect_spectrum_t *spectra; /**< [spectrum_count] of matrices; owned */
   int spectrum_count;
   struct nps_inspect *experts; /**< of a mixture: its parts; NULL: none; owned */
@@ -73,7 +76,7 @@ char *nps_inspect_kind(const char *name);
  *  "origin", "tensors": [{"name", "dtype", "shape", "bytes", "norm"}]}. With a base every tensor also has "difference":
  *  {"norm", "relative", "max", "changed"} or null, and the object "against": {"path", "difference", "only_in_model",
  *  "only_in_base", "not_comparable"}. With spectra: "spectrum": [{"name", "kind", "shape", "norm", "effective_rank", "energy",
- *  "sigma": [values]}]. Of a mixture: "experts": {"names", "kg", "k", "top_k", "parameters", "bytes", "nonfinite", "tensors"}.
+ *  "sigma": [values]}]. Of an archive's base: "models": as `archive`. Of a mixture: "experts": {"names", "kg", "k", "top_k", "parameters", "bytes", "nonfinite", "tensors"}.
  *  Numbers that are not finite are null. Local.
  *  @return new reference */
 json_t *nps_inspect_json(const nps_inspect_t *inspect);

@@ -234,6 +234,7 @@ struct nps_merge_spec {
   const char *config_file;        /**< for messages */
   uint64_t seed;
   const nps_layout_t *layout;
+  bool updates; /**< the updates to θ0 are written instead of the merged weights; methods on task vectors */
   const nps_merge_nps_t *nps;  /**< merge_method nps only */
   nps_merge_history_t history; /**< of methods with keeps_updates; its tensors fit the layout */
 };

@@ -104,7 +104,8 @@ typedef struct nps_model {
 } nps_model_t;
 
 /** Find a model on disk. Local. BASE+ADAPTER names two folders or files, which are found one by one; its path is theirs with
- *  a plus between them, which a path of a single model may have too.
+ *  a plus between them, which a path of a single model may have too. ARCHIVE#NAME names a model in a compressed archive, the
+ *  archive alone its base.
  *  Tried in order: `model` in folder `config_dir`, in the current directory, and, where it has the form org/name or
  *  org/name@revision, in the local Hugging Face cache (HF_HUB_CACHE, else HF_HOME/hub, else ~/.cache/huggingface/hub).
  *  @param config_dir  NULL: only the current directory and the cache
@@ -332,6 +333,7 @@ typedef struct nps_part {
 /** What is written besides tensors. Every rank passes the same; pointers are borrowed until nps_writer_commit(). */
 typedef struct nps_output {
   const char *path;              /**< ends in .h5 or .hdf5: merged HDF5; otherwise a Hugging Face folder */
+  const char *format;            /**< of the HDF5 file; NULL: "nps-merged" */
   bool force;                    /**< replace an existing output */
   bool locked;                   /**< rank 0 of the caller holds the target's lock */
   int64_t shard_size;            /**< bytes, folder only */

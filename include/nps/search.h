@@ -63,6 +63,7 @@ typedef struct nps_search_spec {
   bool given_priorities;        /**< priorities are as given; else they follow the weights: a = |w| */
   nps_application_t application;
   bool round;                     /**< as nps_candidate_new() */
+  int value_bits;                 /**< likewise */
   const nps_search_task_t *tasks; /**< [task_count] */
   int task_count;
   const nps_recipe_search_t *search; /**< NULL, or algorithm none: no search, only the scores of `start` */

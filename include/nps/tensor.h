@@ -86,6 +86,16 @@ void nps_tensor_narrow(const double *src, int64_t n, nps_dtype_t dtype, void *ds
  *  @return its index, or -1 when all are finite (always for types that are not floating-point) */
 int64_t nps_tensor_find_nonfinite(nps_dtype_t dtype, const void *src, int64_t n);
 
+/** Round values to whole multiples of one scale: code i is x_i / scale to the nearest (ties to even), the scale
+ *  fl32(max |x| / (2^(bits−1) − 1)). Infinity gives the scale infinity.
+ *  @param x     [n]; @param bits  2 to 16
+ *  @param[out] codes  [n] of magnitude at most 2^(bits−1) − 1
+ *  @return the scale; 0: all codes are 0 */
+float nps_quantise(const float *x, int64_t n, int bits, int16_t *codes);
+
+/** Give back what codes stand for: fl32(scale · code). @param[out] x  [n] */
+void nps_dequantise(float scale, const int16_t *codes, int64_t n, float *x);
+
 /** Add up f(x) over part of a block in 16 interleaved lanes: lane j takes the elements whose index in the block is j
  *  modulo 16, in order. The result does not depend on how the block was cut into calls whose starts are multiples of
  *  16. Zero-initialise at the start of a block. */

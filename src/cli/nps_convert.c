@@ -7,7 +7,7 @@
 #include <stdlib.h>
 
 typedef struct {
-  const char *source, *target, *base, *energy;
+  const char *source, *target, *base, *energy, *task;
   bool force;
   int rank;
 } options_t;
@@ -16,7 +16,8 @@ typedef struct {
 
 static const cli_operand_t operands[] = {
     {"SRC", true, FIELD(source),
-     "A Hugging Face folder, a .safetensors file, a merged .h5 file, or org/name in the local Hugging Face cache."},
+     "A Hugging Face folder, a .safetensors file, a merged .h5 file, org/name in the local Hugging Face cache, or "
+     "ARCHIVE#NAME, a model in a compressed archive."},
     {"DST", true, FIELD(target),
      "What is written: a file that ends in .h5 (one HDF5 file), or a folder that transformers or the peft library "
      "loads."},
@@ -30,7 +31,8 @@ static const cli_option_t option_table[] = {
      "Keep the R largest singular values of every linear layer's difference."},
     {"lora-energy", 0, CLI_TEXT, "E", FIELD(energy),
      "Keep as many of every linear layer as hold the part E (0 to 1) of the sum of their squares."},
-    {"task", 0, CLI_LATER, "NAME", 0, NULL},
+    {"task", 0, CLI_TEXT, "NAME", FIELD(task),
+     "Expand the model NAME of the compressed archive SRC, as SRC#NAME does."},
     {"version", 0, CLI_VERSION, NULL, 0, "Print the versions of the program and its libraries, and exit."},
     {"help", 'h', CLI_HELP, NULL, 0, "Print this text and exit."},
 };
@@ -50,6 +52,7 @@ const cli_program_t cli_convert_program = {
     .option_count = sizeof option_table / sizeof *option_table,
     .examples = "  nps-convert merged.h5 merged                 a folder that transformers loads\n"
                 "  nps-convert model model.h5                   and back\n"
+                "  nps-convert archive.h5 plain --task plain    a model of a compressed archive\n"
                 "  nps-convert tuned adapter --base base --lora-rank 16\n",
 };
 
@@ -95,9 +98,12 @@ int cli_convert_main(int argc, char **argv) {
                                    .force = options.force,
                                    .base = options.base,
                                    .rank = options.rank};
+  char *expanded = options.task && options.source ? nps_xstrf("%s#%s", options.source, options.task) : NULL;
+  if (expanded) request.source = expanded;
   if (asked == CLI_RUN) err = nps_err_worse(err, check_together(&options, &request));
   if (cli_go_on(&cli_convert_program, err, asked, nps_comm_rank(comm) == 0, &exit_code))
     exit_code = nps_err_exit_code(convert(comm, &request));
+  free(expanded);
   cli_finish(comm);
   return cli_exit_code(&cli_convert_program, exit_code);
 }

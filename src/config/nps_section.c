@@ -1,4 +1,4 @@
-/* `nps:` */
+/* `nps:` and `archive:` */
 #include "level.h"
 #include "section.h"
 
@@ -11,8 +11,9 @@
 /* As nps/delta.h has it, which is above this module; the merge checks it again. */
 enum { MAX_SUBSPACES = 256 };
 
-static const nps_word_t applications[] = {
-    {"fusion", NPS_APPLICATION_FUSION}, {"transfer", NPS_APPLICATION_TRANSFER}, {"compression", NPS_WORD_NOT_BUILT}};
+static const nps_word_t applications[] = {{"fusion", NPS_APPLICATION_FUSION},
+                                          {"transfer", NPS_APPLICATION_TRANSFER},
+                                          {"compression", NPS_APPLICATION_COMPRESSION}};
 static const nps_word_t partitions[] = {{"magnitude", false}, {"singular", true}};
 static const nps_word_t sources[] = {{"each", false}, {"sum", true}};
 static const nps_word_t scopes[] = {{"model", NPS_SCOPE_MODEL}, {"tensor", NPS_SCOPE_TENSOR}};
@@ -92,6 +93,22 @@ static void read_weights(void *target, const nps_node_t *value, const char *what
 
 static void read_priorities(void *target, const nps_node_t *value, const char *what) {
   read_rows(value, what, 0, &section(target)->priorities, &section(target)->priority_rows);
+}
+
+static void read_value_bits(void *target, const nps_node_t *value, const char *what) {
+  static const nps_word_t widths[] = {{"4", 4}, {"8", 8}, {"16", 16}};
+  nps_word_read(value, what, widths, COUNT(widths), &((nps_recipe_t *)target)->archive.value_bits);
+}
+
+static void read_embed(void *target, const nps_node_t *value, const char *what) {
+  nps_boolean_read(value, what, &((nps_recipe_t *)target)->archive.embed_base);
+}
+
+void nps_archive_read(nps_recipe_t *recipe, const nps_node_t *value, const char *what) {
+  static const nps_key_t keys[] = {{"value_bits", NPS_KEY_READ, read_value_bits, NULL},
+                                   {"embed_base", NPS_KEY_READ, read_embed, NULL}};
+  recipe->archive.given = true;
+  nps_level_read(value, what, keys, COUNT(keys), recipe);
 }
 
 void nps_nps_read(nps_recipe_t *recipe, const nps_node_t *value, const char *what) {

@@ -138,6 +138,10 @@ static void read_nps(void *target, const nps_node_t *value, const char *what) {
   nps_nps_read(((draft_t *)target)->recipe, value, what);
 }
 
+static void read_archive(void *target, const nps_node_t *value, const char *what) {
+  nps_archive_read(((draft_t *)target)->recipe, value, what);
+}
+
 static void read_search(void *target, const nps_node_t *value, const char *what) {
   nps_search_read(((draft_t *)target)->recipe, value, what);
 }
@@ -159,7 +163,7 @@ static const nps_key_t top_keys[] = {{"merge_method", NPS_KEY_READ, read_method,
                                      {"nps", NPS_KEY_READ, read_nps, NULL},
                                      {"search", NPS_KEY_READ, read_search, NULL},
                                      {"fitness", NPS_KEY_READ, read_fitness, NULL},
-                                     {"archive", NPS_KEY_NOT_BUILT, NULL, NULL},
+                                     {"archive", NPS_KEY_READ, read_archive, NULL},
                                      {"slices", NPS_KEY_READ, read_slices, NULL},
                                      {"modules", NPS_KEY_READ, read_modules, NULL},
                                      {"tokenizer", NPS_KEY_READ, read_tokenizer, NULL},

@@ -26,6 +26,7 @@ void nps_sections_default(nps_recipe_t *recipe) {
       .generations = 20,
       .sigma = 0.3,
   };
+  recipe->archive = (nps_recipe_archive_t){.value_bits = 8};
   recipe->fitness = (nps_recipe_fitness_t){
       .evaluator = NPS_EVALUATOR_NATIVE,
       .metric = NPS_METRIC_ACCURACY,
@@ -39,7 +40,7 @@ void nps_sections_default(nps_recipe_t *recipe) {
 static void default_stages(nps_recipe_t *recipe) {
   nps_recipe_search_t *s = &recipe->search;
   if (s->stage_count > 0) return;
-  s->stages[0] = recipe->nps.application == NPS_APPLICATION_TRANSFER ? NPS_STAGE_PRUNE : NPS_STAGE_JOINT;
+  s->stages[0] = nps_application_is_of_each(recipe->nps.application) ? NPS_STAGE_PRUNE : NPS_STAGE_JOINT;
   s->stage_count = 1;
 }
 
@@ -112,6 +113,11 @@ static void check_rows(const nps_recipe_t *recipe, const nps_node_t *root, const
   }
 }
 
+static const char *application_name(nps_application_t application) {
+  static const char *const names[] = {"fusion", "transfer", "compression"};
+  return names[application];
+}
+
 /* The keys of the singular partition against each other. */
 static void check_partition(const nps_recipe_t *recipe, const nps_node_t *root) {
   const nps_recipe_nps_t *nps = &recipe->nps;
@@ -120,9 +126,23 @@ static void check_partition(const nps_recipe_t *recipe, const nps_node_t *root) 
   if (nps->exclude_count > 0 && !nps->singular)
     nps_place_fail(place_of(root, "nps", "spectral_exclude"),
                    "nps.spectral_exclude: goes with nps.partition: singular only");
-  if (nps->sum && nps->application == NPS_APPLICATION_TRANSFER)
+  if (nps->sum && nps_application_is_of_each(nps->application))
     nps_place_fail(place_of(root, "nps", "of"),
-                   "nps.of: sum makes one model of all, but nps.application is transfer: expected each");
+                   "nps.of: sum makes one model of all, but nps.application is %s: expected each",
+                   application_name(nps->application));
+}
+
+/* What an archive cannot be made of. */
+static void check_archive(const nps_recipe_t *recipe, const nps_node_t *root) {
+  const bool wanted = recipe->nps.application == NPS_APPLICATION_COMPRESSION;
+  if (recipe->archive.given && !wanted)
+    nps_place_fail(place_of(root, "archive", NULL), "archive: goes with nps.application: compression only, this is %s",
+                   application_name(recipe->nps.application));
+  if (wanted && recipe->nps.singular)
+    nps_place_fail(place_of(root, "nps", "partition"), "nps.partition: singular with compression is not built yet");
+  if (wanted && recipe->output_head)
+    nps_place_fail(place_of(root, "output", "head"),
+                   "output.head: an archive holds every model's own head, expected none");
 }
 
 /* Whose task it is: the model of that name where none is said. */
@@ -175,9 +195,10 @@ static void check_tasks_of_models(const nps_recipe_t *recipe, const nps_node_t *
 static void check_stages(const nps_recipe_t *recipe, const nps_node_t *root) {
   const nps_recipe_search_t *s = &recipe->search;
   const nps_place_t place = place_of(root, "search", "stages");
-  const bool transfer = recipe->nps.application == NPS_APPLICATION_TRANSFER;
-  if (transfer && (s->stage_count != 1 || s->stages[0] != NPS_STAGE_PRUNE))
-    nps_place_fail(place, "search.stages: expected [prune], the only stage of transfer");
+  const bool each = nps_application_is_of_each(recipe->nps.application);
+  if (each && (s->stage_count != 1 || s->stages[0] != NPS_STAGE_PRUNE))
+    nps_place_fail(place, "search.stages: expected [prune], the only stage of %s",
+                   application_name(recipe->nps.application));
   if (recipe->nps.sum && (s->stage_count != 1 || s->stages[0] != NPS_STAGE_JOINT))
     nps_place_fail(place, "search.stages: expected [joint], the only stage with nps.of: sum");
   if (recipe->nps.sum && s->per_model)
@@ -221,8 +242,8 @@ static void check_search(const nps_recipe_t *recipe, const nps_node_t *root) {
 
 /* The sections mean nothing to other methods. */
 static void refuse_sections(const nps_recipe_t *recipe, const nps_node_t *root) {
-  static const char *const names[] = {"nps", "search", "fitness"};
-  const bool given[] = {recipe->nps.given, recipe->search.given, recipe->fitness.given};
+  static const char *const names[] = {"nps", "archive", "search", "fitness"};
+  const bool given[] = {recipe->nps.given, recipe->archive.given, recipe->search.given, recipe->fitness.given};
   for (int i = 0; i < COUNT(names); i++)
     if (given[i])
       nps_place_fail(place_of(root, names[i], NULL), "%s: belongs to merge_method nps, this is %s", names[i],
@@ -238,6 +259,7 @@ void nps_sections_check(nps_recipe_t *recipe, const nps_node_t *root) {
     return;
   }
   check_partition(recipe, root);
+  check_archive(recipe, root);
   check_rows(recipe, root, "weights", recipe->nps.weights, recipe->nps.weight_rows, recipe->nps.singular);
   check_rows(recipe, root, "priorities", recipe->nps.priorities, recipe->nps.priority_rows, false);
   settle_tasks(recipe, root);
@@ -292,9 +314,8 @@ static void emit_spectral(nps_text_t *out, const nps_recipe_nps_t *nps) {
 }
 
 static void emit_nps(nps_text_t *out, const nps_recipe_nps_t *nps) {
-  nps_text_add(out, "nps:\n  application: %s\n  subspaces: %d\n  scope: %s\n",
-               nps->application == NPS_APPLICATION_TRANSFER ? "transfer" : "fusion", nps->subspaces,
-               nps->scope == NPS_SCOPE_TENSOR ? "tensor" : "model");
+  nps_text_add(out, "nps:\n  application: %s\n  subspaces: %d\n  scope: %s\n", application_name(nps->application),
+               nps->subspaces, nps->scope == NPS_SCOPE_TENSOR ? "tensor" : "model");
   emit_pair(out, "density", nps->density);
   nps_text_add(out, "  partition: %s\n", nps->singular ? "singular" : "magnitude");
   if (nps->singular) emit_spectral(out, nps);
@@ -369,6 +390,9 @@ static void emit_fitness(nps_text_t *out, const nps_recipe_fitness_t *f) {
 void nps_sections_emit(nps_text_t *out, const nps_recipe_t *recipe) {
   if (strcmp(recipe->merge_method, "nps") != 0) return;
   emit_nps(out, &recipe->nps);
+  if (recipe->nps.application == NPS_APPLICATION_COMPRESSION)
+    nps_text_add(out, "archive: {value_bits: %d, embed_base: %s}\n", recipe->archive.value_bits,
+                 recipe->archive.embed_base ? "true" : "false");
   if (recipe->search.given) emit_search(out, &recipe->search);
   if (recipe->fitness.given) emit_fitness(out, &recipe->fitness);
 }

@@ -13,6 +13,7 @@ struct nps_candidate {
   const nps_subspaces_t *subspaces;
   const nps_rules_t *rules;
   bool round;
+  int value_bits;                   /* 0: updates are not quantised */
   const nps_weighting_t *weighting; /* NULL: a stored model */
   int model;                        /* which */
   bool shaken;
@@ -109,6 +110,16 @@ static void round_values(const nps_candidate_t *c, int tensor, const double *x, 
   nps_tensor_widen_f32(dtype, stored, n, out);
 }
 
+/* The update as an archive stores it. @param[in,out] sum  [n] entries that share a scale */
+static void quantise(int bits, int64_t n, double *sum) {
+  float x[NPS_CHUNK];
+  int16_t codes[NPS_CHUNK];
+  narrow_plainly(sum, n, x);
+  const float scale = nps_quantise(x, n, bits, codes);
+  nps_dequantise(scale, codes, n, x);
+  nps_tensor_widen(NPS_F32, x, n, sum);
+}
+
 static void make_update(const nps_candidate_t *c, int tensor, int64_t first, int64_t n, double *update) {
   if (!c->factors)
     update_of_entries(c, tensor, first, n, update);
@@ -122,6 +133,7 @@ static void make_update(const nps_candidate_t *c, int tensor, int64_t first, int
 static void make_chunk(const nps_candidate_t *c, int tensor, int64_t first, int64_t n, float *out) {
   double base[NPS_CHUNK], sum[NPS_CHUNK];
   make_update(c, tensor, first, n, sum);
+  if (c->value_bits) quantise(c->value_bits, n, sum);
   nps_tensor_widen(nps_store_dtype(c->store, -1, tensor), nps_store_raw(c->store, -1, tensor, first), n, base);
   add_base(base, n, sum);
   round_values(c, tensor, sum, n, out);
@@ -136,14 +148,31 @@ static void take_values(const nps_candidate_t *c, int tensor, int64_t first, int
     nps_tensor_widen_f32(dtype, raw, count, out);
 }
 
+/* Entries that share a scale are made together, whichever of them are wanted. */
+static void make_quantised(const nps_candidate_t *c, int tensor, int64_t first, int64_t count, float *out) {
+  const int64_t end = first + count;
+  float unit[NPS_CHUNK];
+  for (int64_t at = first; at < end;) {
+    const int64_t begin = at / NPS_CHUNK * NPS_CHUNK;
+    const int64_t size = nps_min64(nps_store_count(c->store, tensor) - begin, NPS_CHUNK);
+    const int64_t n = nps_min64(end, begin + size) - at;
+    make_chunk(c, tensor, begin, size, unit);
+    memcpy(out + (at - first), unit + (at - begin), (size_t)n * sizeof *out);
+    at += n;
+  }
+}
+
 bool nps_candidate_make(nps_candidate_t *c, int tensor, int64_t first, int64_t count, float *out) {
   if (!c->weighting) {
     take_values(c, tensor, first, count, out);
     return true;
   }
   if (c->factors && !assemble(c, nps_factors_matrix(c->factors, tensor))) return false;
-  for (int64_t at = 0; at < count; at += NPS_CHUNK)
-    make_chunk(c, tensor, first + at, nps_min64(count - at, NPS_CHUNK), out + at);
+  if (c->value_bits)
+    make_quantised(c, tensor, first, count, out);
+  else
+    for (int64_t at = 0; at < count; at += NPS_CHUNK)
+      make_chunk(c, tensor, first + at, nps_min64(count - at, NPS_CHUNK), out + at);
   if (c->shaken) nps_shake(&c->shake, nps_store_name(c->store, tensor), first, count, out);
   return nps_tensor_find_nonfinite(NPS_F32, out, count) < 0;
 }
@@ -180,7 +209,7 @@ nps_err_t nps_candidate_error(const nps_candidate_t *c) { return c->err; }
 /* ---- set-up ---- */
 
 nps_err_t nps_candidate_new(const nps_store_t *store, const nps_subspaces_t *subspaces, const nps_rules_t *rules,
-                            const nps_factors_t *factors, bool round, nps_candidate_t **out) {
+                            const nps_factors_t *factors, bool round, int value_bits, nps_candidate_t **out) {
   const size_t models = (size_t)nps_store_models(store);
   nps_candidate_t *c = nps_xcalloc(1, sizeof *c);
   nps_err_t err = NPS_OK;
@@ -188,6 +217,7 @@ nps_err_t nps_candidate_new(const nps_store_t *store, const nps_subspaces_t *sub
                          .subspaces = subspaces,
                          .rules = rules,
                          .round = round,
+                         .value_bits = value_bits,
                          .model = -1,
                          .factors = factors,
                          .matrix = -1};

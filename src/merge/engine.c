@@ -30,7 +30,7 @@ static void merge_chunk(nps_engine_t *e, const nps_target_t *target, const nps_m
   double out[NPS_CHUNK], base[NPS_CHUNK];
   if (e->tau) nps_engine_add_norms(e, tensor->models, chunk);
   spec->method->merge(e->state, tensor, chunk, out, e->kept);
-  if (e->tau) {
+  if (e->tau && !spec->updates) {
     nps_tensor_widen(nps_engine_input_dtype(e, target, spec->base), nps_engine_raw_at(e, target, spec->base, at),
                      chunk->count, base);
     add_base(base, chunk->count, out);

@@ -1,11 +1,14 @@
 /* Models whose tensors are computed when they are read, from a base's and from what lies beside it. */
+#include "nps/archive.h"
+
+#include "archive_read.h"
 #include "peft.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 /* Every form has one line here. */
-static const nps_derivation_form_t *const forms[] = {&nps_peft_form, &nps_sara_form};
+static const nps_derivation_form_t *const forms[] = {&nps_archive_form, &nps_peft_form, &nps_sara_form};
 
 const nps_derivation_form_t *nps_derivation_form(const char *name) {
   for (size_t i = 0; i < sizeof forms / sizeof *forms; i++)
@@ -52,7 +55,7 @@ int64_t nps_model_reader_bytes(const nps_model_t *model) {
 
 static bool leads_somewhere(const char *path) {
   char *base = NULL, *beside = NULL;
-  const bool found = nps_path_exists(path) || nps_path_split(path, &base, &beside);
+  const bool found = nps_path_exists(path) || nps_path_split(path, &base, &beside) || nps_archive_split(path);
   free(base);
   free(beside);
   return found;

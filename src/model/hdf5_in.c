@@ -16,8 +16,6 @@ static nps_err_t check_format(nps_h5_t *file, const char *path) {
   NPS_GOTO(nps_h5_get_attr_i64(file, "/", "format_version", &version, &found));
   if (!format)
     err = nps_fail(NPS_ERR_INPUT, "%s: is no merged model: it has no attribute 'format'", path);
-  else if (strcmp(format, "nps-archive") == 0)
-    err = nps_fail(NPS_ERR_CONFIG, "%s: reading compressed archives is not built yet", path);
   else if (strcmp(format, "nps-merged") != 0)
     err = nps_fail(NPS_ERR_INPUT, "%s: is no merged model: expected format 'nps-merged', found '%s'", path, format);
   else if (!found)
@@ -139,10 +137,10 @@ done:
   return err;
 }
 
-nps_err_t nps_hdf5_read_group(nps_model_t *model, const char *group) {
+nps_err_t nps_hdf5_read_group(nps_model_t *model, const char *group, const char *prefix) {
   nps_h5_t *file = NULL;
   NPS_TRY(nps_h5_open(model->path, &file));
-  nps_err_t err = read_group(model, file, group, "");
+  nps_err_t err = read_group(model, file, group, prefix);
   nps_h5_abandon(file);
   return err;
 }

@@ -87,6 +87,22 @@ static nps_err_t look_up_adapter(const char *plus, const char *config_dir, char 
   return err;
 }
 
+/* FILE#NAME: a model in an archive. Leaves *path NULL where no FILE is found. */
+static nps_err_t find_in_archive(const char *model, const char *config_dir, char **path) {
+  nps_err_t err = NPS_OK;
+  for (const char *at = strchr(model, '#'); at && err == NPS_OK && !*path; at = strchr(at + 1, '#')) {
+    nps_text_t tried = {NULL, 0, 0};
+    bool hub_name = false;
+    char *left = nps_xstrndup(model, (size_t)(at - model)), *file = NULL;
+    if (*left) err = look_up(left, config_dir, &tried, &hub_name, &file);
+    if (file && nps_has_hdf5_signature(file)) *path = nps_xstrf("%s%s", file, at);
+    free(tried.text);
+    free(file);
+    free(left);
+  }
+  return err;
+}
+
 static nps_err_t find_model(const char *model, const char *config_dir, char **path);
 
 /* BASE+ADAPTER: the last plus behind which an adapter is found. Leaves *path NULL where there is none. */
@@ -112,6 +128,7 @@ static nps_err_t find_model(const char *model, const char *config_dir, char **pa
   bool hub_name = false;
   const char *plus = strrchr(model, '+');
   nps_err_t err = look_up(model, config_dir, &tried, &hub_name, path);
+  if (err == NPS_OK && !*path) err = find_in_archive(model, config_dir, path);
   if (err == NPS_OK && !*path && plus) {
     err = find_with_adapter(model, config_dir, path);
     if (err == NPS_OK && !*path) {

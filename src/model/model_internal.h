@@ -113,8 +113,8 @@ nps_err_t nps_safetensors_metadata(const nps_model_file_t *file, const char *key
 /** Read and check a merged HDF5 file, file 0, with its config. */
 nps_err_t nps_hdf5_read(nps_model_t *model);
 
-/** Read and check the tensors of a group of an HDF5 file, file 0. */
-nps_err_t nps_hdf5_read_group(nps_model_t *model, const char *group);
+/** Read and check the tensors of a group of an HDF5 file, file 0, their names behind a prefix. */
+nps_err_t nps_hdf5_read_group(nps_model_t *model, const char *group, const char *prefix);
 
 /** Whether a file begins as HDF5 files do. */
 bool nps_has_hdf5_signature(const char *path);

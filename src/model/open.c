@@ -1,4 +1,6 @@
-#include "model_internal.h"
+#include "nps/archive.h"
+
+#include "archive_read.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -135,6 +137,14 @@ static nps_err_t open_hdf5(nps_model_t *model) {
   return nps_model_sort(model);
 }
 
+static nps_err_t open_from_archive(const char *path, const char *name, nps_model_t **out) {
+  const size_t n = nps_archive_split(path);
+  char *file = nps_xstrndup(path, n);
+  const nps_err_t err = nps_archive_open(file, path + n + 1, name, out);
+  free(file);
+  return err;
+}
+
 nps_err_t nps_model_open(const char *path, const char *name, nps_model_t **out) {
   struct stat st;
   nps_model_t *model;
@@ -147,7 +157,9 @@ nps_err_t nps_model_open(const char *path, const char *name, nps_model_t **out) 
     free(beside);
     return err;
   }
+  if (nps_archive_split(path)) return open_from_archive(path, name, out);
   if (stat(path, &st) != 0) return nps_fail(NPS_ERR_INPUT, "%s: cannot be read: %s", path, strerror(errno));
+  if (nps_archive_is(path)) return nps_archive_open_base(path, name, out);
   if (S_ISDIR(st.st_mode)) {
     model = nps_model_new(name, path, NPS_FORM_FOLDER);
     err = open_folder(model);
@@ -169,7 +181,7 @@ nps_err_t nps_model_open(const char *path, const char *name, nps_model_t **out) 
 nps_err_t nps_model_open_group(const char *path, const char *group, const char *name, nps_model_t **out) {
   nps_model_t *model = nps_model_new(name, path, NPS_FORM_HDF5);
   nps_err_t err = nps_model_add_file(model, path);
-  if (err == NPS_OK) err = nps_hdf5_read_group(model, group);
+  if (err == NPS_OK) err = nps_hdf5_read_group(model, group, "");
   if (err == NPS_OK) err = nps_model_sort(model);
   *out = NULL;
   if (err == NPS_OK)

@@ -12,6 +12,8 @@ typedef struct state {
   nps_h5_dataset_t **parts;    /* [part_count] */
 } state_t;
 
+nps_h5_t *nps_writer_file(const nps_writer_t *w) { return ((const state_t *)w->state)->file; }
+
 static nps_err_t create_parts(const nps_writer_t *w, state_t *s) {
   const nps_part_t *last = NULL;
   for (int i = 0; i < w->output.part_count; i++) {
@@ -25,7 +27,7 @@ static nps_err_t create_parts(const nps_writer_t *w, state_t *s) {
 
 static nps_err_t create_datasets(nps_writer_t *w, state_t *s) {
   NPS_TRY(nps_h5_create(w->comm, w->place.partial, &s->file));
-  NPS_TRY(nps_h5_make_group(s->file, "/tensors"));
+  if (w->layout->count > 0) NPS_TRY(nps_h5_make_group(s->file, "/tensors"));
   for (int i = 0; i < w->layout->count; i++) {
     const nps_target_t *t = &w->layout->targets[i];
     NPS_TRY(nps_h5_dataset_create(s->file, "/tensors", t->name, t->dtype, t->ndim, t->shape, &s->datasets[i]));
@@ -57,7 +59,7 @@ static nps_err_t put_attributes(const nps_writer_t *w, nps_h5_t *file) {
   const nps_output_t *o = &w->output;
   char hex[65];
   nps_sha256_hex(o->recipe, strlen(o->recipe), hex);
-  NPS_TRY(nps_h5_put_attr_text(file, "/", "format", "nps-merged"));
+  NPS_TRY(nps_h5_put_attr_text(file, "/", "format", o->format ? o->format : "nps-merged"));
   NPS_TRY(nps_h5_put_attr_i64(file, "/", "format_version", FORMAT_VERSION));
   NPS_TRY(nps_h5_put_attr_text(file, "/", "created_by", NPS_CREATED_BY));
   if (o->config_json) NPS_TRY(nps_h5_put_attr_text(file, "/", "config_json", o->config_json));

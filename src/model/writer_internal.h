@@ -85,6 +85,9 @@ nps_err_t nps_state_finish(nps_writer_t *writer, nps_h5_t *file);
 /* Close the datasets, whatever happened before. */
 void nps_state_close(nps_writer_t *writer);
 
+/* Give the open file of a writer whose form is HDF5. */
+nps_h5_t *nps_writer_file(const nps_writer_t *writer);
+
 extern const nps_writer_form_t nps_writer_hdf5;
 extern const nps_writer_form_t nps_writer_folder;
 

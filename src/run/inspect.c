@@ -2,6 +2,7 @@
 
 #include "open_model.h"
 
+#include "nps/archive.h"
 #include "nps/config.h"
 #include "nps/h5.h"
 
@@ -74,6 +75,32 @@ nps_err_t nps_inspect_read_origin(nps_inspect_t *inspect) {
   return NPS_OK;
 }
 
+static void add_entry(json_t *models, const nps_archive_entry_t *entry) {
+  json_t *model = json_object();
+  set_text(model, "name", entry->name);
+  json_object_set_new(model, "kept", json_integer(entry->told.kept));
+  json_object_set_new(model, "error", json_real(entry->told.error));
+  json_object_set_new(model, "bytes", json_integer(entry->told.bytes));
+  json_array_append_new(models, model);
+}
+
+/* The models of an archive, where that is what the user named. */
+static nps_err_t read_archive(nps_inspect_t *inspect, const char *path) {
+  nps_archive_entry_t *entries = NULL;
+  char *found = NULL;
+  int count = 0;
+  nps_err_t err;
+  NPS_GOTO(nps_model_locate(path, NULL, &found));
+  if (!nps_archive_is(found)) goto done;
+  NPS_GOTO(nps_archive_list(found, &entries, &count));
+  inspect->archive = json_array();
+  for (int i = 0; i < count; i++) add_entry(inspect->archive, &entries[i]);
+done:
+  nps_archive_list_free(entries, count);
+  free(found);
+  return err;
+}
+
 static nps_err_t print_json(const nps_inspect_t *inspect) {
   json_t *json = nps_inspect_json(inspect);
   int failed = json_dumpf(json, stdout, JSON_INDENT(2)) != 0 || fputc('\n', stdout) == EOF || fflush(stdout) != 0;
@@ -81,7 +108,8 @@ static nps_err_t print_json(const nps_inspect_t *inspect) {
   return failed ? nps_fail(NPS_ERR_IO, "standard output: the JSON text cannot be written") : NPS_OK;
 }
 
-static nps_err_t tell(nps_inspect_t *inspect, bool as_json, nps_report_t *report) {
+static nps_err_t tell(nps_inspect_t *inspect, const char *path, bool as_json, nps_report_t *report) {
+  NPS_TRY(read_archive(inspect, path));
   NPS_TRY(nps_inspect_read_origin(inspect));
   if (as_json) return print_json(inspect);
   nps_inspect_show(inspect, report);
@@ -97,7 +125,7 @@ nps_err_t nps_inspect_run(const nps_comm_t *comm, const char *path, const char *
   if (against) NPS_GOTO(nps_run_open_model(comm, against, &base));
   NPS_GOTO(nps_inspect_scan(comm, model, base, report, &inspect));
   if (spectrum > 0) NPS_GOTO(nps_inspect_scan_spectra(comm, inspect, spectrum, report));
-  NPS_GOTO(nps_comm_agree(comm, nps_comm_rank(comm) == 0 ? tell(inspect, as_json, report) : NPS_OK));
+  NPS_GOTO(nps_comm_agree(comm, nps_comm_rank(comm) == 0 ? tell(inspect, path, as_json, report) : NPS_OK));
 done:
   nps_inspect_free(inspect);
   nps_model_free(model);

@@ -300,6 +300,7 @@ void nps_inspect_free(nps_inspect_t *inspect) {
   free(inspect->spectra);
   nps_inspect_free(inspect->experts);
   json_decref(inspect->origin);
+  json_decref(inspect->archive);
   free(inspect->tensors);
   free(inspect);
 }

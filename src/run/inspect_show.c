@@ -151,6 +151,7 @@ json_t *nps_inspect_json(const nps_inspect_t *inspect) {
   json_object_set_new(root, "nonfinite", nonfinite);
   json_object_set_new(root, "files", files);
   if (inspect->origin) json_object_set(root, "origin", inspect->origin);
+  if (inspect->archive) json_object_set(root, "models", inspect->archive);
   if (inspect->base) json_object_set_new(root, "against", json_against(inspect));
   json_object_set_new(root, "tensors", tensors);
   if (inspect->experts) json_object_set_new(root, "experts", json_experts(inspect));
@@ -195,6 +196,18 @@ static void show_origin(const json_t *origin, nps_report_t *report) {
     nps_report_line(report, "provenance  %lld input files with hashes", (long long)json_integer_value(inputs));
 }
 
+static void show_archive(const json_t *models, nps_report_t *report) {
+  size_t i;
+  json_t *model;
+  char size[32];
+  json_array_foreach(models, i, model)
+      nps_report_line(report, "archive     #%s: %s, %lld entries kept, rounding %.2f %%",
+                      json_string_value(json_object_get(model, "name")),
+                      nps_format_bytes((double)json_integer_value(json_object_get(model, "bytes")), size),
+                      (long long)json_integer_value(json_object_get(model, "kept")),
+                      100 * json_real_value(json_object_get(model, "error")));
+}
+
 static void show_files(const nps_inspect_t *inspect, nps_report_t *report) {
   nps_text_t t = {0};
   for (int i = 0; i < inspect->sidecar_count; i++) nps_text_add(&t, "%s%s", i ? ", " : "", inspect->sidecars[i]);
@@ -215,6 +228,7 @@ static void show_head(const nps_inspect_t *inspect, nps_report_t *report) {
   nps_report_line(report, "bytes       %" PRId64 " (%s)", bytes, nps_format_bytes((double)bytes, size));
   show_types(model, report);
   if (inspect->origin) show_origin(inspect->origin, report);
+  if (inspect->archive) show_archive(inspect->archive, report);
   show_files(inspect, report);
   if (inspect->base) nps_report_line(report, "against     %s", inspect->base->path);
 }

@@ -1,5 +1,7 @@
 #include "open_model.h"
 
+#include "nps/archive.h"
+
 #include <stdlib.h>
 #include <sys/stat.h>
 
@@ -19,7 +21,8 @@ nps_err_t nps_run_open_model(const nps_comm_t *comm, const char *model, nps_mode
   nps_comm_bcast_text(comm, &text);
   nps_err_t err = root ? NPS_OK : nps_model_unpack(text, out);
   free(text);
-  return nps_comm_agree(comm, err);
+  NPS_TRY(nps_comm_agree(comm, err));
+  return nps_archive_verify(comm, (const nps_model_t *const *)out, 1);
 }
 
 nps_err_t nps_run_refuse_adapter(const nps_model_t *model) {

@@ -1,4 +1,4 @@
-/* What a run writes: one output of all models, or under transfer one of each. */
+/* What a run writes: one output of all models, under transfer one of each, under compression one file of them. */
 #include "run_internal.h"
 
 #include <stdlib.h>
@@ -107,8 +107,10 @@ static nps_err_t check_adapter(const nps_run_output_t *output) {
 static nps_err_t make_output(const nps_run_state_t *run, nps_run_output_t *output, int first, int count) {
   const nps_recipe_t *recipe = run->recipe;
   choose_inputs(run, output, first, count);
-  NPS_TRY(nps_layout_match(output->inputs, output->input_count, output->base, output->head,
-                           recipe->has_out_dtype ? &recipe->out_dtype : NULL, &output->layout));
+  static const nps_dtype_t update_type = NPS_F32;
+  const bool updates = nps_run_is_compression(run); /* which are quantised before they are written */
+  const nps_dtype_t *dtype = updates ? &update_type : recipe->has_out_dtype ? &recipe->out_dtype : NULL;
+  NPS_TRY(nps_layout_match(output->inputs, output->input_count, output->base, output->head, dtype, &output->layout));
   output->adapter = output->inputs[0]->form == NPS_FORM_ADAPTER;
   NPS_TRY(check_adapter(output));
   leave_base_unread(run, output);
@@ -129,6 +131,7 @@ static nps_err_t make_output(const nps_run_state_t *run, nps_run_output_t *outpu
       .config_file = recipe->file,
       .seed = recipe->seed,
       .layout = output->layout,
+      .updates = updates,
       .nps = nps ? &output->nps : NULL,
       .history = {run->history.updates, run->history.models, run->history.norm_mean},
   };
@@ -139,7 +142,7 @@ static nps_err_t make_output(const nps_run_state_t *run, nps_run_output_t *outpu
 /* Matches all models with each other where every output has one only; its notes are about heads, which outputs copy. */
 static nps_err_t match_all(nps_run_state_t *run) {
   const nps_recipe_t *recipe = run->recipe;
-  if (run->output_count == 1) {
+  if (run->output_count == 1 && !nps_run_is_compression(run)) {
     run->layout = run->outputs[0].layout;
     return NPS_OK;
   }
@@ -152,19 +155,22 @@ static nps_err_t match_all(nps_run_state_t *run) {
 
 nps_err_t nps_run_make_outputs(nps_run_state_t *run) {
   const char *path = run->options->out ? run->options->out : run->recipe->output_path;
-  const bool transfer =
-      strcmp(run->method->name, "nps") == 0 && run->recipe->nps.application == NPS_APPLICATION_TRANSFER;
+  const bool nps = strcmp(run->method->name, "nps") == 0, compression = nps_run_is_compression(run);
+  const bool transfer = nps && run->recipe->nps.application == NPS_APPLICATION_TRANSFER;
+  const bool each = nps && nps_application_is_of_each(run->recipe->nps.application);
+  if (compression && path && !nps_output_is_hdf5(path))
+    return nps_fail(NPS_ERR_CONFIG, "%s: compression writes an HDF5 file: expected a name that ends in .h5", path);
   if (transfer && run->model_count > 1 && path && !strstr(path, "{name}"))
     return nps_fail(NPS_ERR_CONFIG, "%s: transfer writes one output for each of %d models: expected {name} in the path",
                     path, run->model_count);
-  run->output_count = transfer && run->model_count > 0 ? run->model_count : 1;
+  run->output_count = each && run->model_count > 0 ? run->model_count : 1;
   run->outputs = nps_xcalloc((size_t)run->output_count, sizeof *run->outputs);
   for (int i = 0; i < run->output_count; i++) {
     nps_run_output_t *output = &run->outputs[i];
     if (path) output->path = transfer ? fill_in_name(path, run->models[i].name) : nps_xstrdup(path);
     /* What is to be said of the config holds for every output: the first tells. */
     nps_note_mute(i > 0);
-    nps_err_t err = make_output(run, output, i, transfer ? 1 : run->model_count);
+    nps_err_t err = make_output(run, output, i, each ? 1 : run->model_count);
     nps_note_mute(false);
     if (err != NPS_OK) return err;
   }
@@ -172,7 +178,7 @@ nps_err_t nps_run_make_outputs(nps_run_state_t *run) {
 }
 
 void nps_run_free_outputs(nps_run_state_t *run) {
-  if (run->output_count > 1) nps_layout_free(run->layout);
+  if (run->output_count > 0 && run->layout != run->outputs[0].layout) nps_layout_free(run->layout);
   for (int i = 0; i < run->output_count; i++) {
     nps_run_output_t *output = &run->outputs[i];
     nps_lock_free(output->lock);

@@ -188,6 +188,7 @@ done:
 static nps_err_t check_targets(const nps_run_state_t *run) {
   nps_err_t err = NPS_OK;
   if (nps_comm_rank(run->comm) != 0) return NPS_OK;
+  if (nps_run_is_compression(run)) return nps_run_check_archive(run);
   for (int i = 0; i < run->output_count; i++) {
     const nps_run_output_t *output = &run->outputs[i];
     const nps_output_t described = describe_output(run, output);
@@ -224,6 +225,7 @@ static nps_err_t write_merged(nps_run_state_t *run) {
   NPS_TRY(nps_run_hash_history(run));
   NPS_TRY(nps_comm_agree(run->comm, nps_run_read_sidecars(run)));
   NPS_TRY(nps_run_search(run));
+  if (nps_run_is_compression(run)) return nps_run_write_archive(run);
   for (int i = 0; i < run->output_count; i++)
     if (!run->outputs[i].complete) NPS_TRY(write_output(run, &run->outputs[i]));
   return NPS_OK;

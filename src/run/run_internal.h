@@ -84,7 +84,7 @@ typedef struct nps_run_state {
   nps_merge_slice_t *slices; /**< [recipe->slice_count] their parameters in the order of the models */
   nps_run_output_t *outputs; /**< [output_count] */
   int output_count;
-  nps_layout_t *layout; /**< of all models together; that of the only output, or owned */
+  nps_layout_t *layout; /**< of all models together, in the types that are written; that of the only output, or owned */
 
   nps_model_t **extras; /**< [extra_count] models that only lend a head to a task */
   int extra_count;
@@ -246,6 +246,15 @@ void nps_run_free_history(nps_run_state_t *run);
 
 /** Read what travels with the outputs: tokenizer and other files. Local; reads files on rank 0. */
 nps_err_t nps_run_read_sidecars(nps_run_state_t *run);
+
+/** Whether the run writes a compressed archive: its outputs are the models in it. Local. */
+bool nps_run_is_compression(const nps_run_state_t *run);
+
+/** Check the archive's target before any work. Local, for rank 0. */
+nps_err_t nps_run_check_archive(const nps_run_state_t *run);
+
+/** Write all outputs into one archive. Collective. */
+nps_err_t nps_run_write_archive(nps_run_state_t *run);
 
 /** Prepare what is written besides tensors: config.json, model card. Local. */
 nps_err_t nps_run_dress(nps_run_state_t *run, nps_run_output_t *output);

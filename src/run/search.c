@@ -128,6 +128,7 @@ static nps_err_t search(nps_run_state_t *run, const work_t *work, const char *id
       .given_priorities = recipe->nps.priority_rows > 0,
       .application = recipe->nps.application,
       .round = true,
+      .value_bits = nps_run_is_compression(run) ? recipe->archive.value_bits : 0,
       .tasks = work->tasks,
       .task_count = recipe->fitness.task_count,
       .search = searches(run) ? &settings : NULL,

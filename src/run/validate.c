@@ -2,6 +2,8 @@
 #include "open_model.h"
 #include "run_internal.h"
 
+#include "nps/archive.h"
+
 #include <stdlib.h>
 #include <string.h>
 
@@ -183,5 +185,7 @@ nps_err_t nps_run_validate(nps_run_state_t *run) {
   NPS_TRY(nps_comm_agree(run->comm, nps_comm_rank(run->comm) == 0 ? NPS_OK : prepare(run)));
   NPS_TRY(nps_run_share_history(run));
   NPS_TRY(nps_run_share_tasks(run));
+  if (!run->options->check && !run->options->plan)
+    NPS_TRY(nps_archive_verify(run->comm, (const nps_model_t *const *)run->inputs, run->input_count));
   return nps_comm_agree(run->comm, build(run));
 }

@@ -77,8 +77,8 @@ static nps_err_t prepare_candidate(nps_scorer_t *s) {
     NPS_TRY(nps_subspaces_new(s->comm, spec->store, spec->start->subspaces, spec->start->scope, &s->subspaces));
     s->rules = nps_rules_new(s->comm, spec->group.ranks, spec->store, s->subspaces);
   }
-  return nps_comm_agree(
-      s->comm, nps_candidate_new(spec->store, s->subspaces, s->rules, spec->factors, spec->round, &s->candidate));
+  return nps_comm_agree(s->comm, nps_candidate_new(spec->store, s->subspaces, s->rules, spec->factors, spec->round,
+                                                   spec->value_bits, &s->candidate));
 }
 
 nps_err_t nps_scorer_new(const nps_comm_t *comm, const nps_search_spec_t *spec, nps_scorer_t **out) {

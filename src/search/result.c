@@ -80,14 +80,14 @@ static void add_row(const nps_searching_t *s, const stored_t *stored, int task, 
   memcpy(row->tuned, stored->tuned[task], sizeof row->tuned);
 }
 
-/* Transfer makes a model of each task vector: it is scored on its own tasks, and on those of no model. */
+/* Transfer and compression make a model of each task vector: it is scored on its own tasks, and on those of no model. */
 static void add_rows(const nps_searching_t *s, const stored_t *stored) {
   const nps_search_spec_t *spec = s->spec;
-  const bool transfer = spec->application == NPS_APPLICATION_TRANSFER;
+  const bool each = nps_application_is_of_each(spec->application);
   const int models = spec->start->models;
   s->search->rows = nps_xcalloc((size_t)(spec->task_count * models) + 1, sizeof *s->search->rows);
-  for (int t = 0; !transfer && t < spec->task_count; t++) add_row(s, stored, t, -1);
-  for (int i = 0; transfer && i < models; i++)
+  for (int t = 0; !each && t < spec->task_count; t++) add_row(s, stored, t, -1);
+  for (int i = 0; each && i < models; i++)
     for (int t = 0; t < spec->task_count; t++)
       if (spec->tasks[t].model == i || spec->tasks[t].model < 0) add_row(s, stored, t, i);
 }

@@ -359,7 +359,7 @@ static maker_t make_maker(const nps_layout_t *to, nps_scope_t scope, bool togeth
                                       NULL, &m.store) == NPS_OK));
   ck_assert(everywhere(nps_subspaces_new(comm, m.store, SUBSPACES, scope, &m.subspaces) == NPS_OK));
   m.rules = nps_rules_new(comm, m.sharing.copy, m.store, m.subspaces);
-  ck_assert(everywhere(nps_candidate_new(m.store, m.subspaces, m.rules, NULL, true, &m.candidate) == NPS_OK));
+  ck_assert(everywhere(nps_candidate_new(m.store, m.subspaces, m.rules, NULL, true, 0, &m.candidate) == NPS_OK));
   return m;
 }
 

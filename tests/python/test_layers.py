@@ -19,7 +19,7 @@ LAYER = {
 
 # Headers whose name is not their module's.
 MODULE_OF_HEADER = {"comm_mpi": "comm", "convert": "run", "eval": "run", "factors": "delta", "inspect": "run",
-                    "watch": "base"}  # fmt: skip
+                    "watch": "base", "archive": "model"}  # fmt: skip
 
 OWNERS = {
     "mpi.h": {"comm", "h5", "dmat", "cli"},
@@ -28,6 +28,7 @@ OWNERS = {
     "yaml.h": {"config"},
     "jansson.h": {"json"},
     "openssl/": {"model"},
+    "zlib.h": {"model"},
 }
 
 MAX_FILE_LINES = 600

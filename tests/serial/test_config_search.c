@@ -374,8 +374,9 @@ START_TEST(problems_of_nps_are_named) {
     const char *value, *problem;
   } cases[] = {
       {"3", "nps: expected a mapping, found the number 3"},
-      {"{application: merge}", "nps.application: expected one of fusion, transfer, found the text 'merge'"},
-      {"{application: compression}", "nps.application: compression is not built yet"},
+      {"{application: merge}",
+       "nps.application: expected one of fusion, transfer, compression, found the text 'merge'"},
+      {"{application: compression, partition: singular}", "nps.partition: singular with compression is not built yet"},
       {"{partition: [magnitude]}", "nps.partition: expected one of magnitude, singular, found a list"},
       {"{of: sum}", "nps.of: sum goes with nps.partition: singular only"},
       {"{of: all, partition: singular}", "nps.of: expected one of each, sum, found the text 'all'"},
@@ -576,7 +577,13 @@ START_TEST(sections_must_fit_each_other) {
        "c.yaml:4: search: belongs to merge_method nps, this is ties\n"
        "c.yaml:5: fitness: belongs to merge_method nps, this is ties"},
       {TWO "serach: {}\n", "c.yaml:5: unknown key 'serach', did you mean 'search'?"},
-      {TWO "archive: {}\n", "c.yaml:5: archive: not built yet"},
+      {TWO "archive: {}\n", "c.yaml:5: archive: goes with nps.application: compression only, this is fusion"},
+      {TWO "nps: {application: compression}\narchive: {value_bits: 5}\n",
+       "c.yaml:6: archive.value_bits: expected one of 4, 8, 16, found the number 5"},
+      {TWO "nps: {application: compression}\noutput: {head: a}\n",
+       "c.yaml:6: output.head: an archive holds every model's own head, expected none"},
+      {TWO "nps: {application: compression}\nsearch: {stages: [fuse]}\nfitness: {tasks: [{name: a, data: d}]}\n",
+       "c.yaml:6: search.stages: expected [prune], the only stage of compression"},
   };
   for (int i = 0; i < COUNT(cases); i++) expect_problems(cases[i].text, cases[i].problem);
 }

@@ -193,14 +193,15 @@ START_TEST(unusable_datasets_are_refused) {
 }
 END_TEST
 
-START_TEST(archives_are_not_built_yet) {
+START_TEST(an_archive_without_a_base_is_refused) {
   nps_h5_t *file = NULL;
   nps_model_t *m = NULL;
   ck_assert_int_eq(nps_h5_create(comm, in_folder("m.h5"), &file), NPS_OK);
   nps_h5_put_attr_text(file, "/", "format", "nps-archive");
+  nps_h5_put_attr_i64(file, "/", "format_version", 1);
   ck_assert_int_eq(nps_h5_close(file), NPS_OK);
-  ck_assert_int_eq(nps_model_open(in_folder("m.h5"), "m", &m), NPS_ERR_CONFIG);
-  check_problem(0, "m.h5: reading compressed archives is not built yet");
+  ck_assert_int_eq(nps_model_open(in_folder("m.h5"), "m", &m), NPS_ERR_INPUT);
+  check_problem(0, "m.h5: /base has no attribute 'name'");
 }
 END_TEST
 
@@ -263,7 +264,7 @@ int main(int argc, char **argv) {
   tcase_add_test(cases, all_problems_are_listed_up_to_a_limit);
   tcase_add_test(cases, hdf5_files_are_read);
   tcase_add_test(cases, unusable_datasets_are_refused);
-  tcase_add_test(cases, archives_are_not_built_yet);
+  tcase_add_test(cases, an_archive_without_a_base_is_refused);
   tcase_add_loop_test(cases, foreign_hdf5_files_are_refused, 0, (int)(sizeof bad_formats / sizeof *bad_formats));
   tcase_add_test(cases, mutated_headers_never_crash);
   return end_mpi(run_tests_everywhere("model_open", cases));
