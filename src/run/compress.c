@@ -16,6 +16,7 @@ static nps_output_t describe(const nps_run_state_t *run) {
   return (nps_output_t){.path = run->outputs[0].path,
                         .format = NPS_ARCHIVE_FORMAT,
                         .force = run->options->force,
+                        .locked = run->outputs[0].lock != NULL,
                         .config_json = run->inputs[run->base]->config_json,
                         .recipe = run->recipe_text};
 }
