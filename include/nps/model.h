@@ -117,7 +117,7 @@ nps_err_t nps_model_locate(const char *model, const char *config_dir, char **pat
  *  agree. Local. All problems are recorded, each naming the file and tensor.
  *  @param path  as from nps_model_locate(); @param name  for messages
  *  @param[out] out  freed with nps_model_free()
- *  @return NPS_ERR_INPUT; NPS_ERR_CONFIG for a compressed archive, which is not built yet */
+ *  @return NPS_ERR_INPUT */
 nps_err_t nps_model_open(const char *path, const char *name, nps_model_t **out);
 
 /** Read the headers of the datasets of one group of an HDF5 file: a catalogue of what else than a model is stored so. Local.

@@ -109,7 +109,9 @@ static void advance(nps_pulse_t *p, int64_t done) {
 nps_pulse_t *nps_pulse_start(const nps_comm_t *comm) {
   nps_pulse_t *p = nps_xcalloc(1, sizeof *p);
   p->comm = comm;
+  nps_watch_begin_wait();
   MPI_Comm_dup(nps_comm_mpi(comm), &p->mpi);
+  nps_watch_end();
   send_next(p, 0);
   return p;
 }

@@ -1,5 +1,6 @@
 /* Messages between two ranks, and a counter for all. */
 #include "nps/comm_mpi.h"
+#include "nps/watch.h"
 
 #include <stdlib.h>
 
@@ -42,7 +43,10 @@ nps_message_t *nps_comm_receive(const nps_comm_t *comm, int from, void *data, si
 }
 
 void nps_message_wait(nps_message_t *message) {
-  if (message) MPI_Waitall(message->parts, message->requests, MPI_STATUSES_IGNORE);
+  if (!message) return;
+  nps_watch_begin_wait();
+  MPI_Waitall(message->parts, message->requests, MPI_STATUSES_IGNORE);
+  nps_watch_end();
   free(message);
 }
 
@@ -60,17 +64,21 @@ struct nps_counter {
 
 static int64_t exchange(nps_counter_t *c, int64_t operand, MPI_Op op) {
   int64_t before = 0;
+  nps_watch_begin_wait();
   MPI_Fetch_and_op(&operand, &before, MPI_INT64_T, 0, 0, op, c->window);
   MPI_Win_flush(0, c->window);
+  nps_watch_end();
   return before;
 }
 
 nps_counter_t *nps_counter_new(const nps_comm_t *comm) {
   nps_counter_t *c = nps_xcalloc(1, sizeof *c);
   const MPI_Aint bytes = nps_comm_rank(comm) == 0 ? (MPI_Aint)sizeof *c->value : 0;
+  nps_watch_begin_wait();
   MPI_Comm_dup(nps_comm_mpi(comm), &c->mpi);
   MPI_Win_allocate(bytes, (int)sizeof *c->value, MPI_INFO_NULL, c->mpi, &c->value, &c->window);
   MPI_Win_lock_all(0, c->window);
+  nps_watch_end();
   nps_counter_reset(c);
   return c;
 }
@@ -79,15 +87,19 @@ void nps_counter_reset(nps_counter_t *c) {
   int rank;
   MPI_Comm_rank(c->mpi, &rank);
   if (rank == 0) exchange(c, 0, MPI_REPLACE);
+  nps_watch_begin_wait();
   MPI_Barrier(c->mpi);
+  nps_watch_end();
 }
 
 int64_t nps_counter_next(nps_counter_t *counter) { return exchange(counter, 1, MPI_SUM); }
 
 void nps_counter_free(nps_counter_t *c) {
   if (!c) return;
+  nps_watch_begin_wait();
   MPI_Win_unlock_all(c->window);
   MPI_Win_free(&c->window);
   MPI_Comm_free(&c->mpi);
+  nps_watch_end();
   free(c);
 }

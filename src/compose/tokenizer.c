@@ -3,11 +3,15 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* More tokens than any vocabulary has. */
+#define MOST_TOKENS (1 << 24)
+
 /* ---- reading ---- */
 
 static nps_err_t add_id(nps_tokenizer_t *t, const char *token, const json_t *id) {
-  if (!token || !json_is_integer(id) || json_integer_value(id) < 0 || json_integer_value(id) > INT32_MAX)
-    return nps_fail(NPS_ERR_INPUT, "%s: tokenizer.json: expected tokens with ids from 0 to 2147483647", t->where);
+  if (!token || !json_is_integer(id) || json_integer_value(id) < 0 || json_integer_value(id) >= MOST_TOKENS)
+    return nps_fail(NPS_ERR_INPUT, "%s: tokenizer.json: expected tokens with ids from 0 to %d", t->where,
+                    MOST_TOKENS - 1);
   if (!json_object_get(t->vocab, token)) json_object_set_new(t->vocab, token, json_integer(json_integer_value(id)));
   t->next = nps_max64(t->next, json_integer_value(id) + 1);
   return NPS_OK;

@@ -21,7 +21,7 @@ static int64_t config_size(const char *config_json) {
   if (!size) size = json_object_get(json_object_get(config, "text_config"), "vocab_size");
   const int64_t value = json_is_integer(size) ? json_integer_value(size) : 0;
   json_decref(config);
-  return value;
+  return value > 0 ? value : 0;
 }
 
 static nps_err_t read_all(work_t *w) {

@@ -13,7 +13,6 @@ void nps_sections_default(nps_recipe_t *recipe);
 /** Read a section into the recipe: `target` is an nps_recipe_t. */
 void nps_nps_read(nps_recipe_t *recipe, const nps_node_t *value, const char *what);
 void nps_archive_read(nps_recipe_t *recipe, const nps_node_t *value, const char *what);
-void nps_archive_read(nps_recipe_t *recipe, const nps_node_t *value, const char *what);
 void nps_search_read(nps_recipe_t *recipe, const nps_node_t *value, const char *what);
 void nps_fitness_read(nps_recipe_t *recipe, const nps_node_t *value, const char *what);
 

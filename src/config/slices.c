@@ -144,6 +144,7 @@ void nps_slices_read(const nps_node_t *node, const char *what, nps_recipe_t *rec
                    nps_node_describe(node, found));
     return;
   }
+  if (recipe->slices) return; /* given twice, here and in a module: that is reported */
   recipe->slices = nps_xcalloc((size_t)node->count, sizeof *recipe->slices);
   for (int i = 0; i < node->count; i++) {
     char *path = nps_xstrf("%s.%d", what, i);

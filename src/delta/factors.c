@@ -115,7 +115,7 @@ static void share_out(const nps_comm_t *comm, const nps_factors_spec_t *spec, np
   nps_schedule_assign(seconds, f->matrix_count, nps_comm_size(comm), owner);
   for (int j = 0; j < f->matrix_count; j++) {
     const nps_target_t *target = f->targets[f->matrices[j].tensor];
-    f->matrices[j].held = !spec->hold || spec->hold[target - spec->layout->targets] != NPS_HOLD_NOT;
+    f->matrices[j].held = spec->spill || !spec->hold || spec->hold[target - spec->layout->targets] != NPS_HOLD_NOT;
     f->matrices[j].owner = spec->owner ? spec->owner[target - spec->layout->targets] : owner[j];
   }
   free(seconds);
@@ -277,7 +277,7 @@ nps_err_t nps_factors_give(const nps_comm_t *comm, nps_factors_t *f, const nps_l
   for (int j = 0; j < f->matrix_count; j++)
     missing += !f->matrices[j].held && owner_of(f, j, layout, owner) == nps_comm_rank(comm);
   nps_comm_sum_i64(comm, &missing, 1);
-  if (missing == 0 || nps_blocks_in_file(f->blocks)) return NPS_OK;
+  if (missing == 0) return NPS_OK;
   nps_err_t err = make_vectors(comm, f, &vectors);
   int *holder = find_holders(comm, f);
   for (int j = 0; j < f->matrix_count && err == NPS_OK; j++) {

@@ -63,7 +63,7 @@ typedef struct nps_matrix {
   int64_t sigma_at; /* into a list's σ */
   int64_t seen_at;  /* into a list's marks of rows, then columns */
   int owner;
-  bool held; /* this rank has the factors, or will have them */
+  bool held; /* this rank has the factors, or will have them, or can read them from a file */
 } nps_matrix_t;
 
 struct nps_factors {

@@ -266,6 +266,7 @@ static void reduce_bits(nps_select_t *select, const nps_comm_t *comm) {
 
 void nps_select_reduce(nps_select_t *select, int pass, const nps_comm_t *comm) {
   if (select->found) return;
+  select->used = pass == 0 ? COUNTERS : select->bins * NPS_LOW_BINS; /* other ranks' counts come here too */
   if (pass == 0)
     reduce_bins(select, comm);
   else

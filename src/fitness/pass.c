@@ -173,7 +173,8 @@ static void fold(const nps_pass_t *pass) {
 /* ---- passes ---- */
 
 static void start_tallies(const nps_pass_t *pass) {
-  for (int64_t i = 0; i < pass->rows; i++) pass->tallies[i] = (nps_tally_t){.most = -INFINITY, .best = -1, .label = -1};
+  for (int64_t i = 0; i < pass->rows; i++)
+    pass->tallies[i] = (nps_tally_t){.most = -INFINITY, .best = -1, .label = -1, .text = (int32_t)i};
 }
 
 static void run(const nps_net_t *net, const nps_net_step_t *step, nps_pass_t *pass, void *scratch) {
@@ -191,7 +192,9 @@ static void run(const nps_net_t *net, const nps_net_step_t *step, nps_pass_t *pa
 void nps_net_run(const nps_net_t *net, const nps_net_step_t *step, const float *const *weights, const float *table,
                  const nps_dataset_t *data, const int64_t *samples, int n, void *scratch, float *state) {
   nps_pass_t pass = {.weights = weights, .table = table, .data = data, .samples = samples, .n = n, .x = state};
+  nps_watch_begin("scoring a batch of", data->path);
   run(net, step, &pass, scratch);
+  nps_watch_end();
 }
 
 void nps_net_logits(const nps_net_t *net, const float *const *weights, const nps_dataset_t *data,

@@ -99,7 +99,11 @@ done:
   return err;
 }
 
+/* Archives whose bases are models of archives, one in another. */
+enum { MOST_BASES = 8 };
+
 static nps_err_t open_base(nps_h5_t *file, const char *path, const char *name, nps_model_t **out) {
+  static int depth; /* of bases within bases */
   char *at = NULL, *named = NULL, *found = NULL;
   nps_model_t *base = NULL;
   nps_err_t err;
@@ -108,7 +112,12 @@ static nps_err_t open_base(nps_h5_t *file, const char *path, const char *name, n
   if (!named) NPS_GOTO(nps_fail(NPS_ERR_INPUT, "%s: /base has no attribute 'name'", path));
   if (at) {
     NPS_GOTO(locate_base(path, at, named, &found));
-    NPS_GOTO(nps_model_open(found, name, &base));
+    if (depth == MOST_BASES)
+      NPS_GOTO(nps_fail(NPS_ERR_INPUT, "%s: its base is a model of an archive, whose base is, and so on", path));
+    depth++;
+    err = nps_model_open(found, name, &base);
+    depth--;
+    NPS_GOTO(err);
     NPS_GOTO(check_sizes(file, path, base));
   } else
     NPS_GOTO(open_embedded(file, path, name, &base));

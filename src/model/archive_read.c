@@ -194,6 +194,10 @@ static nps_err_t plan_index(nps_model_t *model, const json_t *index) {
   int *w_of = nps_xcalloc((size_t)r->count + 1, sizeof *w_of);
   int *coded_of = nps_xcalloc((size_t)base->tensor_count + 1, sizeof *coded_of);
   for (int w = 0; w < base->tensor_count; w++) coded_of[w] = -1;
+  const json_t *hashes = json_object_get(index, "sha256"); /* none where the base is embedded */
+  if (hashes && (int64_t)json_array_size(hashes) != base->file_count)
+    nps_checks_fail(&checks, "/base/sha256: has %zu entries, but the base %s %d files", json_array_size(hashes),
+                    base->path, (int)base->file_count);
   for (int i = 0; i < r->count; i++) {
     w_of[i] = find_coded(base, index, i, &checks);
     if (w_of[i] >= 0 && coded_of[w_of[i]] >= 0)

@@ -161,7 +161,7 @@ static const char *get_values(nps_block_coder_t *c, nps_block_row_t row, const u
     return "values that do not unpack to the kept entries";
   for (int32_t i = 0; i < row.kept; i++)
     c->codes[i] =
-        c->bits > 8 ? (int16_t)(uint16_t)(c->bytes[i] << 8 | c->bytes[row.kept + i]) : (int16_t)(int8_t)c->bytes[i];
+        (int16_t)(c->bits > 8 ? (int16_t)(uint16_t)(c->bytes[i] << 8 | c->bytes[row.kept + i]) : (int8_t)c->bytes[i]);
   return NULL;
 }
 
@@ -200,7 +200,8 @@ const char *nps_block_decode(nps_block_coder_t *c, nps_block_row_t row, const ui
                              const float *scales, int64_t n, float *x) {
   const char *wrong = NULL;
   const bool empty = row.kept == 0 && row.position_bytes == 0 && row.value_bytes == 0;
-  if (!empty && (row.kept < 1 || row.kept > n || row.position_bytes < 1 || row.value_bytes < 1))
+  if (!empty && (row.kept < 1 || row.kept > n || row.position_bytes < 1 || row.position_bytes > 4 * NPS_BLOCK ||
+                 row.value_bytes < 1))
     return "a number of kept entries or of bytes that cannot be";
   if (nps_block_checksum(row, positions, values, scales, n) != row.checksum)
     return "bytes that do not have their checksum";

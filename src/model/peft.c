@@ -254,14 +254,14 @@ static void fit_bias(plan_t *p, nps_peft_rule_t *rule, const nps_tensor_info_t *
   if (nps_peft_scale(&p->config, p->checks.where, module, &rank, &rule->scale) != NPS_OK) p->checks.count++;
   free(module);
   rule->rank = 1;
-  if (part_of(p, rule->b)->count != w->count) fail_shape(p, rule->b, w);
+  if (rule->columns != 1 || part_of(p, rule->b)->count != rule->rows) fail_shape(p, rule->b, w);
 }
 
 /* [1][in] scales inputs, [out][1] outputs; a weight may be stored [in][out]. */
 static void fit_vector(plan_t *p, nps_peft_rule_t *rule, const nps_tensor_info_t *w) {
   const nps_tensor_info_t *v = part_of(p, rule->vector);
   const bool inputs = v->ndim == 2 && v->shape[0] == 1;
-  const bool rows = v->count == rule->rows, columns = v->count == rule->columns;
+  const bool rows = v->count == rule->rows, columns = w->ndim > 1 && v->count == rule->columns;
   if (w->ndim == 1)
     rule->by_columns = false;
   else if (rows && columns)

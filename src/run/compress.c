@@ -49,6 +49,11 @@ nps_err_t nps_run_check_archive(const nps_run_state_t *run) {
     if (run->inputs[run->base]->tensors[t].rule)
       return nps_fail(NPS_ERR_CONFIG, "archive.embed_base: %s is no stored model, convert it first",
                       run->inputs[run->base]->path);
+  for (int o = 0; o < run->output_count; o++) {
+    const char *name = run->outputs[o].models[0].name;
+    if (!*name || strchr(name, '/') || strcmp(name, ".") == 0)
+      return nps_fail(NPS_ERR_CONFIG, "'%s' cannot name a model in an archive: expected a name without '/'", name);
+  }
   if (nps_run_is_input(run, output.path))
     return nps_fail(NPS_ERR_CONFIG, "%s: the output would replace one of the inputs", output.path);
   return nps_output_check(&output, most_bytes(run), &run->outputs[0].lock);

@@ -259,7 +259,7 @@ static nps_err_t tell_stopped(const nps_scorer_t *s) {
 
 /* Brings what every rank has found to all, and remembers it. @param[out] left  batches still to be scored
  * @return whether some rank was asked to stop */
-static bool exchange(const scoring_t *w, int64_t *left) {
+static bool exchange(scoring_t *w, int64_t *left) {
   const nps_comm_t *comm = w->scorer->comm;
   int64_t(*counts)[3] = nps_xcalloc((size_t)w->count + 1, sizeof *counts); /* correct, total, 1 where scored */
   double *nll = nps_xcalloc((size_t)w->count, sizeof *nll);
@@ -270,7 +270,7 @@ static bool exchange(const scoring_t *w, int64_t *left) {
     counts[i][2] = 1;
     nll[i] = w->scores[i].nll_sum;
   }
-  counts[w->count][0] = w->stop;
+  counts[w->count][0] = is_stopped(w); /* not all ranks are asked while they score */
   nps_comm_sum_i64(comm, counts[0], 3 * (w->count + 1));
   nps_comm_sum_f64(comm, nll, w->count); /* one rank's is not zero: exact */
   *left = 0;

@@ -56,7 +56,8 @@ static bool selects_as_one_rank_does(int kind, int how, int64_t k, int stride, u
   if (stride > 1) nps_select_sample(selection, N);
   for (int round = 0; round < 2; round++) {
     for (int pass = 0; pass < 2; pass++) {
-      nps_select_count(selection, pass, mine, pass == 0 && round == 0 ? n / stride : n);
+      const int64_t seen = pass == 0 && round == 0 ? n / stride : n;
+      if (seen > 0) nps_select_count(selection, pass, mine, seen); /* a rank without entries counts none */
       nps_select_reduce(selection, pass, comm);
     }
     if (!nps_select_missed(selection)) break;

@@ -1,11 +1,14 @@
 """Every test needs the built programs: a missing build is an error, not a skip."""
 
+import signal
+
 import h5py
 import pytest
 import tools
 
 
 def pytest_sessionstart(session):
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # fixtures end what they have started
     for program in (tools.MERGE, tools.INSPECT, tools.EVAL, tools.CONVERT):
         if not program.exists():
             raise pytest.UsageError(f"{program} is not built; set NPS_BUILDDIR to a build's folder")

@@ -275,7 +275,17 @@ def in_block(name, value, checksum=True):
     return change
 
 
+def replace_hashes(count):
+    def change(model, file):
+        del file["base/sha256"]
+        file["base/sha256"] = np.full(count, b"0" * 64)
+
+    return change
+
+
 DAMAGE = {
+    "more hashes than files": (replace_hashes(9), "/base/sha256: has 9 entries"),
+    "no hashes": (replace_hashes(0), "/base/sha256"),
     "no blocks": (lambda m, f: m.__delitem__("blocks"), "there is no dataset blocks"),
     "no values": (lambda m, f: m.__delitem__("values"), "there is no dataset values"),
     "blocks of another type": (put("blocks", np.zeros((70, 4), np.int64)), "dataset blocks is I64"),

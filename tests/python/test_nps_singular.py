@@ -325,7 +325,8 @@ def test_spilled_search_is_the_same(tmp_path):
     need = tools.merge({**config, "resources": {"memory_per_rank": "1MiB"}}, tmp_path / "out.h5", code=2).err
     assert "the search needs" in need
     config["resources"] = {"memory_per_rank": "40MiB"}
-    for ranks in (1, 2):
+    for ranks, shared in ((1, 0), (2, 0), (3, 3)):
+        config["search"] = {**SHORT, "ranks_per_model": shared}
         result = tools.merge(config, tmp_path / f"{ranks}.h5", "-v", ranks=ranks)
         assert "singular factors" in result.out
         assert tools.same_tensors(tools.read_model(tmp_path / "memory.h5"), tools.read_model(tmp_path / f"{ranks}.h5"))

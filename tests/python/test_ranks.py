@@ -105,3 +105,25 @@ def test_slab_size_is_as_small_as_it_can_be(big, tmp_path):
     config = {"merge_method": "ties", "base_model": str(big / "base"), "models": models}
     result = merge_with_least_memory(config, tmp_path / "out.h5", "--plan")
     assert "slabs of 65536 elements" in result.out, result
+
+
+def test_ranks_that_have_nothing_to_count(tmp_path):
+    """A model of one block: only one rank sees entries when the threshold of the whole model is found."""
+    random = np.random.default_rng(5)
+    base = {"only": random.standard_normal((40, 50)).astype(np.float32)}
+    for model in ("base", "x", "y"):
+        step = 0 if model == "base" else random.standard_normal((40, 50)) * 2.0 ** random.integers(-9, 3, (40, 50))
+        tools.write_folder(tmp_path / model, {"only": ("F32", (base["only"] + step).astype(np.float32))})
+    config = {"merge_method": "ties", "base_model": str(tmp_path / "base"), "dtype": "float32",
+              "models": [{"model": str(tmp_path / m)} for m in ("x", "y")],
+              "parameters": {"weight": 1, "density": 0.3, "scope": "model"}}  # fmt: skip
+    for method, parameters in (("ties", config["parameters"]), ("nps", {})):
+        config = {**config, "merge_method": method, "parameters": parameters}
+        if method == "nps":
+            config["nps"] = {"density": 0.3, "subspaces": 4, "weights": [0.5, 1, 1.5, 2]}
+        first = None
+        for ranks in (1, 3, 5):
+            tools.merge(config, tmp_path / "out.h5", "--force", ranks=ranks)
+            merged = tools.read_model(tmp_path / "out.h5")
+            first = first or merged
+            assert tools.same_tensors(first, merged), f"{method}: {ranks} ranks differ"

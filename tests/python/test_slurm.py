@@ -1,6 +1,7 @@
 """The job scripts on a real Slurm of four emulated nodes."""
 
 import json
+import re
 
 import pytest
 import slurm
@@ -93,5 +94,6 @@ def test_mistakes_are_told(cluster, data, tmp_path):
     }  # fmt: skip
     for message, job in cases.items():
         assert [one["ExitCode"] for one in cluster.wait(job)] == ["2:0"]
-        [text] = [p.read_text() for p in tmp_path.glob(f"*-{job}*.out")]
+        name = rf"nps-[a-z]+-{job}(-\d+)?\.out"
+        [text] = [p.read_text() for p in tmp_path.glob("*.out") if re.fullmatch(name, p.name)]
         assert message in text

@@ -22,6 +22,7 @@ class NpsMerge(AutotoolsPackage):
     depends_on("libyaml")
     depends_on("jansson")
     depends_on("openssl@1.1:")
+    depends_on("zlib-api")
     depends_on("check@0.15:", type="build", when="+tests")
 
     def autoreconf(self, spec, prefix):
