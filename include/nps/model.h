@@ -320,6 +320,9 @@ typedef struct nps_sidecar {
 nps_err_t nps_sidecars_read(const nps_model_t *model, nps_sidecar_t **list, int *count);
 void nps_sidecars_free(nps_sidecar_t *list, int count);
 
+/** Whether a sidecar belongs to the tokenizer. */
+bool nps_is_tokenizer_file(const char *name);
+
 /** A tensor that a method writes beside the model's, in a group of its own of a merged HDF5. */
 typedef struct nps_part {
   const char *group; /**< path, "/experts/u" */

@@ -4,25 +4,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-bool nps_is_tokenizer_file(const char *name) {
-  static const char *const names[] = {"added_tokens.json",
-                                      "chat_template.jinja",
-                                      "chat_template.json",
-                                      "merges.txt",
-                                      "sentencepiece.bpe.model",
-                                      "special_tokens_map.json",
-                                      "spiece.model",
-                                      "tekken.json",
-                                      "tokenizer.json",
-                                      "tokenizer.model",
-                                      "tokenizer_config.json",
-                                      "vocab.json",
-                                      "vocab.txt"};
-  for (size_t i = 0; i < sizeof names / sizeof *names; i++)
-    if (strcmp(name, names[i]) == 0) return true;
-  return false;
-}
-
 nps_sidecar_t *nps_sidecar_find(nps_sidecar_t *list, int count, const char *name) {
   for (int i = 0; i < count; i++)
     if (strcmp(list[i].name, name) == 0) return &list[i];

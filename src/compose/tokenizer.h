@@ -40,9 +40,6 @@ void nps_tokenizer_update(nps_tokenizer_t *tokenizer);
 
 /* ---- files.c ---- */
 
-/** Whether a sidecar belongs to the tokenizer. */
-bool nps_is_tokenizer_file(const char *name);
-
 /** Find a sidecar, or NULL. */
 nps_sidecar_t *nps_sidecar_find(nps_sidecar_t *list, int count, const char *name);
 

@@ -347,11 +347,6 @@ static int64_t activation_size(const void *shape, const nps_dataset_t *data, int
   return n * data->tokens * b->hidden;
 }
 
-static int64_t count_rows(const void *shape, const nps_dataset_t *data, int64_t n) {
-  (void)shape, (void)data;
-  return n;
-}
-
 /* ---- families ---- */
 
 static const variant_t bert = {.prefix = "bert.", .dense = "pooler.dense", .classifier = "classifier"};
@@ -365,7 +360,7 @@ static const variant_t roberta = {.prefix = "roberta.",
   {                                                                                                                    \
     .model_type = type, .variant = what, .linear_layers = linear_layers, .describe = describe,                         \
     .free_shape = free_shape, .check_data = check_data, .flops = flops, .activation = activation_size,                 \
-    .rows = count_rows, .scratch = scratch_size, .run = run,                                                           \
+    .rows = nps_pass_sample_rows, .scratch = scratch_size, .run = run,                                                 \
   }
 
 const nps_net_family_t nps_net_bert = FAMILY("bert", &bert);

@@ -293,8 +293,7 @@ static void classify(const work_t *w) {
   nps_linear_set(w->pass, &c->projection, w->n, w->norm, c->hidden, w->features, width);
   for (int64_t i = 0; i < w->n; i++) norm_to_one(w->features + i * width, width);
   nps_linear_set(w->pass, &c->classifier, w->n, w->features, width, w->logits, classes);
-  for (int64_t i = 0; i < w->n; i++)
-    nps_pass_take(w->pass, i, w->pass->data->labels[w->pass->samples[i]], w->logits + i * classes, 0, classes);
+  nps_pass_take_samples(w->pass, w->logits, classes);
 }
 
 static void run(const void *shape, const nps_pass_t *pass, const nps_net_step_t *step, float *scratch) {
@@ -318,15 +317,10 @@ static int64_t activation_size(const void *shape, const nps_dataset_t *data, int
   return n * c->tokens * c->hidden;
 }
 
-static int64_t count_rows(const void *shape, const nps_dataset_t *data, int64_t n) {
-  (void)shape, (void)data;
-  return n;
-}
-
 #define FAMILY(type)                                                                                                   \
   {                                                                                                                    \
     .model_type = type, .linear_layers = linear_layers, .describe = describe, .free_shape = free_shape,                \
-    .check_data = check_data, .flops = flops, .activation = activation_size, .rows = count_rows,                       \
+    .check_data = check_data, .flops = flops, .activation = activation_size, .rows = nps_pass_sample_rows,             \
     .scratch = scratch_size, .run = run,                                                                               \
   }
 

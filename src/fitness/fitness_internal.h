@@ -125,6 +125,12 @@ nps_err_t nps_net_find_activation(const nps_net_t *net, const json_t *config, co
  *  @param row  among those of the batch, from 0; @param label  its class; @param z  [count] of the classes from `first` on */
 void nps_pass_take(const nps_pass_t *pass, int64_t row, int label, const float *z, int64_t first, int64_t count);
 
+/** Take a row of logits of each sample of the batch. @param z  [n][classes] */
+void nps_pass_take_samples(const nps_pass_t *pass, const float *z, int64_t classes);
+
+/** The `rows` of families that give a row of logits a sample. */
+int64_t nps_pass_sample_rows(const void *shape, const nps_dataset_t *data, int64_t n);
+
 /** Refuse an option that is not implemented: NPS_ERR_INPUT when the key is there and not null, false, empty. */
 nps_err_t nps_net_refuse(const nps_net_t *net, const json_t *config, const char *key);
 

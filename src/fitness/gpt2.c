@@ -133,13 +133,10 @@ static void free_shape(void *shape) {
   free(g);
 }
 
-/* The last token of a row is only asked for: it needs no pass. */
-static int64_t positions_of(const nps_dataset_t *data) { return data->tokens - 1; }
-
 static nps_err_t check_data(const nps_net_t *net, const nps_dataset_t *data) {
   const gpt2_t *g = net->shape;
   NPS_TRY(nps_texts_check(net, data, g->vocabulary, 2));
-  if (positions_of(data) > g->positions)
+  if (nps_texts_next_places(data) > g->positions)
     return nps_fail(NPS_ERR_INPUT,
                     "%s: group %s: input_ids: %s has positions for rows of at most %lld tokens, found %lld", data->path,
                     data->group, net->body->path, (long long)g->positions + 1, (long long)data->tokens);
@@ -148,7 +145,7 @@ static nps_err_t check_data(const nps_net_t *net, const nps_dataset_t *data) {
 
 static double flops(const void *shape, const nps_dataset_t *data, int64_t n) {
   const gpt2_t *g = shape;
-  const double h = (double)g->hidden, t = (double)positions_of(data);
+  const double h = (double)g->hidden, t = (double)nps_texts_next_places(data);
   const double token = 4 * h * h + 2 * h * (double)g->inner + (t + 1) * h;
   return 2 * (double)nps_dataset_texts(data, n) * t * ((double)g->layers * token + h * (double)g->vocabulary);
 }
@@ -168,7 +165,7 @@ typedef struct {
 } work_t;
 
 static work_t start_work(const gpt2_t *g, const nps_dataset_t *data, int64_t n) {
-  const int64_t texts = nps_dataset_texts(data, n), positions = positions_of(data);
+  const int64_t texts = nps_dataset_texts(data, n), positions = nps_texts_next_places(data);
   return (work_t){.g = g, .n = texts, .positions = positions, .rows = texts * positions};
 }
 
@@ -277,12 +274,7 @@ static void run(const void *shape, const nps_pass_t *pass, const nps_net_step_t 
 
 static int64_t activation_size(const void *shape, const nps_dataset_t *data, int64_t n) {
   const gpt2_t *g = shape;
-  return nps_dataset_texts(data, n) * positions_of(data) * g->hidden;
-}
-
-static int64_t count_rows(const void *shape, const nps_dataset_t *data, int64_t n) {
-  (void)shape;
-  return nps_dataset_texts(data, n) * positions_of(data);
+  return nps_dataset_texts(data, n) * nps_texts_next_places(data) * g->hidden;
 }
 
 const nps_net_family_t nps_net_gpt2 = {
@@ -293,7 +285,7 @@ const nps_net_family_t nps_net_gpt2 = {
     .check_data = check_data,
     .flops = flops,
     .activation = activation_size,
-    .rows = count_rows,
+    .rows = nps_texts_next_rows,
     .scratch = scratch_size,
     .run = run,
 };

@@ -236,12 +236,9 @@ static nps_err_t check_data(const nps_net_t *net, const nps_dataset_t *data) {
   return nps_texts_check_next(data, m->vocabulary);
 }
 
-/* The last token of a row is only asked for: it needs no pass. */
-static int64_t positions_of(const nps_dataset_t *data) { return data->tokens - 1; }
-
 static double flops(const void *shape, const nps_dataset_t *data, int64_t n) {
   const llama_t *m = shape;
-  const double h = (double)m->hidden, t = (double)positions_of(data);
+  const double h = (double)m->hidden, t = (double)nps_texts_next_places(data);
   const double all = (double)(m->heads * m->width), shared = (double)(m->groups * m->width);
   const double token = 2 * h * all + 2 * h * shared + 3 * h * (double)m->inner + (t + 1) * all;
   return 2 * (double)nps_dataset_texts(data, n) * t * ((double)m->layers * token + h * (double)m->vocabulary);
@@ -267,7 +264,7 @@ typedef struct {
 } work_t;
 
 static work_t start_work(const llama_t *m, const nps_dataset_t *data, int64_t n) {
-  work_t w = {.m = m, .data = data, .n = nps_dataset_texts(data, n), .positions = positions_of(data)};
+  work_t w = {.m = m, .data = data, .n = nps_dataset_texts(data, n), .positions = nps_texts_next_places(data)};
   w.rows = w.n * w.positions;
   w.all = m->heads * m->width;
   w.shared = m->groups * m->width;
@@ -396,12 +393,7 @@ static void run(const void *shape, const nps_pass_t *pass, const nps_net_step_t 
 
 static int64_t activation_size(const void *shape, const nps_dataset_t *data, int64_t n) {
   const llama_t *m = shape;
-  return nps_dataset_texts(data, n) * positions_of(data) * m->hidden;
-}
-
-static int64_t count_rows(const void *shape, const nps_dataset_t *data, int64_t n) {
-  (void)shape;
-  return nps_dataset_texts(data, n) * positions_of(data);
+  return nps_dataset_texts(data, n) * nps_texts_next_places(data) * m->hidden;
 }
 
 /* ---- families ---- */
@@ -431,7 +423,7 @@ static const variant_t qwen3 = {.attention_bias = true,
   {                                                                                                                    \
     .model_type = type, .variant = what, .linear_layers = linear_layers, .describe = describe,                         \
     .free_shape = free_shape, .check_data = check_data, .flops = flops, .activation = activation_size,                 \
-    .rows = count_rows, .scratch = scratch_size, .run = run,                                                           \
+    .rows = nps_texts_next_rows, .scratch = scratch_size, .run = run,                                                  \
   }
 
 const nps_net_family_t nps_net_llama = FAMILY("llama", &llama);

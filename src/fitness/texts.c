@@ -32,6 +32,13 @@ bool nps_texts_ask_next(const nps_dataset_t *data, int64_t text, int64_t p, int 
   return *label != NPS_NOT_ASKED;
 }
 
+int64_t nps_texts_next_places(const nps_dataset_t *data) { return data->tokens - 1; }
+
+int64_t nps_texts_next_rows(const void *shape, const nps_dataset_t *data, int64_t n) {
+  (void)shape;
+  return nps_dataset_texts(data, n) * nps_texts_next_places(data);
+}
+
 nps_err_t nps_texts_check(const nps_net_t *net, const nps_dataset_t *data, int64_t vocabulary, int64_t least) {
   if (!data->ids)
     return nps_fail(NPS_ERR_INPUT, "%s: group %s: expected texts (input_ids), as %s needs them, found images",

@@ -24,6 +24,12 @@ typedef bool nps_asks_fn(const nps_dataset_t *data, int64_t text, int64_t p, int
 /** Asks a place for the token after it, unless the mask, the labels or the answer's mask leave that out. */
 nps_asks_fn nps_texts_ask_next;
 
+/** Give the places of a text that networks of next tokens run on: the last token is only asked for, it needs no pass. */
+int64_t nps_texts_next_places(const nps_dataset_t *data);
+
+/** The `rows` of families that go on with texts. */
+int64_t nps_texts_next_rows(const void *shape, const nps_dataset_t *data, int64_t n);
+
 /** Check that data are texts of `least` tokens or more, all within the vocabulary. NPS_ERR_INPUT. */
 nps_err_t nps_texts_check(const nps_net_t *net, const nps_dataset_t *data, int64_t vocabulary, int64_t least);
 

@@ -308,8 +308,7 @@ static void classify(const work_t *w) {
   const vit_t *v = w->v;
   normalise(w, v->norm, w->n, v->tokens * v->hidden);
   nps_linear_set(w->pass, &v->classifier, w->n, w->norm, v->hidden, w->inner, v->classes);
-  for (int64_t i = 0; i < w->n; i++)
-    nps_pass_take(w->pass, i, w->pass->data->labels[w->pass->samples[i]], w->inner + i * v->classes, 0, v->classes);
+  nps_pass_take_samples(w->pass, w->inner, v->classes);
 }
 
 static void run(const void *shape, const nps_pass_t *pass, const nps_net_step_t *step, float *scratch) {
@@ -332,11 +331,6 @@ static int64_t activation_size(const void *shape, const nps_dataset_t *data, int
   return n * v->tokens * v->hidden;
 }
 
-static int64_t count_rows(const void *shape, const nps_dataset_t *data, int64_t n) {
-  (void)shape, (void)data;
-  return n;
-}
-
 const nps_net_family_t nps_net_vit = {
     .model_type = "vit",
     .linear_layers = linear_layers,
@@ -345,7 +339,7 @@ const nps_net_family_t nps_net_vit = {
     .check_data = check_data,
     .flops = flops,
     .activation = activation_size,
-    .rows = count_rows,
+    .rows = nps_pass_sample_rows,
     .scratch = scratch_size,
     .run = run,
 };

@@ -7,25 +7,34 @@
 
 #define MAX_SIDECAR ((int64_t)1 << 30)
 
-static const char *const known[] = {
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "generation_config.json",
-    "merges.txt",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "sentencepiece.bpe.model",
-    "special_tokens_map.json",
-    "spiece.model",
-    "tekken.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "video_preprocessor_config.json",
-    "vocab.json",
-    "vocab.txt",
+static const struct {
+  const char *name;
+  bool of_tokenizer;
+} known[] = {
+    {"added_tokens.json", true},
+    {"chat_template.jinja", true},
+    {"chat_template.json", true},
+    {"generation_config.json", false},
+    {"merges.txt", true},
+    {"preprocessor_config.json", false},
+    {"processor_config.json", false},
+    {"sentencepiece.bpe.model", true},
+    {"special_tokens_map.json", true},
+    {"spiece.model", true},
+    {"tekken.json", true},
+    {"tokenizer.json", true},
+    {"tokenizer.model", true},
+    {"tokenizer_config.json", true},
+    {"video_preprocessor_config.json", false},
+    {"vocab.json", true},
+    {"vocab.txt", true},
 };
+
+bool nps_is_tokenizer_file(const char *name) {
+  for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+    if (strcmp(name, known[i].name) == 0) return known[i].of_tokenizer;
+  return false;
+}
 
 static void add(nps_sidecar_t **list, int *count, const char *name, char *data, size_t size) {
   *list = nps_xrealloc(*list, (size_t)*count + 1, sizeof **list);
@@ -35,11 +44,11 @@ static void add(nps_sidecar_t **list, int *count, const char *name, char *data, 
 static nps_err_t read_folder(const char *folder, nps_sidecar_t **list, int *count) {
   nps_err_t err = NPS_OK;
   for (size_t i = 0; i < sizeof known / sizeof *known && err == NPS_OK; i++) {
-    char *path = nps_path_join(folder, known[i]), *data = NULL;
+    char *path = nps_path_join(folder, known[i].name), *data = NULL;
     size_t size = 0;
     if (nps_path_exists(path)) {
       err = nps_file_read(path, (size_t)MAX_SIDECAR, &data, &size);
-      if (err == NPS_OK) add(list, count, known[i], data, size);
+      if (err == NPS_OK) add(list, count, known[i].name, data, size);
     }
     free(path);
   }
