@@ -190,7 +190,12 @@ typedef struct nps_recipe_search {
 
 typedef enum nps_evaluator { NPS_EVALUATOR_NATIVE, NPS_EVALUATOR_NONE } nps_evaluator_t;
 typedef enum nps_metric { NPS_METRIC_ACCURACY, NPS_METRIC_NLL } nps_metric_t;
-typedef enum nps_objective { NPS_OBJECTIVE_MEAN, NPS_OBJECTIVE_WORST, NPS_OBJECTIVE_NORMALIZED } nps_objective_t;
+typedef enum nps_objective {
+  NPS_OBJECTIVE_MEAN,
+  NPS_OBJECTIVE_WORST,
+  NPS_OBJECTIVE_NORMALIZED,
+  NPS_OBJECTIVE_H_SCORE /**< of accuracies: harmonic mean of that of the models' tasks and that of tasks of no model */
+} nps_objective_t;
 
 /** One entry of `fitness.tasks`. Texts are owned. */
 typedef struct nps_recipe_task {

@@ -98,12 +98,34 @@ typedef struct nps_search_history {
 typedef struct nps_search_row {
   int task;
   int model;            /**< whose output the row is about: transfer; else -1 */
+  bool general;         /**< a task of no model, which the base could do before */
   double kept;          /**< fraction of the task vector of the task's model that is kept; NaN without model */
   nps_score_t base[2];  /**< θ0 with the task's head */
-  nps_score_t tuned[2]; /**< the task's model; total 0 where there is none */
+  nps_score_t tuned[2]; /**< the task's model, of a general task the row's; total 0 where there is none */
   nps_score_t start[2]; /**< where the last stage began */
   nps_score_t merged[2];
 } nps_search_row_t;
+
+/** The way from θ0 along one pruned task vector, θ0 + λq, under transfer: what is learnt against what is lost. All samples.
+ *  Arrays are owned. */
+typedef struct nps_search_path {
+  char *name;          /**< of the model */
+  const char **tasks;  /**< [task_count] names; those of the model, then the general ones */
+  int task_count, own; /**< own: how many are the model's */
+  int points;
+  double *lambda;      /**< [points] ascending from 0 */
+  nps_score_t *scores; /**< [points][task_count] */
+  double *learnt;      /**< [points] mean accuracy on the model's tasks */
+  double *general;     /**< [points] on the others */
+  double *h_score;     /**< [points] harmonic mean of both */
+  int best;            /**< point of the largest H-score, of equals the first */
+  int knee;            /**< nps_path_knee(); -1: none */
+} nps_search_path_t;
+
+/** Find the knee of a path: between λ = 0 and where most is learnt, the point farthest above the straight line from one to the
+ *  other, both accuracies in units of their change on that way (Satopää et al., ICDCS Workshops 2011). Where nothing is lost
+ *  on it, its end. @return -1: nothing is learnt, or no point is above the line. Local. */
+int nps_path_knee(const double *learnt, const double *general, int points);
 
 /** What a search has found; the same on every rank. All pointers are owned. */
 typedef struct nps_search {
@@ -113,6 +135,8 @@ typedef struct nps_search {
   int history_count;
   nps_search_row_t *rows; /**< [row_count] */
   int row_count;
+  nps_search_path_t *paths; /**< [path_count] of models with tasks of both kinds */
+  int path_count;
   int64_t evaluations; /**< of candidates, all searches */
   double seconds;      /**< of searching */
   double flops;        /**< of matrix products, all ranks */
@@ -135,11 +159,15 @@ void nps_search_free(nps_search_t *search);
 double nps_search_mean_accuracy(const nps_search_t *search, size_t which, int part);
 double nps_search_mean_nll(const nps_search_t *search, size_t which, int part);
 
+/** Give the H-score of a model's rows (of all where model is -1): the harmonic mean of the mean accuracies on its tasks and on
+ *  general ones. Local. @return NaN: there are not tasks of both kinds, or no scores */
+double nps_search_h_score(const nps_search_t *search, int model, size_t which, int part);
+
 /** Print the table of results (task, base, fine-tuned, merged, kept, difference), warn where the held-out score fell while the
- *  calibration score rose, and log the event "scores". Local, rank 0. @param tasks  as in the spec */
+ *  calibration score rose, and paths; log the events "scores" and "path". Local, rank 0. @param tasks  as in the spec */
 void nps_search_show(const nps_search_t *search, const nps_search_spec_t *spec, nps_report_t *report);
 
-/** Write /search and /timing into a merged file. Collective as the file is. */
+/** Write /search, /transfer and /timing into a merged file. Collective as the file is. */
 nps_err_t nps_search_write(const nps_search_t *search, nps_h5_t *file);
 
 /** Read the best genome of an earlier merged file, for search.start_from. Local.

@@ -16,8 +16,10 @@ enum { MAX_BATCH = 4096 };
 static const nps_word_t evaluators[] = {
     {"native", NPS_EVALUATOR_NATIVE}, {"none", NPS_EVALUATOR_NONE}, {"command", NPS_WORD_NOT_BUILT}};
 static const nps_word_t metrics[] = {{"accuracy", NPS_METRIC_ACCURACY}, {"nll", NPS_METRIC_NLL}};
-static const nps_word_t objectives[] = {
-    {"mean", NPS_OBJECTIVE_MEAN}, {"worst", NPS_OBJECTIVE_WORST}, {"normalized", NPS_OBJECTIVE_NORMALIZED}};
+static const nps_word_t objectives[] = {{"mean", NPS_OBJECTIVE_MEAN},
+                                        {"worst", NPS_OBJECTIVE_WORST},
+                                        {"normalized", NPS_OBJECTIVE_NORMALIZED},
+                                        {"h_score", NPS_OBJECTIVE_H_SCORE}};
 
 static nps_recipe_fitness_t *section(void *target) { return &((nps_recipe_t *)target)->fitness; }
 

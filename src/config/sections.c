@@ -192,6 +192,22 @@ static void check_tasks_of_models(const nps_recipe_t *recipe, const nps_node_t *
                      recipe->models[m].name);
 }
 
+/* The H-score is of accuracies, of what models have learnt and of what the base could do before. */
+static void check_objective(const nps_recipe_t *recipe, const nps_node_t *root) {
+  const nps_recipe_fitness_t *f = &recipe->fitness;
+  const nps_place_t place = place_of(root, "fitness", "objective");
+  int general = 0;
+  if (f->objective != NPS_OBJECTIVE_H_SCORE || f->task_count == 0) return;
+  for (int i = 0; i < f->task_count; i++) general += !f->tasks[i].model;
+  if (general == 0)
+    nps_place_fail(place, "fitness.objective: h_score needs general tasks, whose name and model are no listed model's, "
+                          "fitness.tasks has none");
+  if (general == f->task_count)
+    nps_place_fail(place, "fitness.objective: h_score needs a task of a listed model, fitness.tasks has none");
+  if (f->metric != NPS_METRIC_ACCURACY)
+    nps_place_fail(place, "fitness.objective: h_score is a mean of accuracies, but fitness.metric is nll");
+}
+
 static void check_stages(const nps_recipe_t *recipe, const nps_node_t *root) {
   const nps_recipe_search_t *s = &recipe->search;
   const nps_place_t place = place_of(root, "search", "stages");
@@ -272,6 +288,7 @@ void nps_sections_check(nps_recipe_t *recipe, const nps_node_t *root) {
     nps_place_fail(place_of(root, "output", "path"),
                    "output.path: transfer writes one output a model, expected {name} in the path, found '%s'",
                    recipe->output_path);
+  check_objective(recipe, root);
   check_search(recipe, root);
 }
 
@@ -365,7 +382,7 @@ static void emit_field(nps_text_t *out, const char *before, const char *key, con
 }
 
 static void emit_fitness(nps_text_t *out, const nps_recipe_fitness_t *f) {
-  static const char *const objectives[] = {"mean", "worst", "normalized"};
+  static const char *const objectives[] = {"mean", "worst", "normalized", "h_score"};
   nps_text_add(out, "fitness:\n  evaluator: %s\n  metric: %s\n  objective: %s\n  batch: %d\n",
                f->evaluator == NPS_EVALUATOR_NONE ? "none" : "native", f->metric == NPS_METRIC_NLL ? "nll" : "accuracy",
                objectives[f->objective], f->batch);

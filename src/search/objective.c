@@ -30,6 +30,7 @@ nps_goal_t *nps_goal_new(const nps_search_spec_t *spec, const nps_score_t (*base
   const size_t tasks = (size_t)spec->task_count;
   nps_goal_t *goal = nps_xcalloc(1, sizeof *goal);
   goal->fitness = spec->fitness;
+  goal->tasks = spec->tasks;
   for (int p = 0; p < NPS_PARTS; p++) {
     goal->offset[p] = nps_xcalloc(tasks, sizeof(double));
     goal->scale[p] = nps_xcalloc(tasks, sizeof(double));
@@ -54,6 +55,25 @@ static double gain_of(const nps_goal_t *goal, int part, int task, const nps_scor
   return (score_of(goal->fitness, score) - goal->offset[part][task]) / goal->scale[part][task];
 }
 
+double nps_h_score(double learnt, double general) {
+  return learnt + general > 0 ? 2 * learnt * general / (learnt + general) : learnt + general;
+}
+
+static double mean_of(double sum, int n) { return n > 0 ? sum / n : NAN; }
+
+/* NaN where there is no task of one kind. */
+static double h_score_of(const nps_goal_t *goal, const int *tasks, int count, const nps_score_t *scores) {
+  double sum[2] = {0, 0};
+  int n[2] = {0, 0};
+  for (int k = 0; k < count; k++) {
+    const bool general = goal->tasks[tasks[k]].model < 0;
+    if (scores[k].total == 0) continue;
+    sum[general] += accuracy_of(&scores[k]);
+    n[general]++;
+  }
+  return nps_h_score(mean_of(sum[0], n[0]), mean_of(sum[1], n[1]));
+}
+
 nps_fitness_value_t nps_goal_value(const nps_goal_t *goal, int part, const int *tasks, int count,
                                    const nps_score_t *scores) {
   const bool by_accuracy = goal->fitness->metric == NPS_METRIC_ACCURACY;
@@ -68,8 +88,10 @@ nps_fitness_value_t nps_goal_value(const nps_goal_t *goal, int part, const int *
     nll += nll_of(&scores[k]);
     n++;
   }
-  if (n == 0 || !isfinite(nll)) return (nps_fitness_value_t){.failed = true, .primary = NAN, .secondary = NAN};
-  const double aim = goal->fitness->objective == NPS_OBJECTIVE_WORST ? worst : sum / n;
+  double aim = mean_of(sum, n);
+  if (goal->fitness->objective == NPS_OBJECTIVE_WORST) aim = worst;
+  if (goal->fitness->objective == NPS_OBJECTIVE_H_SCORE) aim = h_score_of(goal, tasks, count, scores);
+  if (!isfinite(aim) || !isfinite(nll)) return (nps_fitness_value_t){.failed = true, .primary = NAN, .secondary = NAN};
   return (nps_fitness_value_t){.primary = -aim, .secondary = by_accuracy ? nll / n : -accuracy / n};
 }
 
@@ -84,7 +106,8 @@ bool nps_goal_is_gain(const nps_goal_t *goal, int part, const int *tasks, int co
     squares += more * more;
     n++;
   }
-  if (n < 2 || goal->fitness->objective == NPS_OBJECTIVE_WORST) return true;
+  const nps_objective_t objective = goal->fitness->objective;
+  if (n < 2 || objective == NPS_OBJECTIVE_WORST || objective == NPS_OBJECTIVE_H_SCORE) return true;
   const double mean = sum / n, variance = fmax(squares - n * mean * mean, 0) / (n - 1);
   return mean > 2 * sqrt(variance / n);
 }

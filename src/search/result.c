@@ -74,8 +74,10 @@ static void add_row(const nps_searching_t *s, const stored_t *stored, int task, 
   const nps_search_spec_t *spec = s->spec;
   const int model = output >= 0 ? output : spec->tasks[task].model;
   nps_search_row_t *row = &s->search->rows[s->search->row_count++];
-  *row = (nps_search_row_t){
-      .task = task, .model = output, .kept = model >= 0 ? kept_fraction(spec, s->current, model) : NAN};
+  *row = (nps_search_row_t){.task = task,
+                            .model = output,
+                            .general = spec->tasks[task].model < 0,
+                            .kept = model >= 0 ? kept_fraction(spec, s->current, model) : NAN};
   memcpy(row->base, stored->base[task], sizeof row->base);
   memcpy(row->tuned, stored->tuned[task], sizeof row->tuned);
 }
@@ -129,6 +131,25 @@ static nps_err_t score_rows(const nps_searching_t *s, const nps_weighting_t *wei
   return err;
 }
 
+/* General tasks have no model of their own: there the row's model is what its slim form is compared with. */
+static nps_err_t score_tuned(const nps_searching_t *s) {
+  nps_search_t *out = s->search;
+  const size_t most = (size_t)(NPS_PARTS * out->row_count) + 1;
+  nps_job_t *jobs = nps_xcalloc(most, sizeof *jobs);
+  nps_score_t *scores = nps_xcalloc(most, sizeof *scores), *next = scores;
+  int count = 0;
+  for (int r = 0; r < out->row_count; r++)
+    for (int p = 0; out->rows[r].model >= 0 && out->rows[r].general && p < NPS_PARTS; p++)
+      jobs[count++] = (nps_job_t){.model = out->rows[r].model, .tasks = &out->rows[r].task, .task_count = 1, .part = p};
+  nps_err_t err = nps_scorer_run(s->scorer, jobs, count, scores);
+  for (int r = 0; r < out->row_count; r++)
+    for (int p = 0; out->rows[r].model >= 0 && out->rows[r].general && p < NPS_PARTS; p++)
+      out->rows[r].tuned[p] = *next++;
+  free(scores);
+  free(jobs);
+  return err;
+}
+
 /* ---- the run ---- */
 
 static nps_err_t search_stages(nps_searching_t *s) {
@@ -163,6 +184,8 @@ static nps_err_t run(nps_searching_t *s) {
   add_rows(s, &stored);
   NPS_GOTO(score_rows(s, s->began, offsetof(nps_search_row_t, start)));
   NPS_GOTO(score_rows(s, s->current, offsetof(nps_search_row_t, merged)));
+  NPS_GOTO(score_tuned(s));
+  NPS_GOTO(nps_paths_score(s));
   s->search->weighting = nps_weighting_copy(s->current);
   s->search->ranks = nps_comm_size(s->comm);
 done:
@@ -193,6 +216,8 @@ void nps_search_free(nps_search_t *search) {
   for (int i = 0; i < search->history_count; i++) nps_history_free(&search->histories[i]);
   free(search->histories);
   free(search->rows);
+  for (int i = 0; i < search->path_count; i++) nps_path_free(&search->paths[i]);
+  free(search->paths);
   nps_weighting_free(search->weighting);
   free(search);
 }
@@ -216,6 +241,20 @@ double nps_search_mean_accuracy(const nps_search_t *search, size_t which, int pa
     n++;
   }
   return n > 0 ? sum / n : NAN;
+}
+
+double nps_search_h_score(const nps_search_t *search, int model, size_t which, int part) {
+  nps_search_row_t *rows = nps_xcalloc((size_t)search->row_count + 1, sizeof *rows);
+  double mean[2];
+  for (int general = 0; general < 2; general++) {
+    nps_search_t of_kind = {.rows = rows};
+    for (int r = 0; r < search->row_count; r++)
+      if (search->rows[r].model == model && search->rows[r].general == (general > 0))
+        rows[of_kind.row_count++] = search->rows[r];
+    mean[general] = nps_search_mean_accuracy(&of_kind, which, part);
+  }
+  free(rows);
+  return nps_h_score(mean[0], mean[1]);
 }
 
 double nps_search_mean_nll(const nps_search_t *search, size_t which, int part) {

@@ -126,6 +126,7 @@ double nps_scorer_flops(const nps_scorer_t *scorer);
 /** What makes a candidate good. A task's gain is (score − offset) / scale, its score the accuracy or −nll. */
 typedef struct nps_goal {
   const nps_recipe_fitness_t *fitness; /**< borrowed */
+  const nps_search_task_t *tasks;      /**< borrowed */
   double *offset[NPS_PARTS];           /**< [tasks] owned */
   double *scale[NPS_PARTS];
 } nps_goal_t;
@@ -142,11 +143,15 @@ nps_fitness_value_t nps_goal_value(const nps_goal_t *goal, int part, const int *
                                    const nps_score_t *scores);
 
 /** Whether scores are better than others beyond doubt: their mean gain over the tasks is more than twice its standard error
- *  over the tasks. One task has no such error, and the worst of the tasks is no mean: then there is no doubt. */
+ *  over the tasks. One task has no such error, and the worst of the tasks and the H-score are no means: then there is no
+ *  doubt. */
 bool nps_goal_is_gain(const nps_goal_t *goal, int part, const int *tasks, int count, const nps_score_t *scores,
                       const nps_score_t *than);
 
-/** Give a primary fitness as people read it: accuracy, normalised gain (more is better), or nll (less is better). */
+/** Give the harmonic mean of two accuracies. NaN where one is. */
+double nps_h_score(double learnt, double general);
+
+/** Give a primary fitness as people read it: accuracy, normalised gain, H-score (more is better), or nll (less is better). */
 double nps_fitness_shown(const nps_recipe_fitness_t *fitness, double primary);
 
 /* ---- genomes (genome.c) ---- */
@@ -228,6 +233,14 @@ int64_t nps_track_best(const nps_track_t *track, int64_t first, int64_t end);
 
 /** Choose the final genomes. Collective. */
 nps_err_t nps_tracks_choose(nps_searching_t *s, nps_track_t *tracks, int count);
+
+/** Score the way from θ0 along what is found, under transfer, of models that have tasks where there are general tasks too:
+ *  s->search->paths. Collective. (path.c) */
+nps_err_t nps_paths_score(nps_searching_t *s);
+void nps_path_free(nps_search_path_t *path);
+
+/** Show paths and log their events. Rank 0. */
+void nps_paths_show(const nps_search_t *search, nps_report_t *report);
 
 /** Run all stages: histories, s->current, s->began. Collective. */
 nps_err_t nps_stages_run(nps_searching_t *s);

@@ -87,6 +87,22 @@ static void add_line(table_t *table, const char *name, const nps_search_t *rows,
   add_score(table, nll(rows, MERGED));
 }
 
+/* The H-score of a model's rows; there is none without tasks of both kinds. */
+static void add_h_score(table_t *table, const nps_search_t *search, const nps_search_spec_t *spec, int model,
+                        bool with_nll) {
+  double h[COLUMNS];
+  for (int c = 0; c < COLUMNS; c++) h[c] = nps_search_h_score(search, model, columns[c].which, ALL);
+  if (isnan(h[MERGED])) return;
+  add_cell(table, model >= 0 && spec->start->models > 1 ? nps_xstrf("H-score of %s", spec->models[model])
+                                                        : nps_xstrdup("H-score"));
+  add_score(table, h[BASE]);
+  add_score(table, h[TUNED]);
+  add_score(table, h[MERGED]);
+  add_score(table, NAN);
+  add_difference(table, h[MERGED] - h[TUNED]);
+  for (int i = 0; with_nll && i < 3; i++) add_score(table, NAN);
+}
+
 static double mean_kept(const nps_search_t *search) {
   double sum = 0;
   int n = 0;
@@ -116,6 +132,7 @@ static void show_table(const nps_search_t *search, const nps_search_spec_t *spec
     free(name);
   }
   add_line(&table, "average", search, mean_kept(search), with_nll);
+  for (int model = -1; model < spec->start->models; model++) add_h_score(&table, search, spec, model, with_nll);
   nps_report_table(report, (const char *const *)table.cells, table.count / width, width);
   for (int i = 0; i < table.count; i++) free(table.cells[i]);
   free(table.cells);
@@ -220,6 +237,19 @@ static void show_doubt(const nps_search_t *search, nps_report_t *report) {
 
 static json_t *number(double x) { return isfinite(x) ? json_real(x) : json_null(); }
 
+/* H-scores of every output, on all samples. */
+static json_t *h_scores_of(const nps_search_t *search, const nps_search_spec_t *spec) {
+  json_t *list = json_array();
+  for (int model = -1; model < spec->start->models; model++) {
+    if (isnan(nps_search_h_score(search, model, columns[MERGED].which, ALL))) continue;
+    json_t *item = json_pack("{s:s?}", "model", model < 0 ? NULL : spec->models[model]);
+    for (int c = 0; c < COLUMNS; c++)
+      json_object_set_new(item, columns[c].key, number(nps_search_h_score(search, model, columns[c].which, ALL)));
+    json_array_append_new(list, item);
+  }
+  return list;
+}
+
 static json_t *scores_of(const nps_search_t *rows, int part) {
   json_t *scores = json_object();
   for (int c = 0; c < COLUMNS; c++)
@@ -251,6 +281,7 @@ static void log_scores(const nps_search_t *search, const nps_search_spec_t *spec
   }
   json_object_set_new(fields, "tasks", list);
   json_object_set_new(fields, "average", both_parts(search));
+  json_object_set_new(fields, "h_scores", h_scores_of(search, spec));
   json_object_set_new(fields, "evaluations", json_integer(search->evaluations));
   json_object_set_new(fields, "seconds", json_real(search->seconds));
   nps_report_event(report, "scores", fields);
@@ -261,5 +292,6 @@ void nps_search_show(const nps_search_t *search, const nps_search_spec_t *spec, 
   show_table(search, spec, report);
   show_held(search, spec, report);
   show_doubt(search, report);
+  nps_paths_show(search, report);
   log_scores(search, spec, report);
 }

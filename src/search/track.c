@@ -5,12 +5,16 @@
 #include <stdlib.h>
 #include <string.h>
 
-static bool belongs(const nps_search_task_t *task, int model) { return model < 0 || task->model == model; }
+/* The H-score is also of the tasks that the base could do before. */
+static bool belongs(const nps_search_spec_t *spec, int task, int model) {
+  const int owner = spec->tasks[task].model;
+  return model < 0 || owner == model || (owner < 0 && spec->fitness->objective == NPS_OBJECTIVE_H_SCORE);
+}
 
 static void take_tasks(const nps_search_spec_t *spec, nps_track_t *track) {
   track->tasks = nps_xcalloc((size_t)spec->task_count, sizeof *track->tasks);
   for (int t = 0; t < spec->task_count; t++)
-    if (belongs(&spec->tasks[t], track->model)) track->tasks[track->task_count++] = t;
+    if (belongs(spec, t, track->model)) track->tasks[track->task_count++] = t;
 }
 
 void nps_track_begin(const nps_search_spec_t *spec, nps_stage_t stage, int model, nps_search_history_t *history,

@@ -5,7 +5,7 @@
 
 /* ---- writing ---- */
 
-/* A dataset of a search: one row an evaluation. @param columns  0: no second dimension */
+/* A dataset of a search: one row an evaluation, or a point of a path. @param columns  0: no second dimension */
 static nps_err_t put(nps_h5_t *file, const char *group, const char *name, nps_dtype_t dtype, const void *data,
                      int64_t rows, int columns) {
   const int64_t shape[2] = {rows, columns};
@@ -32,6 +32,47 @@ static nps_err_t write_history(const nps_search_history_t *h, nps_h5_t *file, co
   return nps_h5_put_attr_text(file, group, "stop", h->stop);
 }
 
+static nps_err_t put_scores(nps_h5_t *file, const char *group, const nps_search_path_t *path) {
+  const int64_t points = path->points, cells = points * path->task_count;
+  int64_t *correct = nps_xcalloc((size_t)cells, sizeof *correct), *total = nps_xcalloc((size_t)cells, sizeof *total);
+  double *nll = nps_xcalloc((size_t)cells, sizeof *nll);
+  for (int64_t i = 0; i < cells; i++) {
+    correct[i] = path->scores[i].correct;
+    total[i] = path->scores[i].total;
+    nll[i] = path->scores[i].nll_sum;
+  }
+  nps_err_t err = put(file, group, "correct", NPS_I64, correct, points, path->task_count);
+  if (err == NPS_OK) err = put(file, group, "total", NPS_I64, total, points, path->task_count);
+  if (err == NPS_OK) err = put(file, group, "nll_sum", NPS_F64, nll, points, path->task_count);
+  free(correct);
+  free(total);
+  free(nll);
+  return err;
+}
+
+static nps_err_t write_path(const nps_search_path_t *path, nps_h5_t *file, const char *group) {
+  NPS_TRY(nps_h5_make_group(file, group));
+  NPS_TRY(put(file, group, "lambda", NPS_F64, path->lambda, path->points, 0));
+  NPS_TRY(put_scores(file, group, path));
+  NPS_TRY(put(file, group, "own", NPS_F64, path->learnt, path->points, 0));
+  NPS_TRY(put(file, group, "general", NPS_F64, path->general, path->points, 0));
+  NPS_TRY(put(file, group, "h_score", NPS_F64, path->h_score, path->points, 0));
+  NPS_TRY(nps_h5_put_attr_texts(file, group, "tasks", path->tasks, path->task_count));
+  NPS_TRY(nps_h5_put_attr_i64(file, group, "own_tasks", path->own));
+  NPS_TRY(nps_h5_put_attr_i64(file, group, "best", path->best));
+  return nps_h5_put_attr_i64(file, group, "knee", path->knee);
+}
+
+static nps_err_t write_paths(const nps_search_t *search, nps_h5_t *file) {
+  for (int i = 0; i < search->path_count; i++) {
+    char *group = nps_xstrf("/transfer/%s", search->paths[i].name);
+    nps_err_t err = write_path(&search->paths[i], file, group);
+    free(group);
+    NPS_TRY(err);
+  }
+  return NPS_OK;
+}
+
 static nps_err_t write_timing(const nps_search_t *search, nps_h5_t *file) {
   const char *group = "/timing";
   const double seconds = search->seconds > 0 ? search->seconds : 1;
@@ -44,6 +85,7 @@ static nps_err_t write_timing(const nps_search_t *search, nps_h5_t *file) {
 }
 
 nps_err_t nps_search_write(const nps_search_t *search, nps_h5_t *file) {
+  NPS_TRY(write_paths(search, file));
   if (search->history_count == 0) return NPS_OK;
   for (int i = 0; i < search->history_count; i++) {
     char *group = nps_xstrf("/search/%s", search->histories[i].path);

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Table for docs/smile.md: (kg, k) against accuracy and size on an image family.
+"""Table for docs/smile.md: (kg, k) against accuracy (or nll) and size on an example family.
 
-    NPS_BUILDDIR=build/tests python tests/bench/smile_table.py [FAMILY]     (default: examples/models/digits-vit)
+    NPS_BUILDDIR=build/tests python tests/bench/smile_table.py [FAMILY [accuracy|nll]]     (default: examples/models/digits-vit)
 """
 import json
 import os
@@ -12,6 +12,7 @@ from pathlib import Path
 
 BUILD = Path(os.environ.get("NPS_BUILDDIR", "build/tests"))
 ROUTERS, RANKS = (4, 16, 32), (4, 8, 16, 32)
+SCORE = sys.argv[2] if len(sys.argv) > 2 else "accuracy"
 
 
 def run(program, *words):
@@ -20,10 +21,10 @@ def run(program, *words):
 
 
 def averages(family, model, tasks, heads):
-    """Mean accuracy over the tasks on calibration and test data."""
+    """Mean score over the tasks on calibration and test data."""
     words = [w for t in tasks for w in ("--group", t)] + [w for t in tasks if heads for w in ("--head", f"{t}={family / t}")]
     files = [family / f"{part}.h5" for part in ("calibration", "test")]
-    return [json.loads(run("nps-eval", model, "--data", f, *words, "--json"))["average"]["accuracy"] for f in files]
+    return [json.loads(run("nps-eval", model, "--data", f, *words, "--json"))["average"][SCORE] for f in files]
 
 
 def parameters(model):

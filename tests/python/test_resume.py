@@ -60,12 +60,17 @@ def seconds(data, whole, tmp_path_factory):
 @pytest.mark.full
 @pytest.mark.parametrize("attempt", range(20))
 def test_killed_at_any_moment(attempt, data, whole, seconds, tmp_path):
-    """kill -9 of everything, once or twice, at random moments from the start to the end; then on another number of ranks."""
+    """kill -9 of everything, once or twice, at random moments from the start to the end; then on another number of ranks, and
+    with models that other numbers of ranks share."""
     chance, out = random.Random(attempt), tmp_path / "out.h5"
     config = tools.write_config(tmp_path / "c.yaml", recipe(data))
     ranks = [chance.choice((1, 2, 3, 4))]
+
+    def shared():
+        return "--set", f"search.ranks_per_model={chance.choice((1, 2, 4))}"
+
     for _ in range(chance.choice((1, 2))):
-        process = tools.start(tools.MERGE, config, out, "--resume", ranks=ranks[-1])
+        process = tools.start(tools.MERGE, config, out, "--resume", *shared(), ranks=ranks[-1])
         moment = chance.uniform(0.1, 1.05 * seconds[ranks[-1]])
         time.sleep(moment)
         tools.kill_session(process.pid)
@@ -73,7 +78,7 @@ def test_killed_at_any_moment(attempt, data, whole, seconds, tmp_path):
         print(f"{ranks[-1]} ranks, {moment:.2f} of {seconds[ranks[-1]]:.2f} s: snapshot {snapshot_of(out).exists()}, "
               f"output {out.exists()}")  # fmt: skip
         ranks.append(chance.choice([n for n in (1, 2, 3, 4) if n != ranks[-1]]))
-    merge(recipe(data), out, "--resume", ranks=ranks[-1])
+    merge(recipe(data), out, "--resume", *shared(), ranks=ranks[-1])
     assert content(out) == whole
 
 

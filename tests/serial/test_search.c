@@ -152,6 +152,46 @@ START_TEST(objectives_put_tasks_together) {
 }
 END_TEST
 
+/* Accuracies of x and y 0.7, 0.8, of w, which is no model's, 0.6: 2 · 0.75 · 0.6 / 1.35 = 2/3 */
+START_TEST(the_h_score_is_of_both_kinds_of_tasks) {
+  ck_near(value_of(NPS_METRIC_ACCURACY, NPS_OBJECTIVE_H_SCORE, merged).primary, -2.0 / 3);
+  ck_near(value_of(NPS_METRIC_ACCURACY, NPS_OBJECTIVE_H_SCORE, merged).secondary, 2.2 / 3);
+  nps_score_t scores[TASKS] = {merged[0], merged[1], {0, 10, 4}};
+  ck_near(value_of(NPS_METRIC_ACCURACY, NPS_OBJECTIVE_H_SCORE, scores).primary, 0);
+  scores[0].correct = scores[1].correct = 0;
+  ck_near(value_of(NPS_METRIC_ACCURACY, NPS_OBJECTIVE_H_SCORE, scores).primary, 0);
+  scores[2] = (nps_score_t){0, 0, 0};
+  ck_assert(value_of(NPS_METRIC_ACCURACY, NPS_OBJECTIVE_H_SCORE, scores).failed);
+}
+END_TEST
+
+/* The way up to where most is learnt; beyond it nothing counts. */
+START_TEST(a_knee_is_farthest_above_the_line) {
+  const double learnt[] = {0.5, 0.7, 0.8, 0.85, 0.9, 0.6}, general[] = {0.9, 0.89, 0.87, 0.8, 0.7, 0.1};
+  const double same[] = {0.9, 0.9, 0.9, 0.9, 0.95, 0.1}, line[] = {0.9, 0.8, 0.75, 0.725, 0.7, 0.9};
+  const double worse[] = {0.5, 0.4, 0.3, 0.2, 0.5, 0.1};
+  ck_assert_int_eq(nps_path_knee(learnt, general, 6), 2); /* above by 0.45, 0.6, 0.375 */
+  ck_assert_msg(nps_path_knee(learnt, same, 6) == 4, "nothing is lost up to the end");
+  ck_assert_msg(nps_path_knee(learnt, line, 6) == -1, "a straight line has no knee");
+  ck_assert_msg(nps_path_knee(worse, general, 6) == -1, "nothing is learnt");
+}
+END_TEST
+
+START_TEST(general_tasks_belong_to_every_search_by_h_score) {
+  nps_track_t track;
+  for (int wanted = 1; wanted <= 2; wanted++) {
+    nps_search_history_t history;
+    fitness.objective = wanted == 1 ? NPS_OBJECTIVE_MEAN : NPS_OBJECTIVE_H_SCORE;
+    nps_track_begin(&spec, NPS_STAGE_PRUNE, 1, &history, &track);
+    ck_assert_int_eq(track.task_count, wanted);
+    ck_assert_int_eq(track.tasks[0], 1);
+    if (wanted == 2) ck_assert_int_eq(track.tasks[1], 2);
+    nps_track_end(&track);
+    nps_history_free(&history);
+  }
+}
+END_TEST
+
 START_TEST(scores_without_a_number_have_failed) {
   nps_score_t scores[TASKS] = {merged[0], merged[1], merged[2]};
   scores[1].nll_sum = NAN;
@@ -174,6 +214,8 @@ START_TEST(gains_within_chance_are_doubted) {
   ck_assert(!nps_goal_is_gain(goal, NPS_PART_HELD, all, TASKS, more, merged));
   ck_assert_msg(nps_goal_is_gain(goal, NPS_PART_HELD, all, 1, merged, more), "one task has no standard error");
   fitness.objective = NPS_OBJECTIVE_WORST;
+  ck_assert(nps_goal_is_gain(goal, NPS_PART_HELD, all, TASKS, merged, more));
+  fitness.objective = NPS_OBJECTIVE_H_SCORE;
   ck_assert(nps_goal_is_gain(goal, NPS_PART_HELD, all, TASKS, merged, more));
   nps_goal_free(goal);
 }
@@ -199,6 +241,9 @@ int main(void) {
   tcase_add_test(cases, fuse_searches_lambdas_within_bounds);
   tcase_add_test(cases, joint_shares_weights_or_not);
   tcase_add_test(cases, objectives_put_tasks_together);
+  tcase_add_test(cases, the_h_score_is_of_both_kinds_of_tasks);
+  tcase_add_test(cases, a_knee_is_farthest_above_the_line);
+  tcase_add_test(cases, general_tasks_belong_to_every_search_by_h_score);
   tcase_add_test(cases, scores_without_a_number_have_failed);
   tcase_add_test(cases, gains_within_chance_are_doubted);
   tcase_add_test(cases, fitness_is_shown_as_people_read_it);
