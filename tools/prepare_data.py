@@ -12,8 +12,10 @@ FILE is plain text, or JSON lines (.jsonl) with one object a sample. Its keys sa
     {"context": "...", "answer": "..."}                  an answer that must be given word by word (exact_match)
 
 An answer follows its context after a space, as in lm-evaluation-harness; --norm scores choices by acc_norm, with the number
-of letters for the length. Rows that are longer than --length lose their beginning, classified texts their end. A plain text
-file is one text.
+of letters for the length. With a model that has an encoder and a decoder (T5) the encoder sees the context and the decoder is
+asked for the answers; to match exactly, they end with the end-of-text token. --tokens counts the tokens of answers one by
+one (accuracy, nll) instead of whole answers. Rows that are longer than --length lose their beginning, classified texts their
+end. A plain text file is one text.
 Needs h5py, NumPy and transformers; nothing is downloaded.
 """
 import argparse
@@ -48,6 +50,7 @@ def arguments():
     p.add_argument("--length", type=int, default=512, metavar="N", help="most tokens of a row (512)")
     p.add_argument("--samples", type=int, default=0, metavar="N", help="most samples (0: all)")
     p.add_argument("--norm", action="store_true", help="multiple choice: acc_norm instead of acc")
+    p.add_argument("--tokens", action="store_true", help="answers: count their tokens instead of exact_match")
     given = p.parse_args()
     if given.length < 2:
         p.error("--length: expected 2 or more")
@@ -126,23 +129,32 @@ def continued(tokenizer, context, answer, given):
     return ids[-given.length :], count
 
 
-def chosen(tokenizer, samples, given):
+def count_choices(samples):
     choices = len(samples[0]["choices"])
     if any(len(s["choices"]) != choices for s in samples):
         fail("expected the same number of choices in all samples")
+    return choices
+
+
+def labels_and_lengths(samples, given):
+    data = {"labels": np.array([s["label"] for s in samples], np.int32)}
+    if given.norm:
+        data["lengths"] = np.array([[max(len(c), 1) for c in s["choices"]] for s in samples], np.int32)
+    return data
+
+
+def chosen(tokenizer, samples, given):
+    choices = count_choices(samples)
     texts = [continued(tokenizer, s["context"], c, given) for s in samples for c in s["choices"]]
     length = max(len(ids) for ids, _ in texts)
     shape = (len(samples), choices, length)
     answer = [[0] * (len(ids) - count) + [1] * count for ids, count in texts]
-    data = {
+    return {
         "input_ids": fill([ids for ids, _ in texts], padding(tokenizer), length).reshape(shape),
         "attention_mask": fill([[1] * len(ids) for ids, _ in texts], 0, length).reshape(shape),
         "answer_mask": fill(answer, 0, length).reshape(shape),
-        "labels": np.array([s["label"] for s in samples], np.int32),
+        **labels_and_lengths(samples, given),
     }
-    if given.norm:
-        data["lengths"] = np.array([[max(len(c), 1) for c in s["choices"]] for s in samples], np.int32)
-    return data
 
 
 def answered(tokenizer, samples, given):
@@ -156,16 +168,66 @@ def answered(tokenizer, samples, given):
     }
 
 
-def make(tokenizer, samples, given):
+# ---- encoder and decoder ----
+
+
+def has_encoder(model):
+    """Whether the model has an encoder besides its decoder; a tokenizer alone has none."""
+    try:
+        return bool(getattr(transformers.AutoConfig.from_pretrained(model), "is_encoder_decoder", False))
+    except (OSError, ValueError):
+        return False
+
+
+def contexts(tokenizer, samples, given):
+    rows = [tokenizer(s["context"])["input_ids"][-given.length :] for s in samples]
+    if not all(rows):
+        fail("a sample has no context")
+    length = max(map(len, rows))
+    return {
+        "input_ids": fill(rows, padding(tokenizer), length),
+        "attention_mask": fill([[1] * len(row) for row in rows], 0, length),
+    }
+
+
+def targets(tokenizer, answers, given, end):
+    """Tokens of answers, with the end-of-text token where they must end."""
+    rows = [tokenizer(text_target=answer, add_special_tokens=False)["input_ids"] for answer in answers]
+    if end and tokenizer.eos_token_id is not None:
+        rows = [[*row, tokenizer.eos_token_id] for row in rows]
+    for answer, row in zip(answers, rows):
+        if not 1 <= len(row) <= given.length:
+            fail(f"answer {answer!r}: expected 1 to {given.length} tokens, found {len(row)}")
+    return fill(rows, NOT_ASKED, max(map(len, rows)))
+
+
+def targets_chosen(tokenizer, samples, given):
+    choices = count_choices(samples)
+    ids = targets(tokenizer, [c for s in samples for c in s["choices"]], given, end=False)
+    data = contexts(tokenizer, samples, given)
+    data["target_ids"] = ids.reshape(len(samples), choices, -1)
+    return {**data, **labels_and_lengths(samples, given)}
+
+
+def targets_answered(tokenizer, samples, given):
+    ids = targets(tokenizer, [s["answer"] for s in samples], given, end=True)
+    return {**contexts(tokenizer, samples, given), "labels": ids}
+
+
+def make(tokenizer, samples, given, encoder):
     """(datasets, metric)"""
     kind = find_kind(samples)
+    if encoder and "context" not in kind:
+        fail("a model with encoder and decoder needs contexts with choices or answers")
     if kind == {"text"}:
         return packed(tokenizer, samples, given), None
     samples = samples[: given.samples or None]
     if "choices" in kind:
-        return chosen(tokenizer, samples, given), "acc_norm" if given.norm else "acc"
+        data = (targets_chosen if encoder else chosen)(tokenizer, samples, given)
+        return data, "acc_norm" if given.norm else "acc"
     if "answer" in kind:
-        return answered(tokenizer, samples, given), "exact_match"
+        data = (targets_answered if encoder else answered)(tokenizer, samples, given)
+        return data, None if given.tokens else "exact_match"
     return classified(tokenizer, samples, given), None
 
 
@@ -178,7 +240,7 @@ def main():
         tokenizer = transformers.AutoTokenizer.from_pretrained(given.tokenizer)
     except (OSError, ValueError) as error:
         fail(f"{given.tokenizer}: no tokenizer: {error}")
-    data, metric = make(tokenizer, samples, given)
+    data, metric = make(tokenizer, samples, given, has_encoder(given.tokenizer))
     with h5py.File(given.out, "a") as file:
         if given.group in file:
             fail(f"{given.out}: there is a group {given.group} already")

@@ -30,19 +30,27 @@ typedef struct nps_dataset {
   float *inputs;                   /**< images: [samples][channels][height][width]; texts: NULL */
   int64_t choices;                 /**< texts of a sample, one of which is right; 0: a sample is one text */
   int64_t tokens;                  /**< of a text */
-  int32_t *ids;                    /**< texts: [texts][tokens]; images: NULL */
-  int32_t *mask;                   /**< [texts][tokens] 0 where there is no token; NULL: there is one everywhere */
-  int32_t *types;                  /**< [texts][tokens] token types, of networks that have them; NULL: 0 */
+  int32_t *ids;                    /**< texts: [rows][tokens]; images: NULL */
+  int32_t *mask;                   /**< [rows][tokens] 0 where there is no token; NULL: there is one everywhere */
+  int32_t *types;                  /**< [rows][tokens] token types, of networks that have them; NULL: 0 */
   int32_t *answer;  /**< choices: [texts][tokens] not 0 where a token is part of the answer; NULL: all are */
   int32_t *lengths; /**< choices: [texts] what acc_norm divides by; NULL: the answer's tokens */
-  int64_t places;   /**< labels of a text; 0: one label a sample */
+  int64_t places;   /**< labels of a text, or tokens of a target; 0: one label a sample */
+  int32_t *targets; /**< choices of encoder-decoders: [texts][places], −100 where there is no token; NULL: not those */
   int32_t *labels;  /**< images, choices: [samples]; texts: [samples], or [samples][places], what is asked for at each
                          place, −100: nothing; NULL: the tokens themselves */
   nps_scored_t scored;
 } nps_dataset_t;
 
-/** Give the number of texts, choices counted. */
+/** Give the number of texts, choices counted / of rows of input_ids, which the choices of encoder-decoders share. */
 int64_t nps_dataset_texts(const nps_dataset_t *data, int64_t samples);
+int64_t nps_dataset_rows(const nps_dataset_t *data, int64_t samples);
+
+/** Give the targets of encoder-decoders, [texts][places]: `targets`, or `labels` where a sample has one. */
+const int32_t *nps_dataset_targets(const nps_dataset_t *data);
+
+/** Give the number of a sample's labels. */
+int64_t nps_dataset_labels(const nps_dataset_t *data);
 
 /** List the groups of a calibration file (HDF5), in byte order. @param[out] names  freed with nps_h5_free_names() */
 nps_err_t nps_dataset_groups(const char *path, char ***names, int *count);
@@ -50,8 +58,9 @@ nps_err_t nps_dataset_groups(const char *path, char ***names, int *count);
 /** Read one group: images `inputs` float32 [N, channels, height, width], `labels` int32 [N]; or texts `input_ids` int32
  *  [N, tokens], optional `attention_mask`, `token_type_ids` of the same shape and `labels` [N] or [N, places]; or choices
  *  `input_ids` [N, choices, tokens], optional `attention_mask`, `token_type_ids`, `answer_mask` of the same shape and `lengths`
- *  [N, choices], with `labels` [N] (other float and integer types are converted). The group's attribute `metric`: exact_match,
- *  acc, acc_norm.
+ *  [N, choices], with `labels` [N]; or choices of encoder-decoders, `input_ids` [N, tokens] with `target_ids` [N, choices,
+ *  places] and `labels` [N] (other float and integer types are converted). The group's attribute `metric`: exact_match, acc,
+ *  acc_norm.
  *  NPS_ERR_INPUT: not HDF5, a missing group or dataset, shapes that disagree, NaN or infinity, no sample;
  *  the message names file, group and what was expected. @param[out] out  freed with nps_dataset_free() */
 nps_err_t nps_dataset_read(const char *path, const char *group, nps_dataset_t **out);

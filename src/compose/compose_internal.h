@@ -4,6 +4,7 @@
 #define NPS_COMPOSE_INTERNAL_H
 
 #include "nps/compose.h"
+#include "nps/json.h"
 
 /** What is known of one model. */
 typedef struct nps_part_model {
@@ -22,6 +23,10 @@ typedef struct nps_heads {
 
 /** Find embeddings and head of a model. */
 void nps_part_find_head(nps_part_model_t *part);
+
+/** Whether a head is tied where the file has none, whatever the config says: T5's tie_word_embeddings is about the scale of
+ *  logits, and newer ones always have it. */
+bool nps_config_ties_by_file(const json_t *config);
 
 /** See what becomes of the models' heads. @param used  [count] those that take part */
 nps_heads_t nps_heads_find(const nps_part_model_t *parts, int count, const bool *used);

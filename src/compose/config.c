@@ -57,7 +57,7 @@ char *nps_compose_config(const nps_compose_spec_t *spec, bool untied) {
   if (!config) return NULL;
   if (spec->slice_count > 0) set_layers(spec, config);
   if (spec->alignment) set_vocabulary(config, spec->alignment->rows);
-  if (untied) json_object_set_new(config, "tie_word_embeddings", json_false());
+  if (untied && !nps_config_ties_by_file(config)) json_object_set_new(config, "tie_word_embeddings", json_false());
   char *text = json_dumps(config, 0);
   json_decref(config);
   return text;

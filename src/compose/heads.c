@@ -1,15 +1,19 @@
 /* Output heads that are the embeddings once more. */
 #include "compose_internal.h"
 
-#include "nps/json.h"
-
 #include <string.h>
+
+bool nps_config_ties_by_file(const json_t *config) {
+  const char *type = json_string_value(json_object_get(config, "model_type"));
+  return type && (strcmp(type, "t5") == 0 || strcmp(type, "mt5") == 0);
+}
 
 /* 1, 0, or -1: the config does not say. */
 static int read_tie(const char *config_json) {
   json_t *config = config_json ? json_loads(config_json, 0, NULL) : NULL;
   const json_t *value = json_object_get(config, "tie_word_embeddings");
-  const int tie = json_is_boolean(value) ? json_is_true(value) : -1;
+  const bool says = json_is_boolean(value) && !nps_config_ties_by_file(config);
+  const int tie = says ? json_is_true(value) : -1;
   json_decref(config);
   return tie;
 }

@@ -104,6 +104,17 @@ static nps_err_t read_labels(nps_h5_t *file, const char *path, const char *group
 
 int64_t nps_dataset_texts(const nps_dataset_t *data, int64_t samples) { return samples * nps_max64(data->choices, 1); }
 
+int64_t nps_dataset_rows(const nps_dataset_t *data, int64_t samples) {
+  return data->targets ? samples : nps_dataset_texts(data, samples);
+}
+
+const int32_t *nps_dataset_targets(const nps_dataset_t *data) { return data->targets ? data->targets : data->labels; }
+
+int64_t nps_dataset_labels(const nps_dataset_t *data) {
+  if (!data->labels) return 0;
+  return data->inputs || data->choices ? 1 : nps_max64(data->places, 1);
+}
+
 static nps_err_t read_integers(nps_h5_t *file, const nps_dataset_t *data, const char *name, int *ndim, int64_t *shape,
                                int32_t **out) {
   char *full = nps_xstrf("/%s/%s", data->group, name);
@@ -147,12 +158,29 @@ static nps_err_t read_ids(nps_h5_t *file, nps_dataset_t *data) {
   return NPS_OK;
 }
 
+/* Choices of encoder-decoders: one row of input_ids for all of a sample. */
+static nps_err_t read_targets(nps_h5_t *file, nps_dataset_t *data) {
+  int ndim = 0;
+  int64_t shape[NPS_MAX_DIMS];
+  NPS_TRY(read_integers(file, data, "target_ids", &ndim, shape, &data->targets));
+  if (data->choices)
+    return nps_fail(NPS_ERR_INPUT,
+                    "%s: /%s/input_ids: expected shape [samples, tokens] beside target_ids, found [%lld, %lld, %lld]",
+                    data->path, data->group, (long long)data->samples, (long long)data->choices,
+                    (long long)data->tokens);
+  if (ndim != 3 || shape[0] != data->samples || shape[1] == 0 || shape[2] == 0)
+    return fail_shape(data, "target_ids", "[samples, choices, places]", ndim, shape);
+  data->choices = shape[1];
+  data->places = shape[2];
+  return NPS_OK;
+}
+
 static nps_err_t read_text_labels(nps_h5_t *file, nps_dataset_t *data) {
   int ndim = 0;
   int64_t shape[NPS_MAX_DIMS];
   NPS_TRY(read_integers(file, data, "labels", &ndim, shape, &data->labels));
   const bool fits = ndim > 0 && shape[0] == data->samples;
-  data->places = ndim == 2 ? shape[1] : 0;
+  if (!data->targets) data->places = ndim == 2 ? shape[1] : 0;
   if (fits && (ndim == 1 || (ndim == 2 && !data->choices && shape[1] > 0))) return NPS_OK;
   return fail_shape(data, "labels", data->choices ? "[samples]" : "[samples] or [samples, places]", ndim, shape);
 }
@@ -195,20 +223,16 @@ static nps_err_t read_metric(nps_h5_t *file, nps_dataset_t *data) {
 }
 
 static nps_err_t read_texts(nps_h5_t *file, char *const *names, int count, nps_dataset_t *data) {
-  const struct {
-    const char *name;
-    bool of_choices;
-    int less; /* dimensions than input_ids */
-    int32_t **to;
-  } parts[] = {{"attention_mask", false, 0, &data->mask},
-               {"token_type_ids", false, 0, &data->types},
-               {"answer_mask", true, 0, &data->answer},
-               {"lengths", true, 1, &data->lengths}};
   NPS_TRY(read_ids(file, data));
   const int dims = data->choices ? 3 : 2;
-  for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
-    if (is_among(names, count, parts[i].name) && (data->choices || !parts[i].of_choices))
-      NPS_TRY(read_like_ids(file, data, parts[i].name, dims - parts[i].less, parts[i].to));
+  if (is_among(names, count, "attention_mask")) NPS_TRY(read_like_ids(file, data, "attention_mask", dims, &data->mask));
+  if (is_among(names, count, "token_type_ids"))
+    NPS_TRY(read_like_ids(file, data, "token_type_ids", dims, &data->types));
+  if (data->choices && is_among(names, count, "answer_mask"))
+    NPS_TRY(read_like_ids(file, data, "answer_mask", 3, &data->answer));
+  if (is_among(names, count, "target_ids")) NPS_TRY(read_targets(file, data));
+  if (data->choices && is_among(names, count, "lengths"))
+    NPS_TRY(read_like_ids(file, data, "lengths", 2, &data->lengths));
   if (is_among(names, count, "labels")) NPS_TRY(read_text_labels(file, data));
   NPS_TRY(read_metric(file, data));
   return data->choices ? check_right_choices(data) : NPS_OK;
@@ -261,19 +285,16 @@ void nps_dataset_free(nps_dataset_t *data) {
   free(data->types);
   free(data->answer);
   free(data->lengths);
+  free(data->targets);
   free(data->labels);
   free(data);
 }
 
-/* Give the numbers of a sample's labels. */
-static int64_t labels_of(const nps_dataset_t *data) {
-  if (!data->labels) return 0;
-  return data->inputs ? 1 : nps_max64(data->places, 1);
-}
-
 int64_t nps_dataset_sample_bytes(const nps_dataset_t *data) {
-  const int64_t texts = nps_dataset_texts(data, 1), labels = labels_of(data);
-  const int64_t rows = (data->ids != NULL) + (data->mask != NULL) + (data->types != NULL) + (data->answer != NULL);
-  const int64_t integers = texts * (data->tokens * rows + (data->lengths != NULL)) + labels;
+  const int64_t texts = nps_dataset_texts(data, 1), rows = nps_dataset_rows(data, 1);
+  const int64_t kinds = (data->ids != NULL) + (data->mask != NULL) + (data->types != NULL) + (data->answer != NULL);
+  const int64_t targets = data->targets ? data->places : 0;
+  const int64_t integers =
+      rows * data->tokens * kinds + texts * (targets + (data->lengths != NULL)) + nps_dataset_labels(data);
   return data->channels * data->height * data->width * (int64_t)sizeof(float) + integers * (int64_t)sizeof(int32_t);
 }

@@ -57,7 +57,8 @@ typedef struct nps_net_family {
 } nps_net_family_t;
 
 extern const nps_net_family_t nps_net_vit, nps_net_llama, nps_net_mistral, nps_net_qwen2, nps_net_qwen3, nps_net_bert,
-    nps_net_roberta, nps_net_xlm_roberta, nps_net_gpt2, nps_net_clip, nps_net_clip_vision;
+    nps_net_roberta, nps_net_xlm_roberta, nps_net_gpt2, nps_net_t5, nps_net_mt5, nps_net_gemma2, nps_net_gemma3,
+    nps_net_clip, nps_net_clip_vision;
 
 struct nps_net {
   const nps_net_family_t *family;

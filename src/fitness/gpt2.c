@@ -255,7 +255,7 @@ static void run_head(const work_t *w, const nps_net_step_t *step) {
     const int64_t count = nps_texts_gather(w->pass, w->positions, g->hidden, nps_texts_ask_next, w->x);
     normalise(w, g->norm, count, w->x);
   }
-  nps_texts_logits(w->pass, step, g->hidden, 1, w->x, w->logits);
+  nps_texts_logits(w->pass, step, g->hidden, 1, 0, w->x, w->logits);
 }
 
 static void run(const void *shape, const nps_pass_t *pass, const nps_net_step_t *step, float *scratch) {

@@ -205,6 +205,16 @@ void nps_kernel_rms_norm(const float *x, int64_t m, int64_t n, const float *weig
   }
 }
 
+/* tanh u = 2 sigmoid(2u) − 1. */
+static inline float cap_of(float x, float factor, float cap) {
+  return cap * (2.0F * sigmoid_of(2.0F * factor * x / cap) - 1.0F);
+}
+
+NPS_VECTOR_CLONES
+void nps_kernel_cap(float *x, int64_t n, float factor, float cap) {
+  for (int64_t i = 0; i < n; i++) x[i] = cap_of(x[i], factor, cap);
+}
+
 NPS_VECTOR_CLONES
 void nps_kernel_multiply(float *x, const float *y, int64_t n) {
   for (int64_t i = 0; i < n; i++) x[i] *= y[i];
@@ -253,6 +263,19 @@ PART void make_scores(const nps_attention_t *a, int64_t lanes) {
       combine(LANES, a->width, a->keys + t * a->ldk, 1, a->query + i, a->ldq, 1, a->scores + t * lanes + i);
 }
 
+/* Queries lie in the lanes: a token's biases for them follow each other. */
+PART void add_bias(const nps_attention_t *a, int64_t lanes) {
+  for (int64_t t = 0; a->bias && t < a->tokens; t++) {
+    float *row = a->scores + t * lanes;
+    const float *bias = a->bias - t;
+    for (int64_t i = 0; i < lanes; i++) row[i] += bias[i];
+  }
+}
+
+PART void cap_scores(const nps_attention_t *a, int64_t lanes) {
+  for (int64_t i = 0; i < a->tokens * lanes; i++) a->scores[i] = cap_of(a->scores[i], a->scale, a->cap);
+}
+
 /* Puts the scores of tokens that a query does not see far below all others. */
 PART void hide_unseen(const nps_attention_t *a, int64_t lanes) {
   const float far = -1e30F;
@@ -297,7 +320,9 @@ void nps_kernel_attention(const nps_attention_t *a) {
   const int64_t lanes = (a->queries + LANES - 1) / LANES * LANES;
   double *sum = (void *)(a->scores + (a->tokens + 1) * lanes);
   make_scores(a, lanes);
+  add_bias(a, lanes);
+  if (a->cap > 0) cap_scores(a, lanes);
   hide_unseen(a, lanes);
-  exp_columns(a->scores, a->tokens, lanes, a->scale, sum);
+  exp_columns(a->scores, a->tokens, lanes, a->cap > 0 ? 1 : a->scale, sum);
   make_outputs(a, lanes, sum);
 }

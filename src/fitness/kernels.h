@@ -38,6 +38,9 @@ void nps_kernel_layer_norm(const float *x, int64_t ldx, int64_t m, int64_t n, co
  *  @param x  [m][n]; @param weight  [n]; @param[out] y  [m][n] */
 void nps_kernel_rms_norm(const float *x, int64_t m, int64_t n, const float *weight, double eps, float *y);
 
+/** x = cap·tanh(factor·x / cap), within cap·1e-7 of it. In place. */
+void nps_kernel_cap(float *x, int64_t n, float factor, float cap);
+
 /** x = x · y, element by element. */
 void nps_kernel_multiply(float *x, const float *y, int64_t n);
 
@@ -54,12 +57,15 @@ typedef struct nps_attention {
   float *scores;      /**< working memory: [tokens + 3][queries], the latter padded; aligned to 64 bytes */
   int64_t queries, tokens, width, ldq, ldk, ldv, ldo;
   float scale;
-  bool causal;         /**< the last query sees all tokens, each one before it one token less */
-  int64_t window;      /**< with causal: a query sees at most so many tokens; 0: no bound */
+  const float *bias; /**< bias[i − t] is added to query i's score of token t, before it is scaled; it can be read from
+                            i − t = 1 − tokens to queries − 1 + NPS_PAD; NULL: none */
+  float cap;         /**< scores become cap·tanh(scale·score / cap); 0: scale·score */
+  bool causal;       /**< the last query sees all tokens, each one before it one token less */
+  int64_t window;    /**< with causal: a query sees at most so many tokens; 0: no bound */
   const int32_t *mask; /**< [tokens] 0: not seen by any query; NULL: all are */
 } nps_attention_t;
 
-/** out = softmax(scale · queryᵀ · keysᵀ) · value, the softmax over the tokens that a query sees. One that sees none gets
+/** out = softmax(scale · (queryᵀ · keysᵀ + bias), capped) · value, the softmax over the tokens that a query sees. One that sees none gets
  *  the mean of all. */
 void nps_kernel_attention(const nps_attention_t *a);
 

@@ -1,11 +1,11 @@
 /* Decoders with RMSNorm, rotary positions (RoPE), grouped-query attention and gated MLPs, …ForCausalLM: Llama, Mistral (each
- * token sees a window), Qwen2 (biases of query, key and value), Qwen3 (normed queries and keys). A text's score is that of its
- * next tokens: position p of a row is asked for the token at p + 1. Work that needs wide rows is done for a fixed number of
+ * token sees a window), Qwen2 (biases of query, key and value), Qwen3 (normed queries and keys), Gemma 2 and 3 (norms also of what
+ * attention and MLP give, norm weights that count from 1, scaled embeddings, capped scores). A text's score is that of its next
+ * tokens: position p of a row is asked for the token at p + 1. Work that needs wide rows is done for a fixed number of
  * rows at a time, and the vocabulary comes in parts, so that memory stays small and products keep their shapes. */
+#include "llama.h"
 #include "fitness_internal.h"
 #include "kernels.h"
-#include "linear.h"
-#include "rope.h"
 #include "texts.h"
 
 #include <math.h>
@@ -14,131 +14,9 @@
 
 enum { ROWS = 512 /* of the MLP's inner rows held at once */ };
 
-/* What a model_type has, and what its configs leave out. */
-typedef struct {
-  bool attention_bias, mlp_bias; /* are options */
-  bool qkv_bias;                 /* there always is one */
-  bool query_norm;
-  bool windows;   /* a sliding window is an option of each layer; else all layers have it, where there is one */
-  int64_t window; /* its default; 0: none */
-  int64_t inner, vocabulary, groups, width, positions; /* groups, width 0: from the heads */
-} variant_t;
-
-typedef struct {
-  int norm_before, norm_after, query_norm, key_norm;
-  nps_linear_t query, key, value, output, gate, up, down;
-  int64_t window; /* 0: none */
-} layer_t;
-
-typedef struct {
-  const variant_t *variant;
-  int64_t hidden, layers, heads, groups; /* groups: heads of keys and values */
-  int64_t width, inner, vocabulary;      /* width: of a head */
-  double eps;
-  nps_rope_t rope;
-  bool attention_bias, mlp_bias, tied;
-  nps_activation_fn *activation;
-  int embedding, norm, head;
-  layer_t *layer; /* [layers] */
-} llama_t;
-
-/* ---- description ---- */
+/* ---- tensors ---- */
 
 #define ALSO(expr) err = nps_err_worse(err, expr)
-
-static nps_err_t check_one(const nps_net_t *net, const json_t *config, const char *key) {
-  double value = 1;
-  NPS_TRY(nps_net_get_number(net, config, key, 1, &value));
-  if (value == 1) return NPS_OK;
-  return nps_fail(NPS_ERR_INPUT, "%s: config.json: %s %g is not implemented, only 1", net->body->path, key, value);
-}
-
-static nps_err_t check_heads(const nps_net_t *net, const llama_t *m) {
-  const char *path = net->body->path;
-  if (m->heads % m->groups != 0)
-    return nps_fail(NPS_ERR_INPUT,
-                    "%s: config.json: num_attention_heads %lld is no multiple of num_key_value_heads %lld", path,
-                    (long long)m->heads, (long long)m->groups);
-  if (m->width % 2 != 0)
-    return nps_fail(NPS_ERR_INPUT, "%s: config.json: head_dim: expected an even number, found %lld", path,
-                    (long long)m->width);
-  return NPS_OK;
-}
-
-static nps_err_t read_heads(const nps_net_t *net, const json_t *config, llama_t *m) {
-  const variant_t *v = m->variant;
-  NPS_TRY(nps_net_get_count(net, config, "num_attention_heads", 32, &m->heads));
-  const bool missing = !json_object_get(config, "num_key_value_heads");
-  NPS_TRY(nps_net_get_count_or_null(net, config, "num_key_value_heads", m->heads, &m->groups));
-  if (missing && v->groups) m->groups = v->groups;
-  if (!v->width && !json_is_integer(json_object_get(config, "head_dim")) && m->hidden % m->heads != 0)
-    return nps_fail(NPS_ERR_INPUT, "%s: config.json: hidden_size %lld is no multiple of num_attention_heads %lld",
-                    net->body->path, (long long)m->hidden, (long long)m->heads);
-  NPS_TRY(nps_net_get_count_or_null(net, config, "head_dim", v->width ? v->width : m->hidden / m->heads, &m->width));
-  return check_heads(net, m);
-}
-
-static nps_err_t read_biases(const nps_net_t *net, const json_t *config, llama_t *m) {
-  const variant_t *v = m->variant;
-  if (v->attention_bias) NPS_TRY(nps_net_get_bool(net, config, "attention_bias", false, &m->attention_bias));
-  return v->mlp_bias ? nps_net_get_bool(net, config, "mlp_bias", false, &m->mlp_bias) : NPS_OK;
-}
-
-static nps_err_t read_config(const nps_net_t *net, const json_t *config, llama_t *m) {
-  const variant_t *v = m->variant;
-  nps_err_t err = NPS_OK;
-  ALSO(nps_net_get_count(net, config, "hidden_size", 4096, &m->hidden));
-  ALSO(nps_net_get_count(net, config, "num_hidden_layers", 32, &m->layers));
-  ALSO(nps_net_get_count(net, config, "intermediate_size", v->inner, &m->inner));
-  ALSO(nps_net_get_count(net, config, "vocab_size", v->vocabulary, &m->vocabulary));
-  ALSO(nps_net_get_number(net, config, "rms_norm_eps", 1e-6, &m->eps));
-  ALSO(read_biases(net, config, m));
-  ALSO(nps_net_get_bool(net, config, "tie_word_embeddings", false, &m->tied));
-  ALSO(nps_net_get_activation(net, config, "silu", &m->activation));
-  ALSO(nps_rope_read(net, config, v->positions, &m->rope));
-  ALSO(check_one(net, config, "pretraining_tp"));
-  ALSO(nps_net_refuse(net, config, "quantization_config"));
-  if (err == NPS_OK) err = read_heads(net, config, m);
-  return err;
-}
-
-/* ---- sliding windows ---- */
-
-/* Whether a layer has the window by layer_types; without them the layers from max_window_layers on have it. */
-static nps_err_t read_layer_type(const nps_net_t *net, const json_t *types, int64_t l, bool *has) {
-  const char *type = json_string_value(json_array_get(types, (size_t)l));
-  *has = type && strcmp(type, "sliding_attention") == 0;
-  if (*has || (type && strcmp(type, "full_attention") == 0)) return NPS_OK;
-  return nps_fail(NPS_ERR_INPUT,
-                  "%s: config.json: layer_types: expected full_attention or sliding_attention for layer %lld, found %s",
-                  net->body->path, (long long)l, type ? type : "none");
-}
-
-static nps_err_t read_windows_of_layers(const nps_net_t *net, const json_t *config, int64_t window, llama_t *m) {
-  const json_t *types = json_object_get(config, "layer_types");
-  bool use = false, has = false;
-  double first = 0;
-  NPS_TRY(nps_net_get_bool(net, config, "use_sliding_window", false, &use));
-  NPS_TRY(nps_net_get_number(net, config, "max_window_layers", 28, &first));
-  for (int64_t l = 0; l < m->layers; l++) {
-    has = (double)l >= first;
-    if (json_is_array(types)) NPS_TRY(read_layer_type(net, types, l, &has));
-    m->layer[l].window = use && has ? window : 0;
-  }
-  return NPS_OK;
-}
-
-static nps_err_t read_windows(const nps_net_t *net, const json_t *config, llama_t *m) {
-  int64_t window = 0;
-  if (!m->variant->window) return NPS_OK;
-  if (!json_is_null(json_object_get(config, "sliding_window")))
-    NPS_TRY(nps_net_get_count(net, config, "sliding_window", m->variant->window, &window));
-  if (m->variant->windows) return read_windows_of_layers(net, config, window, m);
-  for (int64_t l = 0; l < m->layers; l++) m->layer[l].window = window;
-  return NPS_OK;
-}
-
-/* ---- tensors ---- */
 
 static const char *const linear_layers[] = {
     "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
@@ -152,7 +30,7 @@ static nps_err_t add_norm(nps_net_t *net, const char *prefix, const char *name, 
   return err;
 }
 
-static nps_err_t add_attention(nps_net_t *net, const llama_t *m, const char *prefix, layer_t *layer) {
+static nps_err_t add_attention(nps_net_t *net, const nps_llama_t *m, const char *prefix, nps_llama_layer_t *layer) {
   const int64_t h = m->hidden, all = m->heads * m->width, shared = m->groups * m->width;
   const bool bias = m->attention_bias, qkv = bias || m->variant->qkv_bias;
   nps_err_t err = NPS_OK;
@@ -166,14 +44,20 @@ static nps_err_t add_attention(nps_net_t *net, const llama_t *m, const char *pre
   return err;
 }
 
-static nps_err_t add_layer(nps_net_t *net, const llama_t *m, int64_t l, layer_t *layer) {
+static nps_err_t add_layer(nps_net_t *net, const nps_llama_t *m, int64_t l, nps_llama_layer_t *layer) {
   const int64_t h = m->hidden;
   const bool mlp = m->mlp_bias;
   nps_err_t err = NPS_OK;
   char *prefix = nps_xstrf("model.layers.%lld.", (long long)l);
   ALSO(add_norm(net, prefix, "input_layernorm", h, &layer->norm_before));
   ALSO(add_attention(net, m, prefix, layer));
-  ALSO(add_norm(net, prefix, "post_attention_layernorm", h, &layer->norm_after));
+  if (m->variant->gemma) {
+    ALSO(add_norm(net, prefix, "post_attention_layernorm", h, &layer->norm_attention));
+    ALSO(add_norm(net, prefix, "pre_feedforward_layernorm", h, &layer->norm_after));
+    ALSO(add_norm(net, prefix, "post_feedforward_layernorm", h, &layer->norm_mlp));
+  } else {
+    ALSO(add_norm(net, prefix, "post_attention_layernorm", h, &layer->norm_after));
+  }
   ALSO(nps_net_add_linear(net, prefix, "mlp.gate_proj", false, mlp, m->inner, h, &layer->gate));
   ALSO(nps_net_add_linear(net, prefix, "mlp.up_proj", false, mlp, m->inner, h, &layer->up));
   ALSO(nps_net_add_linear(net, prefix, "mlp.down_proj", false, mlp, h, m->inner, &layer->down));
@@ -181,8 +65,22 @@ static nps_err_t add_layer(nps_net_t *net, const llama_t *m, int64_t l, layer_t 
   return err;
 }
 
+/* Gemma scales embeddings by a number that is rounded to their type. */
+static float stretch_of(const nps_net_t *net, const nps_llama_t *m) {
+  const nps_net_tensor_t *table = &net->tensors[m->embedding];
+  const double root = sqrt((double)m->hidden);
+  uint64_t stored = 0;
+  double rounded = 0;
+  if (table->source < 0) return 0; /* an error by itself, as other types are */
+  const nps_dtype_t dtype = net->body->tensors[table->source].dtype;
+  if (nps_dtype_kind(dtype) != NPS_KIND_FLOAT) return 0;
+  nps_tensor_narrow(&root, 1, dtype, &stored);
+  nps_tensor_widen(dtype, &stored, 1, &rounded);
+  return (float)rounded;
+}
+
 /* A tied head is the embedding, also where the file has a head besides. */
-static nps_err_t add_ends(nps_net_t *net, llama_t *m) {
+static nps_err_t add_ends(nps_net_t *net, nps_llama_t *m) {
   const int64_t shape[2] = {m->vocabulary, m->hidden};
   const int last = (int)m->layers + 1;
   nps_err_t err = nps_net_add(net, "model.embed_tokens.weight", false, 2, shape, &m->embedding);
@@ -197,7 +95,7 @@ static nps_err_t add_ends(nps_net_t *net, llama_t *m) {
 }
 
 /* Stages: the embedding, the layers, the last norm with the head. */
-static void add_steps(nps_net_t *net, const llama_t *m) {
+static void add_steps(nps_net_t *net, const nps_llama_t *m) {
   const int layers = (int)m->layers;
   nps_net_add_table(net, 0, m->embedding, m->vocabulary, m->hidden);
   for (int l = 0; l < layers; l++) nps_net_add_step(net, 1 + l);
@@ -205,14 +103,13 @@ static void add_steps(nps_net_t *net, const llama_t *m) {
 }
 
 static nps_err_t describe(nps_net_t *net, const json_t *config, void **shape) {
-  llama_t *m = nps_xcalloc(1, sizeof *m);
+  nps_llama_t *m = nps_xcalloc(1, sizeof *m);
   *shape = m;
   m->variant = net->family->variant;
-  NPS_TRY(read_config(net, config, m));
-  m->layer = nps_xcalloc((size_t)m->layers, sizeof *m->layer);
-  NPS_TRY(read_windows(net, config, m));
+  NPS_TRY(nps_llama_read(net, config, m));
   net->classes = (int)m->vocabulary;
   nps_err_t err = add_ends(net, m);
+  m->stretch = stretch_of(net, m);
   /* What is wrong in one layer is mostly wrong in all. */
   for (int l = 0; l < m->layers && err == NPS_OK; l++) {
     nps_net_begin_stage(net, 1 + l);
@@ -225,19 +122,19 @@ static nps_err_t describe(nps_net_t *net, const json_t *config, void **shape) {
 #undef ALSO
 
 static void free_shape(void *shape) {
-  llama_t *m = shape;
+  nps_llama_t *m = shape;
   if (m) free(m->layer);
   free(m);
 }
 
 static nps_err_t check_data(const nps_net_t *net, const nps_dataset_t *data) {
-  const llama_t *m = net->shape;
+  const nps_llama_t *m = net->shape;
   NPS_TRY(nps_texts_check(net, data, m->vocabulary, 2));
   return nps_texts_check_next(data, m->vocabulary);
 }
 
 static double flops(const void *shape, const nps_dataset_t *data, int64_t n) {
-  const llama_t *m = shape;
+  const nps_llama_t *m = shape;
   const double h = (double)m->hidden, t = (double)nps_texts_next_places(data);
   const double all = (double)(m->heads * m->width), shared = (double)(m->groups * m->width);
   const double token = 2 * h * all + 2 * h * shared + 3 * h * (double)m->inner + (t + 1) * all;
@@ -247,7 +144,7 @@ static double flops(const void *shape, const nps_dataset_t *data, int64_t n) {
 /* ---- forward pass ---- */
 
 typedef struct {
-  const llama_t *m;
+  const nps_llama_t *m;
   const nps_pass_t *pass;
   const nps_dataset_t *data;
   int64_t n, positions, rows; /* texts, positions of each, rows of all of them */
@@ -260,10 +157,11 @@ typedef struct {
   float *cosine, *sine;       /* [positions][width/2] */
   float *gate, *up;           /* [ROWS][inner] */
   float *none;                /* [inner] zeros: no bias */
+  float *ones;                /* [hidden or width] a norm's weights, counted from 1 */
   float *logits;              /* shares its place with all others */
 } work_t;
 
-static work_t start_work(const llama_t *m, const nps_dataset_t *data, int64_t n) {
+static work_t start_work(const nps_llama_t *m, const nps_dataset_t *data, int64_t n) {
   work_t w = {.m = m, .data = data, .n = nps_dataset_texts(data, n), .positions = nps_texts_next_places(data)};
   w.rows = w.n * w.positions;
   w.all = m->heads * m->width;
@@ -273,7 +171,7 @@ static work_t start_work(const llama_t *m, const nps_dataset_t *data, int64_t n)
 
 /* Hands out the memory of a pass. @param scratch  NULL: only counts. @return numbers */
 static int64_t lay_out(work_t *w, float *scratch) {
-  const llama_t *m = w->m;
+  const nps_llama_t *m = w->m;
   const nps_room_part_t parts[] = {{&w->norm, w->rows * m->hidden},
                                    {&w->query, w->rows * w->all},
                                    {&w->key, w->rows * w->shared},
@@ -284,7 +182,8 @@ static int64_t lay_out(work_t *w, float *scratch) {
                                    {&w->sine, w->positions * m->width / 2},
                                    {&w->gate, ROWS * m->inner},
                                    {&w->up, ROWS * m->inner},
-                                   {&w->none, m->inner}};
+                                   {&w->none, m->inner},
+                                   {&w->ones, nps_max64(m->hidden, m->width)}};
   w->logits = scratch;
   return nps_max64(nps_room_lay_out(parts, sizeof parts / sizeof *parts, scratch),
                    nps_texts_logit_room(m->vocabulary, m->hidden));
@@ -301,22 +200,46 @@ static void embed(const work_t *w, const nps_net_step_t *step) {
   for (int64_t i = 0; i < w->n; i++)
     nps_texts_embed(w->pass, step, w->data->ids + nps_texts_place(w->pass, i) * w->data->tokens, w->positions,
                     w->m->hidden, w->x + i * w->positions * w->m->hidden);
+  if (!w->m->variant->gemma || step->first + step->rows < w->m->vocabulary) return;
+  for (int64_t i = 0; i < w->rows * w->m->hidden; i++) w->x[i] *= w->m->stretch;
 }
 
-static void normalise(const work_t *w, int weight) {
-  nps_kernel_rms_norm(w->x, w->rows, w->m->hidden, tensor_of(w, weight), w->m->eps, w->norm);
+/* Weights of a norm; those of Gemma count from 1. */
+static const float *norm_of(const work_t *w, int weight, int64_t n) {
+  if (!w->m->variant->gemma) return tensor_of(w, weight);
+  for (int64_t i = 0; i < n; i++) w->ones[i] = 1 + tensor_of(w, weight)[i];
+  return w->ones;
+}
+
+static void normalise(const work_t *w, const float *x, int64_t rows, int weight, float *y) {
+  const int64_t h = w->m->hidden;
+  nps_kernel_rms_norm(x, rows, h, norm_of(w, weight, h), w->m->eps, y);
+}
+
+/* x += y·Wᵀ + b, normed before it is added where the family does. @param room  [rows][hidden] for it */
+static void add_product(const work_t *w, const nps_linear_t *layer, int64_t rows, const float *y, int norm, float *room,
+                        float *x) {
+  const int64_t h = w->m->hidden;
+  if (!w->m->variant->gemma) {
+    nps_linear_add(w->pass, layer, rows, y, layer->in, x, h);
+    return;
+  }
+  nps_linear_set(w->pass, layer, rows, y, layer->in, room, h);
+  normalise(w, room, rows, norm, room);
+  nps_kernel_add(x, rows * h, 1, rows * h, room);
 }
 
 /* Queries and keys: normed where the family does, and turned by their positions. */
 static void turn(const work_t *w, float *rows, int64_t heads, int norm) {
   const int64_t width = w->m->width;
-  if (w->m->variant->query_norm) nps_kernel_rms_norm(rows, w->rows * heads, width, tensor_of(w, norm), w->m->eps, rows);
+  if (w->m->variant->query_norm)
+    nps_kernel_rms_norm(rows, w->rows * heads, width, norm_of(w, norm, width), w->m->eps, rows);
   for (int64_t i = 0; i < w->n; i++)
     nps_kernel_rope(rows + i * w->positions * heads * width, w->positions, heads, width, w->cosine, w->sine);
 }
 
-static void attend(const work_t *w, const layer_t *layer) {
-  const llama_t *m = w->m;
+static void attend(const work_t *w, const nps_llama_layer_t *layer) {
+  const nps_llama_t *m = w->m;
   nps_heads_t heads = {.query = w->query, .keys = w->key, .value = w->value, .out = w->mixed};
   heads.ldq = heads.ldo = w->all;
   heads.ldk = w->shared;
@@ -325,56 +248,57 @@ static void attend(const work_t *w, const layer_t *layer) {
   heads.heads = m->heads;
   heads.groups = m->groups;
   heads.width = m->width;
-  heads.scale = (float)(1 / sqrt((double)m->width));
+  heads.scale = (float)m->scale;
+  heads.cap = (float)m->score_cap;
   heads.causal = heads.masked = true;
   heads.window = layer->window;
   nps_heads_attend(w->pass, &heads, w->heads);
 }
 
-static void run_attention(const work_t *w, const layer_t *layer) {
-  const llama_t *m = w->m;
-  normalise(w, layer->norm_before);
+static void run_attention(const work_t *w, const nps_llama_layer_t *layer) {
+  const nps_llama_t *m = w->m;
+  normalise(w, w->x, w->rows, layer->norm_before, w->norm);
   nps_linear_set(w->pass, &layer->query, w->rows, w->norm, m->hidden, w->query, w->all);
   nps_linear_set(w->pass, &layer->key, w->rows, w->norm, m->hidden, w->key, w->shared);
   nps_linear_set(w->pass, &layer->value, w->rows, w->norm, m->hidden, w->value, w->shared);
   turn(w, w->query, m->heads, layer->query_norm);
   turn(w, w->key, m->groups, layer->key_norm);
   attend(w, layer);
-  nps_linear_add(w->pass, &layer->output, w->rows, w->mixed, w->all, w->x, m->hidden);
+  add_product(w, &layer->output, w->rows, w->mixed, layer->norm_attention, w->norm, w->x);
 }
 
-static void run_mlp(const work_t *w, const layer_t *layer) {
-  const llama_t *m = w->m;
-  normalise(w, layer->norm_after);
+static void run_mlp(const work_t *w, const nps_llama_layer_t *layer) {
+  const nps_llama_t *m = w->m;
+  normalise(w, w->x, w->rows, layer->norm_after, w->norm);
   for (int64_t first = 0; first < w->rows; first += ROWS) {
     const int64_t rows = nps_min64(w->rows - first, ROWS);
-    const float *norm = w->norm + first * m->hidden;
+    float *norm = w->norm + first * m->hidden;
     nps_linear_set(w->pass, &layer->gate, rows, norm, m->hidden, w->gate, m->inner);
     nps_linear_set(w->pass, &layer->up, rows, norm, m->hidden, w->up, m->inner);
     for (int64_t i = 0; i < rows; i++) m->activation(w->gate + i * m->inner, w->none, m->inner);
     nps_kernel_multiply(w->gate, w->up, rows * m->inner);
-    nps_linear_add(w->pass, &layer->down, rows, w->gate, m->inner, w->x + first * m->hidden, m->hidden);
+    add_product(w, &layer->down, rows, w->gate, layer->norm_mlp, norm, w->x + first * m->hidden);
   }
 }
 
 /* ---- steps ---- */
 
-static void run_layer(const work_t *w, const layer_t *layer) {
-  const llama_t *m = w->m;
+static void run_layer(const work_t *w, const nps_llama_layer_t *layer) {
+  const nps_llama_t *m = w->m;
   memset(w->none, 0, (size_t)m->inner * sizeof(float));
-  nps_rope_table(&m->rope, m->width, w->data->tokens, w->positions, w->cosine, w->sine);
+  nps_rope_table(layer->rope, m->width, w->data->tokens, w->positions, w->cosine, w->sine);
   run_attention(w, layer);
   run_mlp(w, layer);
 }
 
 /* Only the rows that are asked for a token get logits. */
 static void run_head(const work_t *w, const nps_net_step_t *step) {
-  const llama_t *m = w->m;
+  const nps_llama_t *m = w->m;
   if (step->first == 0) {
     const int64_t count = nps_texts_gather(w->pass, w->positions, m->hidden, nps_texts_ask_next, w->x);
-    nps_kernel_rms_norm(w->x, count, m->hidden, tensor_of(w, m->norm), m->eps, w->x);
+    normalise(w, w->x, count, m->norm, w->x);
   }
-  nps_texts_logits(w->pass, step, m->hidden, 1, w->x, w->logits);
+  nps_texts_logits(w->pass, step, m->hidden, 1, (float)m->cap, w->x, w->logits);
 }
 
 static void run(const void *shape, const nps_pass_t *pass, const nps_net_step_t *step, float *scratch) {
@@ -392,32 +316,11 @@ static void run(const void *shape, const nps_pass_t *pass, const nps_net_step_t 
 }
 
 static int64_t activation_size(const void *shape, const nps_dataset_t *data, int64_t n) {
-  const llama_t *m = shape;
+  const nps_llama_t *m = shape;
   return nps_dataset_texts(data, n) * nps_texts_next_places(data) * m->hidden;
 }
 
 /* ---- families ---- */
-
-static const variant_t llama = {
-    .attention_bias = true, .mlp_bias = true, .inner = 11008, .vocabulary = 32000, .positions = 2048};
-static const variant_t mistral = {
-    .window = 4096, .inner = 14336, .vocabulary = 32000, .groups = 8, .positions = 131072};
-static const variant_t qwen2 = {.qkv_bias = true,
-                                .window = 4096,
-                                .windows = true,
-                                .inner = 22016,
-                                .vocabulary = 151936,
-                                .groups = 32,
-                                .positions = 32768};
-static const variant_t qwen3 = {.attention_bias = true,
-                                .query_norm = true,
-                                .window = 4096,
-                                .windows = true,
-                                .inner = 22016,
-                                .vocabulary = 151936,
-                                .groups = 32,
-                                .width = 128,
-                                .positions = 32768};
 
 #define FAMILY(type, what)                                                                                             \
   {                                                                                                                    \
@@ -426,7 +329,9 @@ static const variant_t qwen3 = {.attention_bias = true,
     .rows = nps_texts_next_rows, .scratch = scratch_size, .run = run,                                                  \
   }
 
-const nps_net_family_t nps_net_llama = FAMILY("llama", &llama);
-const nps_net_family_t nps_net_mistral = FAMILY("mistral", &mistral);
-const nps_net_family_t nps_net_qwen2 = FAMILY("qwen2", &qwen2);
-const nps_net_family_t nps_net_qwen3 = FAMILY("qwen3", &qwen3);
+const nps_net_family_t nps_net_llama = FAMILY("llama", &nps_llama_variant);
+const nps_net_family_t nps_net_mistral = FAMILY("mistral", &nps_mistral_variant);
+const nps_net_family_t nps_net_qwen2 = FAMILY("qwen2", &nps_qwen2_variant);
+const nps_net_family_t nps_net_qwen3 = FAMILY("qwen3", &nps_qwen3_variant);
+const nps_net_family_t nps_net_gemma2 = FAMILY("gemma2", &nps_gemma2_variant);
+const nps_net_family_t nps_net_gemma3 = FAMILY("gemma3_text", &nps_gemma3_variant);

@@ -6,8 +6,9 @@
 #include <string.h>
 
 static const nps_net_family_t *const families[] = {
-    &nps_net_vit,  &nps_net_bert,  &nps_net_roberta, &nps_net_xlm_roberta, &nps_net_clip, &nps_net_clip_vision,
-    &nps_net_gpt2, &nps_net_llama, &nps_net_mistral, &nps_net_qwen2,       &nps_net_qwen3};
+    &nps_net_vit,         &nps_net_bert,   &nps_net_roberta, &nps_net_xlm_roberta, &nps_net_clip,
+    &nps_net_clip_vision, &nps_net_gpt2,   &nps_net_llama,   &nps_net_mistral,     &nps_net_qwen2,
+    &nps_net_qwen3,       &nps_net_gemma2, &nps_net_gemma3,  &nps_net_t5,          &nps_net_mt5};
 
 #define FAMILIES (sizeof families / sizeof *families)
 

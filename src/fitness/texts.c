@@ -21,7 +21,8 @@ int64_t nps_texts_place(const nps_pass_t *pass, int64_t i) {
 
 const int32_t *nps_texts_mask(const nps_pass_t *pass, int64_t i) {
   const nps_dataset_t *data = pass->data;
-  return data->mask ? data->mask + nps_texts_place(pass, i) * data->tokens : NULL;
+  const int64_t row = data->targets ? pass->samples[i] : nps_texts_place(pass, i);
+  return data->mask ? data->mask + row * data->tokens : NULL;
 }
 
 bool nps_texts_ask_next(const nps_dataset_t *data, int64_t text, int64_t p, int *label) {
@@ -39,36 +40,42 @@ int64_t nps_texts_next_rows(const void *shape, const nps_dataset_t *data, int64_
   return nps_dataset_texts(data, n) * nps_texts_next_places(data);
 }
 
-nps_err_t nps_texts_check(const nps_net_t *net, const nps_dataset_t *data, int64_t vocabulary, int64_t least) {
+static nps_err_t check_ids(const nps_net_t *net, const nps_dataset_t *data, int64_t vocabulary, int64_t least) {
   if (!data->ids)
     return nps_fail(NPS_ERR_INPUT, "%s: group %s: expected texts (input_ids), as %s needs them, found images",
                     data->path, data->group, net->body->path);
-  const int64_t texts = nps_dataset_texts(data, 1);
+  const int64_t rows = nps_dataset_rows(data, 1);
   if (data->tokens < least || data->tokens > NPS_MOST_TOKENS)
     return nps_fail(NPS_ERR_INPUT, "%s: group %s: input_ids: expected rows of %lld to %d tokens, found %lld",
                     data->path, data->group, (long long)least, NPS_MOST_TOKENS, (long long)data->tokens);
-  if (texts > NPS_MOST_TOKENS / data->tokens)
+  if (rows > NPS_MOST_TOKENS / data->tokens)
     return nps_fail(NPS_ERR_INPUT, "%s: group %s: input_ids: expected at most %d tokens in all choices of a sample",
                     data->path, data->group, NPS_MOST_TOKENS);
-  for (int64_t i = 0; i < data->samples * texts * data->tokens; i++)
+  for (int64_t i = 0; i < data->samples * rows * data->tokens; i++)
     if (data->ids[i] < 0 || data->ids[i] >= vocabulary)
       return nps_fail(NPS_ERR_INPUT, "%s: group %s: input_ids: token %d in row %lld: expected 0 to %lld", data->path,
                       data->group, (int)data->ids[i], (long long)(i / data->tokens), (long long)vocabulary - 1);
   return NPS_OK;
 }
 
-static bool asks_any(const nps_dataset_t *data, int64_t text) {
+nps_err_t nps_texts_check(const nps_net_t *net, const nps_dataset_t *data, int64_t vocabulary, int64_t least) {
+  if (!data->targets) return check_ids(net, data, vocabulary, least);
+  return nps_fail(NPS_ERR_INPUT, "%s: group %s: target_ids are for encoder-decoders, and %s is none", data->path,
+                  data->group, net->body->path);
+}
+
+static bool asks_any(const nps_dataset_t *data, int64_t text, int64_t places, nps_asks_fn *asks) {
   int label;
-  for (int64_t p = 0; p + 1 < data->tokens; p++)
-    if (nps_texts_ask_next(data, text, p, &label)) return true;
+  for (int64_t p = 0; p < places; p++)
+    if (asks(data, text, p, &label)) return true;
   return false;
 }
 
 /* Some text must be asked for a token; of choices each. */
-static nps_err_t check_asked(const nps_dataset_t *data) {
+static nps_err_t check_asked(const nps_dataset_t *data, int64_t places, nps_asks_fn *asks) {
   bool any = false;
   for (int64_t i = 0; i < nps_dataset_texts(data, data->samples); i++) {
-    const bool asked = asks_any(data, i);
+    const bool asked = asks_any(data, i, places, asks);
     any |= asked;
     if (data->choices && !asked)
       return nps_fail(NPS_ERR_INPUT, "%s: group %s: choice %lld of sample %lld has no token that counts", data->path,
@@ -79,11 +86,13 @@ static nps_err_t check_asked(const nps_dataset_t *data) {
                   data->path, data->group);
 }
 
-nps_err_t nps_texts_check_labels(const nps_dataset_t *data, int64_t vocabulary) {
-  for (int64_t i = 0; i < data->samples * data->places; i++)
-    if (data->labels[i] != NPS_NOT_ASKED && (data->labels[i] < 0 || data->labels[i] >= vocabulary))
-      return nps_fail(NPS_ERR_INPUT, "%s: group %s: labels: %d in row %lld: expected 0 to %lld, or %d where none",
-                      data->path, data->group, (int)data->labels[i], (long long)(i / data->places),
+/* Of labels of places, and of targets. */
+static nps_err_t check_tokens(const nps_dataset_t *data, const char *name, const int32_t *tokens, int64_t rows,
+                              int64_t vocabulary) {
+  for (int64_t i = 0; i < rows * data->places; i++)
+    if (tokens[i] != NPS_NOT_ASKED && (tokens[i] < 0 || tokens[i] >= vocabulary))
+      return nps_fail(NPS_ERR_INPUT, "%s: group %s: %s: %d in row %lld: expected 0 to %lld, or %d where none",
+                      data->path, data->group, name, (int)tokens[i], (long long)(i / data->places),
                       (long long)vocabulary - 1, NPS_NOT_ASKED);
   return NPS_OK;
 }
@@ -95,8 +104,31 @@ nps_err_t nps_texts_check_next(const nps_dataset_t *data, int64_t vocabulary) {
     return nps_fail(NPS_ERR_INPUT, "%s: /%s/labels: expected shape %s, as input_ids, found %s", data->path, data->group,
                     nps_shape_format(2, expected, expected_text),
                     nps_shape_format(data->places ? 2 : 1, found, found_text));
-  NPS_TRY(nps_texts_check_labels(data, vocabulary));
-  return check_asked(data);
+  NPS_TRY(check_tokens(data, "labels", data->labels, data->labels ? data->samples : 0, vocabulary));
+  return check_asked(data, nps_texts_next_places(data), nps_texts_ask_next);
+}
+
+/* ---- encoder-decoders ---- */
+
+bool nps_texts_ask_target(const nps_dataset_t *data, int64_t text, int64_t p, int *label) {
+  *label = nps_dataset_targets(data)[text * data->places + p];
+  return *label != NPS_NOT_ASKED;
+}
+
+nps_err_t nps_texts_check_targets(const nps_net_t *net, const nps_dataset_t *data, int64_t vocabulary) {
+  NPS_TRY(check_ids(net, data, vocabulary, 1));
+  if (!data->places)
+    return nps_fail(
+        NPS_ERR_INPUT,
+        "%s: group %s: expected input_ids [samples, tokens] with labels [samples, places], or target_ids [samples, "
+        "choices, places], as %s needs them",
+        data->path, data->group, net->body->path);
+  if (data->places > NPS_MOST_TOKENS / nps_dataset_texts(data, 1))
+    return nps_fail(NPS_ERR_INPUT, "%s: group %s: expected at most %d tokens in all targets of a sample", data->path,
+                    data->group, NPS_MOST_TOKENS);
+  NPS_TRY(check_tokens(data, data->targets ? "target_ids" : "labels", nps_dataset_targets(data),
+                       nps_dataset_texts(data, data->samples), vocabulary));
+  return check_asked(data, data->places, nps_texts_ask_target);
 }
 
 /* ---- the vocabulary ---- */
@@ -137,14 +169,15 @@ int64_t nps_texts_logit_room(int64_t vocabulary, int64_t width) {
   return logit_rows(vocabulary, width) * most_classes(vocabulary, width);
 }
 
-void nps_texts_logits(const nps_pass_t *pass, const nps_net_step_t *step, int64_t width, float scale, const float *x,
-                      float *room) {
+void nps_texts_logits(const nps_pass_t *pass, const nps_net_step_t *step, int64_t width, float scale, float cap,
+                      const float *x, float *room) {
   const int64_t most = logit_rows(pass->classes, width);
   int64_t asked = 0;
   while (asked < pass->rows && pass->tallies[asked].label >= 0) asked++;
   for (int64_t first = 0; first < asked; first += most) {
     const int64_t count = nps_min64(asked - first, most);
     nps_sgemm(true, count, step->rows, width, scale, x + first * width, width, pass->table, width, 0, room, step->rows);
+    if (cap > 0) nps_kernel_cap(room, count * step->rows, 1, cap);
     for (int64_t i = 0; i < count; i++)
       nps_pass_take(pass, first + i, pass->tallies[first + i].label, room + i * step->rows, step->first, step->rows);
   }
@@ -177,6 +210,8 @@ static void attend_block(const nps_pass_t *pass, const nps_heads_t *h, int64_t t
   a.value = h->value + row * h->ldk + group * h->width;
   a.out = h->out + (text * h->queries + first) * h->ldo + head * h->width;
   a.mask = mask ? mask + from : NULL;
+  a.bias = h->bias ? h->bias + head * h->ldb + first - from : NULL;
+  a.cap = h->cap;
   a.causal = h->causal;
   a.window = h->window;
   a.queries = count;

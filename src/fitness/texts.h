@@ -13,7 +13,8 @@ enum {
 
 /* ---- data ---- */
 
-/** Give the number of texts of a batch / the place of its text i in the data / that text's mask, [tokens]; NULL: none. */
+/** Give the number of texts of a batch / the place of its text i in the data / the mask of its row of input_ids i, [tokens];
+ *  NULL: none. A row is a text, but that the choices of encoder-decoders share one. */
 int64_t nps_texts_count(const nps_pass_t *pass);
 int64_t nps_texts_place(const nps_pass_t *pass, int64_t i);
 const int32_t *nps_texts_mask(const nps_pass_t *pass, int64_t i);
@@ -36,8 +37,14 @@ nps_err_t nps_texts_check(const nps_net_t *net, const nps_dataset_t *data, int64
 /** Check the labels of next tokens, and that some token is asked for, of choices in each. NPS_ERR_INPUT. */
 nps_err_t nps_texts_check_next(const nps_dataset_t *data, int64_t vocabulary);
 
-/** Check that labels of places lie within the vocabulary. NPS_ERR_INPUT. */
-nps_err_t nps_texts_check_labels(const nps_dataset_t *data, int64_t vocabulary);
+/* ---- encoder-decoders ---- */
+
+/** Asks place p of a text's target for its token. */
+nps_asks_fn nps_texts_ask_target;
+
+/** Check that data are input_ids within the vocabulary with targets, labels [samples, places] or target_ids, some token of which
+ *  is asked for. NPS_ERR_INPUT. */
+nps_err_t nps_texts_check_targets(const nps_net_t *net, const nps_dataset_t *data, int64_t vocabulary);
 
 /* ---- the vocabulary ---- */
 
@@ -50,10 +57,10 @@ void nps_texts_embed(const nps_pass_t *pass, const nps_net_step_t *step, const i
 int64_t nps_texts_gather(const nps_pass_t *pass, int64_t positions, int64_t width, nps_asks_fn *asks, float *x);
 
 /** Give the logits of a step's part of the vocabulary to all rows that are asked for a token.
- *  @param x  those rows, [rows][width]; @param scale  of the logits
+ *  @param x  those rows, [rows][width]; @param scale  of the logits; @param cap  of them, as nps_kernel_cap(); 0: none
  *  @param room  nps_texts_logit_room() numbers */
-void nps_texts_logits(const nps_pass_t *pass, const nps_net_step_t *step, int64_t width, float scale, const float *x,
-                      float *room);
+void nps_texts_logits(const nps_pass_t *pass, const nps_net_step_t *step, int64_t width, float scale, float cap,
+                      const float *x, float *room);
 int64_t nps_texts_logit_room(int64_t vocabulary, int64_t width);
 
 /* ---- attention ---- */
@@ -67,6 +74,11 @@ typedef struct nps_heads {
   int64_t ldq, ldk, ldo;
   int64_t texts, queries, tokens, heads, groups, width; /**< a group's keys and values serve heads/groups heads */
   float scale;
+  const float
+      *bias; /**< bias[head·ldb + i − t] is added to query i's score of token t, before it is scaled; readable as
+                          nps_attention_t says; NULL: none */
+  int64_t ldb;
+  float cap;      /**< of scores, as nps_attention_t has it; 0: none */
   bool causal;    /**< query i sees the tokens up to i */
   bool masked;    /**< tokens that the data's mask leaves out are not seen */
   int64_t window; /**< with causal: of them only so many; 0: all */
@@ -75,7 +87,7 @@ typedef struct nps_heads {
 /** Give the numbers of working memory. */
 int64_t nps_heads_room(int64_t tokens, int64_t width);
 
-/** out = softmax(scale · query · keysᵀ) · value, head by head. @param room  nps_heads_room(), aligned to 64 bytes */
+/** out = softmax(scale · (query · keysᵀ + bias)) · value, head by head. @param room  nps_heads_room(), aligned to 64 bytes */
 void nps_heads_attend(const nps_pass_t *pass, const nps_heads_t *heads, float *room);
 
 /* ---- working memory ---- */

@@ -28,8 +28,9 @@ static void add_dataset(nps_text_t *text, const char *task, const nps_dataset_t 
   const int64_t shape[] = {data->samples, data->channels, data->height,          data->width,
                            data->tokens,  data->choices,  (int64_t)data->scored, data->places};
   const size_t pixels = (size_t)(data->samples * data->channels * data->height * data->width);
-  const size_t texts = (size_t)nps_dataset_texts(data, data->samples), tokens = texts * (size_t)data->tokens;
-  const size_t labels = (size_t)(data->samples * nps_max64(data->places, 1));
+  const size_t texts = (size_t)nps_dataset_texts(data, data->samples), places = texts * (size_t)data->places;
+  const size_t tokens = (size_t)(nps_dataset_rows(data, data->samples) * data->tokens);
+  const size_t labels = (size_t)(data->samples * nps_dataset_labels(data));
   uint64_t hash = nps_hash64(0, shape, sizeof shape);
   if (data->inputs) hash = nps_hash64(hash, data->inputs, pixels * sizeof *data->inputs);
   if (data->ids) hash = nps_hash64(hash, data->ids, tokens * sizeof *data->ids);
@@ -37,6 +38,7 @@ static void add_dataset(nps_text_t *text, const char *task, const nps_dataset_t 
   if (data->types) hash = nps_hash64(hash, data->types, tokens * sizeof *data->types);
   if (data->answer) hash = nps_hash64(hash, data->answer, tokens * sizeof *data->answer);
   if (data->lengths) hash = nps_hash64(hash, data->lengths, texts * sizeof *data->lengths);
+  if (data->targets) hash = nps_hash64(hash, data->targets, places * sizeof *data->targets);
   if (data->labels) hash = nps_hash64(hash, data->labels, labels * sizeof *data->labels);
   nps_text_add(text, "data of task %s: %016llx\n", task, (unsigned long long)hash);
 }

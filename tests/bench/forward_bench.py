@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Time forward passes of nps-eval beside PyTorch's (eager mode, transformers) on the same cores and batches.
 
-    make bench-forward FORWARD_ARGS='[--families vit,llama] [--ranks 1,2] …'
+    make bench-forward FORWARD_ARGS='[--families vit,bert,llama] [--ranks 1,2] …'
 
 Models of random weights at width 768, 12 layers, 12 heads are made by transformers: a ViT (224 × 224 pixels in patches of
-16, inner width 3072, 10 classes) and a Llama (rows of 257 tokens, inner width 2048, 32,000 tokens). nps-eval and PyTorch
+16, inner width 3072, 10 classes), a BERT (rows of 256 tokens, inner width 3072, 10 classes) and a Llama (rows of 257 tokens,
+inner width 2048, 32,000 tokens). nps-eval and PyTorch
 take turns. nps-eval's seconds are those of a run with more batches less those of a run with one batch a rank, so that
 starting and reading do not count; it makes scores besides logits. Seconds are medians, once by the clock and once of CPU time
 of all ranks or threads, which other programs disturb less.
@@ -31,6 +32,7 @@ except ModuleNotFoundError as missing:
 
 transformers.utils.logging.disable_progress_bar()
 CLASSES, VOCABULARY, TOKENS, PIXELS = 10, 32000, 257, 224
+BERT_TOKENS = 256
 PEERS = ("eager", "sdpa")  # transformers' forms of attention; the second is its default
 
 
@@ -38,6 +40,12 @@ def make_vit(folder):
     config = transformers.ViTConfig(num_labels=CLASSES)
     transformers.ViTForImageClassification(config).save_pretrained(folder)
     return transformers.ViTForImageClassification
+
+
+def make_bert(folder):
+    config = transformers.BertConfig(num_labels=CLASSES, vocab_size=VOCABULARY)
+    transformers.BertForSequenceClassification(config).save_pretrained(folder)
+    return transformers.BertForSequenceClassification
 
 
 def make_llama(folder):
@@ -49,15 +57,17 @@ def make_llama(folder):
 
 def make_data(family, samples, path):
     random = np.random.default_rng(1)
+    labels = random.integers(0, CLASSES, samples, np.int32)
     with h5py.File(path, "w") as file:
         if family == "vit":
             inputs = random.standard_normal((samples, 3, PIXELS, PIXELS), np.float32)
             file["task/inputs"] = inputs
-            file["task/labels"] = random.integers(0, CLASSES, samples, np.int32)
         else:
-            inputs = random.integers(0, VOCABULARY, (samples, TOKENS), np.int32)
+            inputs = random.integers(0, VOCABULARY, (samples, BERT_TOKENS if family == "bert" else TOKENS), np.int32)
             file["task/input_ids"] = inputs
-    return torch.from_numpy(inputs)
+        if family != "llama":
+            file["task/labels"] = labels
+    return torch.from_numpy(inputs), torch.from_numpy(labels).long()
 
 
 def evaluate(options, model, data, ranks):
@@ -77,24 +87,27 @@ def pass_forward(model, family, inputs, batch):
     begin, before = time.perf_counter(), time.process_time()
     with torch.inference_mode():
         for part in inputs.split(batch):
-            logits = model(part if family == "vit" else part[:, :-1].long()).logits
+            given = {"vit": part, "bert": part.long(), "llama": part[:, :-1].long()}[family]
+            logits = model(given).logits
     return np.array([time.perf_counter() - begin, time.process_time() - before]), logits, part
 
 
-def check_nll(family, logits, part, nll, samples):
+def check_nll(family, logits, part, labels, nll):
     """The same scores, where all samples are in one batch."""
-    if len(part) != samples or family == "vit":
+    if len(part) != len(labels):
         return
-    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), part[:, 1:].flatten().long()).item()
+    if family == "llama":
+        logits, labels = logits.flatten(0, 1), part[:, 1:].flatten().long()
+    expected = torch.nn.functional.cross_entropy(logits, labels).item()
     if abs(expected - nll) > 1e-3:
         sys.exit(f"forward_bench.py: {family}: nll {nll} instead of {expected}")
 
 
 def measure(options, family, ranks, folder):
     """Median seconds a sample: [who][clock, CPU]."""
-    kind = {"vit": make_vit, "llama": make_llama}[family](folder / "model")
+    kind = {"vit": make_vit, "bert": make_bert, "llama": make_llama}[family](folder / "model")
     few, many = options.batch * ranks, options.batch * ranks * (1 + options.batches)
-    inputs = make_data(family, few, folder / "few.h5")
+    inputs, labels = make_data(family, few, folder / "few.h5")
     make_data(family, many, folder / "many.h5")
     torch.set_num_threads(ranks)
     peers = {name: kind.from_pretrained(folder / "model", attn_implementation=name).eval() for name in PEERS}
@@ -105,14 +118,14 @@ def measure(options, family, ranks, folder):
         seconds["nps-eval"].append((more - once) / (many - few))
         for name, model in peers.items():
             took, logits, part = pass_forward(model, family, inputs, options.batch)
-            check_nll(family, logits, part, nll, few)
+            check_nll(family, logits, part, labels, nll)
             seconds[name].append(took / few)
     return {name: np.median(np.array(rows), axis=0) for name, rows in seconds.items()}
 
 
 def parse():
     p = argparse.ArgumentParser(description="Time forward passes of nps-eval beside PyTorch's.")
-    p.add_argument("--families", default="vit,llama", help="some of vit,llama")
+    p.add_argument("--families", default="vit,bert,llama", help="some of vit,bert,llama")
     p.add_argument("--ranks", default="1,2", help="ranks of nps-eval, and threads of PyTorch (default %(default)s)")
     p.add_argument("--batch", type=int, default=8, help="samples in a forward pass (default %(default)s)")
     p.add_argument("--batches", type=int, default=2, help="that are timed, on each rank (default %(default)s)")

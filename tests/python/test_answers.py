@@ -117,6 +117,50 @@ def test_exact_match_is_what_greedy_decoding_gives(model, tmp_path):
     assert found["nll"] == pytest.approx(nll, abs=1e-5)
 
 
+GREEDY = {
+    "llama": ("Llama", {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 40}),
+    "gemma2": ("Gemma2", {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+                          "head_dim": 8, "intermediate_size": 40, "sliding_window": 4, "tie_word_embeddings": False}),
+    "gpt2": ("GPT2", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 32}),
+}  # fmt: skip
+PROMPTS, LONGEST, NEW = 8, 7, 5
+
+
+@pytest.mark.parametrize("kind", GREEDY)
+def test_exact_match_is_what_generate_gives(kind, tmp_path):
+    """Prompts of several lengths in one batch, filled up before them for transformers; here before or behind."""
+    name, sizes = GREEDY[kind]
+    model_class = getattr(transformers, f"{name}{'LMHeadModel' if kind == 'gpt2' else 'ForCausalLM'}")
+    config = model_class.config_class(**sizes, vocab_size=VOCABULARY, bos_token_id=1, eos_token_id=2, pad_token_id=0)
+    other = texts.random_model(model_class, config, spread=0.5)
+    other.save_pretrained(tmp_path / "model")
+    rng = np.random.default_rng(11)
+    prompts = [rng.integers(3, VOCABULARY, n).tolist() for n in rng.integers(1, LONGEST + 1, PROMPTS)]
+    ids = np.array([[0] * (LONGEST - len(p)) + p for p in prompts])
+    with torch.no_grad():
+        found = other.generate(
+            torch.from_numpy(ids), attention_mask=torch.from_numpy(ids != 0).long(), max_new_tokens=NEW, do_sample=False
+        )[:, LONGEST:].tolist()
+    answers = [answer[: answer.index(2) + 1] if 2 in answer else answer for answer in found]
+    assert len({tuple(answer) for answer in answers}) > 2
+    answers = [[*a[:-1], (a[-1] + 1) % VOCABULARY] if i % 4 == 1 else a for i, a in enumerate(answers)]
+    rows = {side: {key: np.zeros((PROMPTS, LONGEST + NEW), np.int32) for key in ("input_ids", "attention_mask", "labels")}
+            for side in ("before", "behind")}  # fmt: skip
+    for side, data in rows.items():
+        data["labels"][:] = -100
+        for i, (prompt, answer) in enumerate(zip(prompts, answers)):
+            start = LONGEST if side == "before" else len(prompt)
+            data["input_ids"][i, start - len(prompt) : start + len(answer)] = prompt + answer
+            data["attention_mask"][i, start - len(prompt) : start + len(answer)] = 1
+            data["labels"][i, start : start + len(answer)] = answer
+    write(tmp_path / "data.h5", {side: (data, "exact_match") for side, data in rows.items()})
+    for batch in (1, 3):
+        scores = tools.evaluate(tmp_path / "model", "--data", tmp_path / "data.h5", "--batch", batch)["tasks"]
+        for side in rows:
+            assert (scores[side]["correct"], scores[side]["total"]) == (6, PROMPTS), side
+        assert scores["before"]["nll"] == pytest.approx(scores["behind"]["nll"], abs=1e-5)
+
+
 ERRORS = {
     "no labels": ({"labels": None}, None, "choices need labels, which of them is right"),
     "no such choice": ({"labels": np.full(SAMPLES, 3)}, None, "label 3 of sample 0: expected 0 to 2, as there are 3 choices"),

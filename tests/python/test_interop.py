@@ -290,6 +290,8 @@ SMALL_FAMILIES = {
                                               num_attention_heads=2, image_size=8, patch_size=4, num_labels=3)),
     "bert": ("BertForMaskedLM", dict(hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
                                      vocab_size=32)),
+    "gemma2": ("Gemma2ForCausalLM", dict(hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+                                         num_key_value_heads=1, head_dim=8, vocab_size=32)),
     "t5": ("T5ForConditionalGeneration", dict(d_model=16, d_ff=24, d_kv=8, num_layers=2, num_heads=2, vocab_size=32)),
 }  # fmt: skip
 

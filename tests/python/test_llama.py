@@ -1,4 +1,4 @@
-"""Llamas, Mistral and Qwen against transformers: tiny random ones and the example family; texts that do not fit."""
+"""Llamas, Mistral, Qwen and Gemma against transformers: tiny random ones and the example family; texts that do not fit."""
 
 import json
 
@@ -53,12 +53,23 @@ OTHERS = {
     "qwen3": ("Qwen3", {"head_dim": 8}),
     "qwen3 with biases": ("Qwen3", {"attention_bias": True, "tie_word_embeddings": True, "head_dim": 14}),
     "qwen3 with a window": ("Qwen3", {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 0}),
+    "gemma2": ("Gemma2", {"head_dim": 14, "sliding_window": 3, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}),
+    "gemma2 without caps": ("Gemma2", {"head_dim": 8, "attn_logit_softcapping": None, "final_logit_softcapping": None,
+                                       "query_pre_attn_scalar": 13, "tie_word_embeddings": False, "attention_bias": True}),
+    "gemma2 with types": ("Gemma2", {"head_dim": 8, "sliding_window": 2, "layer_types": ["full_attention", "sliding_attention"],
+                                     "hidden_activation": "silu"}),
+    "gemma3": ("Gemma3", {"head_dim": 8, "num_hidden_layers": 7, "sliding_window": 3}),
+    "gemma3 with scalings": ("Gemma3", {
+        "head_dim": 12, "sliding_window": 4, "layer_types": ["full_attention", "sliding_attention"], "query_pre_attn_scalar": 9,
+        "final_logit_softcapping": 4.0, "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "factor": 2.5, "rope_theta": 50.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 7.0}}}),
 }  # fmt: skip
 
 
 def random_model(seed=1, kind="Llama", **changes):
-    config = getattr(transformers, f"{kind}Config")(**{**SMALL, **changes}, attn_implementation="eager")
-    return texts.random_model(getattr(transformers, f"{kind}ForCausalLM"), config, seed)
+    model = getattr(transformers, f"{kind}ForCausalLM")
+    return texts.random_model(model, model.config_class(**{**SMALL, **changes}, attn_implementation="eager"), seed)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -96,6 +107,33 @@ def test_several_shards_in_bfloat16(tmp_path):
     model.save_pretrained(tmp_path / "model", max_shard_size="8KB")
     assert (tmp_path / "model/model.safetensors.index.json").exists()
     check(model, tmp_path / "model", tmp_path)
+
+
+def test_embeddings_of_gemma_in_bfloat16(tmp_path):
+    """Their factor is rounded to their type."""
+    random_model(kind="Gemma2", head_dim=8, hidden_size=40).bfloat16().save_pretrained(tmp_path / "model")
+    model = transformers.Gemma2ForCausalLM.from_pretrained(tmp_path / "model", dtype="float32")
+    scale = model.model.embed_tokens.embed_scale
+    rounded = scale.bfloat16().float()
+    assert abs(rounded - scale) > 1e-3
+    scale.copy_(rounded)
+    check(model, tmp_path / "model", tmp_path, rows=1, classes=[0, 4])
+
+
+def test_older_configs_of_gemma(tmp_path):
+    """One scaling, which holds for layers that see all tokens, two bases, and a window in all layers but every so many."""
+    model = random_model(
+        kind="Gemma3", head_dim=8, num_hidden_layers=4, sliding_window=2, sliding_window_pattern=3,
+        rope_parameters={"full_attention": {"rope_type": "linear", "factor": 3.0, "rope_theta": 60.0},
+                         "sliding_attention": {"rope_type": "default", "rope_theta": 5.0}},
+    )  # fmt: skip
+    model.save_pretrained(tmp_path / "model")
+    path = tmp_path / "model/config.json"
+    config = json.loads(path.read_text())
+    del config["rope_parameters"], config["layer_types"]
+    config.update(rope_theta=60.0, rope_local_base_freq=5.0, rope_scaling={"rope_type": "linear", "factor": 3.0})
+    path.write_text(json.dumps({**config, "sliding_window_pattern": 3}))
+    check(model, tmp_path / "model", tmp_path, rows=1, classes=[1, 8])
 
 
 @pytest.mark.parametrize("scaling", [None, {"type": "linear", "factor": 2.0}])
@@ -175,6 +213,8 @@ MODELS = {
     "groups": ({"num_key_value_heads": 3}, "num_attention_heads 4 is no multiple of num_key_value_heads 3"),
     "odd heads": ({"head_dim": 31}, "head_dim: expected an even number, found 31"),
     "activation": ({"hidden_act": "mish"}, "hidden_act mish is not implemented"),
+    "both directions": ({"model_type": "gemma2", "use_bidirectional_attention": True}, "use_bidirectional_attention: expected noth"),
+    "scalar": ({"model_type": "gemma2", "query_pre_attn_scalar": 0}, "query_pre_attn_scalar: expected a number above 0, found 0"),
     "parallel": ({"pretraining_tp": 2}, "pretraining_tp 2 is not implemented, only 1"),
     "vocabulary": ({"vocab_size": 300}, "expected shape [300, 128] by config.json, found [256, 128]"),
     "layers": ({"num_hidden_layers": 5}, "needs tensor model.layers.4.input_layernorm.weight"),

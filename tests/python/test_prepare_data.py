@@ -101,6 +101,47 @@ def test_an_answer_without_context_follows_the_end_of_text(plain, tmp_path):
     assert data["labels"].tolist() == [[-100, *numbers("the cat")]]
 
 
+@pytest.fixture(scope="module")
+def seq2seq(tmp_path_factory):
+    """As T5's: the end of text behind each, and a config with encoder and decoder."""
+    end = tokenizers.processors.TemplateProcessing(single="$A [END]", special_tokens=[("[END]", 1)])
+    folder = save(tmp_path_factory.mktemp("seq2seq"), end)
+    config = transformers.T5Config(
+        d_model=16, d_kv=8, d_ff=8, num_layers=1, num_heads=2, vocab_size=len(WORDS), decoder_start_token_id=0
+    )
+    texts.random_model(transformers.T5ForConditionalGeneration, config).save_pretrained(folder)
+    return folder
+
+
+def test_answers_of_a_decoder_with_an_encoder(seq2seq, tmp_path):
+    samples = [{"context": "the cat", "answer": "sat on"}, {"context": "a dog ran", "answer": "away"}]
+    data, metric = prepare(seq2seq, tmp_path, samples)
+    assert metric == "exact_match"
+    assert data["input_ids"].tolist() == [numbers("the cat [END] [PAD]"), numbers("a dog ran [END]")]
+    assert data["attention_mask"].tolist() == [[1, 1, 1, 0], [1] * 4]
+    assert data["labels"].tolist() == [numbers("sat on [END]"), [*numbers("away [END]"), -100]]
+    assert tools.evaluate(seq2seq, "--data", tmp_path / "data.h5")["tasks"]["task"]["total"] == 2
+
+
+def test_choices_of_a_decoder_with_an_encoder(seq2seq, tmp_path):
+    samples = [{"context": "the cat", "choices": ["sat on", "ran"], "label": 1}]
+    data, metric = prepare(seq2seq, tmp_path, samples, "--norm", "--length", 2)
+    assert metric == "acc_norm" and data["labels"].tolist() == [1]
+    assert data["input_ids"].tolist() == [numbers("cat [END]")]
+    assert data["target_ids"].tolist() == [[numbers("sat on"), [*numbers("ran"), -100]]]
+    assert data["lengths"].tolist() == [[6, 3]]
+    assert tools.evaluate(seq2seq, "--data", tmp_path / "data.h5")["tasks"]["task"]["total"] == 1
+
+
+def test_texts_without_a_question_are_not_for_encoders(seq2seq, tmp_path):
+    assert "needs contexts with choices or answers" in prepare(seq2seq, tmp_path, [{"text": "the cat"}], code=1)
+
+
+def test_tokens_of_answers(plain, tmp_path):
+    _, metric = prepare(plain, tmp_path, [{"context": "the cat", "answer": "sat on"}], "--tokens")
+    assert metric is None
+
+
 def test_answers(plain, tmp_path):
     samples = [{"context": "the cat", "answer": "sat on"}, {"context": "a dog", "answer": "ran"}]
     data, metric = prepare(plain, tmp_path, samples)

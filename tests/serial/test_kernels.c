@@ -12,6 +12,7 @@
 #define nps_kernel_add portable_add
 #define nps_kernel_layer_norm portable_layer_norm
 #define nps_kernel_rms_norm portable_rms_norm
+#define nps_kernel_cap portable_cap
 #define nps_kernel_multiply portable_multiply
 #define nps_kernel_rope portable_rope
 #define nps_kernel_attention portable_attention
@@ -24,6 +25,7 @@
 #undef nps_kernel_add
 #undef nps_kernel_layer_norm
 #undef nps_kernel_rms_norm
+#undef nps_kernel_cap
 #undef nps_kernel_multiply
 #undef nps_kernel_rope
 #undef nps_kernel_attention
@@ -158,9 +160,11 @@ static bool sees(const nps_attention_t *a, int64_t i, int64_t t) {
 static double attend_naively(const nps_attention_t *a, int64_t i, int64_t column) {
   double total = 0, sum = 0, most = -INFINITY, score[TOKENS];
   for (int64_t t = 0; t < a->tokens; t++) {
-    score[t] = 0;
+    score[t] = a->bias ? (double)a->bias[i - t] : 0;
     for (int64_t c = 0; c < a->width; c++)
-      score[t] += (double)a->query[c * a->ldq + i] * (double)a->keys[t * a->ldk + c] * (double)a->scale;
+      score[t] += (double)a->query[c * a->ldq + i] * (double)a->keys[t * a->ldk + c];
+    score[t] *= (double)a->scale;
+    if (a->cap > 0) score[t] = (double)a->cap * tanh(score[t] / (double)a->cap);
     if (sees(a, i, t)) most = fmax(most, score[t]);
   }
   for (int64_t t = 0; t < a->tokens; t++) {
@@ -205,6 +209,35 @@ START_TEST(attention_sees_what_it_may) {
       for (int c = 0; c < size[2]; c++)
         ck_assert_double_eq_tol((double)out[i * WIDTH + c], attend_naively(&a, i, c), 5e-6);
   }
+}
+END_TEST
+
+START_TEST(attention_has_biases_and_caps) {
+  float bias[2 * TOKENS + NPS_PAD];
+  fill_random(bias, 2 * TOKENS + NPS_PAD, 5);
+  static const int sizes[][3] = {{17, 17, 32}, {1, 33, 8}, {40, 40, 5}, {3, 4, 16}};
+  for (size_t k = 0; k < 4 * (sizeof sizes / sizeof *sizes); k++) {
+    float out[TOKENS * WIDTH];
+    const int *size = sizes[k / 4];
+    nps_attention_t a = attention_of(size[0], size[1], size[2], out);
+    a.bias = k % 2 ? bias + TOKENS - 1 : NULL;
+    a.cap = k / 2 % 2 ? 2.5F : 0;
+    a.causal = k % 3;
+    nps_kernel_attention(&a);
+    for (int i = 0; i < size[0]; i++)
+      for (int c = 0; c < size[2]; c++)
+        ck_assert_double_eq_tol((double)out[i * WIDTH + c], attend_naively(&a, i, c), 5e-6);
+  }
+}
+END_TEST
+
+START_TEST(numbers_are_capped) {
+  enum { N = 1003 };
+  float x[N], y[N];
+  fill_random(x, N, 90);
+  memcpy(y, x, sizeof x);
+  nps_kernel_cap(y, N, 0.7F, 30);
+  for (int i = 0; i < N; i++) ck_assert_double_eq_tol((double)y[i], 30 * tanh(0.7 * (double)x[i] / 30), 1e-5);
 }
 END_TEST
 
@@ -283,6 +316,8 @@ START_TEST(every_instruction_set_gives_the_same_bits) {
   ck_assert_mem_eq(x[0], x[1], 990 * sizeof(float));
   nps_attention_t a = attention_of(13, 19, 37, out[0]);
   a.causal = true;
+  a.bias = bias + 40;
+  a.cap = 9;
   nps_kernel_attention(&a);
   a.out = out[1];
   portable_attention(&a);
@@ -302,6 +337,8 @@ int main(void) {
   tcase_add_test(cases, heads_are_turned_by_position);
   tcase_add_test(cases, attention_is_softmax_of_products);
   tcase_add_test(cases, attention_sees_what_it_may);
+  tcase_add_test(cases, attention_has_biases_and_caps);
+  tcase_add_test(cases, numbers_are_capped);
   tcase_add_test(cases, a_query_that_sees_nothing_gets_the_mean);
   tcase_add_test(cases, every_instruction_set_gives_the_same_bits);
   return run_tests("kernels", cases);
