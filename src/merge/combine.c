@@ -2,89 +2,75 @@
 
 #include <string.h>
 
-/* Written with vector types, as compilers do not keep the models' values of an entry in registers by themselves. They are
- * lowered to what the processor has. */
+/* Entries combined at a time: their models' parts stay in the first cache. */
+#define GROUP 256
+
+/* Written with vector types, as compilers do not keep the models' parts of an entry in registers by themselves. They are
+ * lowered to what the processor has; conversions are left to plain loops, which compilers turn into better code. */
 #define LANES 4
-#define VECTORS 2 /* side by side, to hide latencies */
-#define STEP (LANES * VECTORS)
 
 typedef double wide_t __attribute__((vector_size(8 * LANES)));
+typedef double loose_t __attribute__((vector_size(8 * LANES), aligned(8), may_alias));
 typedef int64_t bits_t __attribute__((vector_size(8 * LANES)));
-typedef float narrow_t __attribute__((vector_size(4 * LANES)));
 
 #define INLINE static inline __attribute__((always_inline))
 
-/* The factors of a combination, spread over the lanes: out of reach of stores to the output. */
-typedef struct {
-  const wide_t *weight, *scale; /* [models] */
-  wide_t lambda;
-} factors_t;
+/* part[i] = weight × (scale × tau[i]), [n]; zeros up to [GROUP]. */
+INLINE void form_part(const double weight, const bool scaled, const double scale, const float *tau, int64_t n,
+                      double *part) {
+  if (scaled)
+    for (int64_t i = 0; i < n; i++) part[i] = weight * (scale * (double)tau[i]);
+  else
+    for (int64_t i = 0; i < n; i++) part[i] = weight * (double)tau[i];
+  for (int64_t i = n; i < GROUP; i++) part[i] = 0;
+}
 
-/* One step. `models`, `scaled` and the like are constants where this is inlined, so that loops unroll. */
-INLINE void combine_step(const factors_t *f, const int models, const bool scaled, const bool consensus,
-                         const bool normalize, float *const *tau, int64_t at, double *out) {
+/* One vector. `models` and the like are constants where this is inlined, so that loops unroll. */
+INLINE void combine_step(const wide_t *weight, const double lambda, const int models, const bool consensus,
+                         const bool normalize, const double (*part)[GROUP], int64_t at, double *out) {
   const wide_t zero = {0}, one = {1, 1, 1, 1};
   const bits_t sign = {INT64_MIN, INT64_MIN, INT64_MIN, INT64_MIN};
-  wide_t value[models][VECTORS], sum[VECTORS] = {{0}};
-  for (int m = 0; m < models; m++)
-    for (int v = 0; v < VECTORS; v++) {
-      narrow_t x;
-      memcpy(&x, tau[m] + at + LANES * v, sizeof x);
-      const wide_t delta = __builtin_convertvector(x, wide_t);
-      value[m][v] = f->weight[m] * (scaled ? f->scale[m] * delta : delta);
-      sum[v] += value[m][v];
-    }
-  for (int v = 0; v < VECTORS && consensus; v++) {
-    const bits_t flip = (bits_t)(sum[v] < zero) & sign;
+  wide_t sum = zero;
+  for (int m = 0; m < models; m++) sum += *(const loose_t *)(part[m] + at);
+  if (consensus) {
+    const bits_t flip = (bits_t)(sum < zero) & sign;
     wide_t agreeing = zero, divisor = zero;
     for (int m = 0; m < models; m++) {
-      const bits_t agrees = (bits_t)((wide_t)((bits_t)value[m][v] ^ flip) > zero);
-      agreeing += (wide_t)((bits_t)value[m][v] & agrees);
-      if (normalize) divisor += (wide_t)((bits_t)f->weight[m] & agrees);
+      const wide_t value = *(const loose_t *)(part[m] + at);
+      const bits_t agrees = (bits_t)((wide_t)((bits_t)value ^ flip) > zero);
+      agreeing += (wide_t)((bits_t)value & agrees);
+      if (normalize) divisor += (wide_t)((bits_t)weight[m] & agrees);
     }
     const bits_t none = (bits_t)(divisor == zero);
     divisor = (wide_t)(((bits_t)divisor & ~none) | ((bits_t)one & none));
-    sum[v] = normalize ? f->lambda * agreeing / divisor : agreeing;
+    sum = normalize ? lambda * agreeing / divisor : agreeing;
   }
-  memcpy(out, sum, sizeof sum);
+  *(loose_t *)(out + at) = sum;
 }
 
-/* The entries that are left after the last whole step. */
-INLINE void combine_rest(const factors_t *f, const int models, const bool scaled, const bool consensus,
-                         const bool normalize, float *const *tau, int64_t at, int64_t n, double *out) {
-  float rest[models][STEP], *row[models];
-  double sum[STEP];
-  for (int m = 0; m < models; m++) {
-    row[m] = rest[m];
-    for (int i = 0; i < STEP; i++) rest[m][i] = at + i < n ? tau[m][at + i] : 0;
+INLINE void combine(const nps_combination_t *c, const int models, const bool consensus, const bool normalize, int64_t n,
+                    double *out) {
+  double part[models][GROUP], last[GROUP];
+  wide_t weight[models];
+  for (int m = 0; m < models; m++) weight[m] = (wide_t){0} + c->weight[m];
+  for (int64_t at = 0; at < n; at += GROUP) {
+    const int64_t count = n - at < GROUP ? n - at : GROUP;
+    double *to = count < GROUP ? last : out + at;
+    for (int m = 0; m < models; m++)
+      form_part(c->weight[m], c->scale != NULL, c->scale ? c->scale[m] : 1, c->tau[m] + at, count, part[m]);
+    for (int64_t i = 0; i < GROUP; i += LANES)
+      combine_step(weight, c->lambda, models, consensus, normalize, (const double(*)[GROUP])part, i, to);
+    if (count < GROUP) memcpy(out + at, last, (size_t)count * sizeof *out);
   }
-  combine_step(f, models, scaled, consensus, normalize, row, 0, sum);
-  memcpy(out + at, sum, (size_t)(n - at) * sizeof *out);
-}
-
-INLINE void combine(const nps_combination_t *c, const int models, const bool scaled, const bool consensus,
-                    const bool normalize, int64_t n, double *out) {
-  float *tau[models];
-  wide_t weight[models], scale[models];
-  const factors_t f = {.weight = weight, .scale = scale, .lambda = (wide_t){0} + c->lambda};
-  int64_t at = 0;
-  for (int m = 0; m < models; m++) {
-    tau[m] = c->tau[m];
-    weight[m] = (wide_t){0} + c->weight[m];
-    scale[m] = (wide_t){0} + (scaled ? c->scale[m] : 1);
-  }
-  for (; at + STEP <= n; at += STEP) combine_step(&f, models, scaled, consensus, normalize, tau, at, out + at);
-  if (at < n) combine_rest(&f, models, scaled, consensus, normalize, tau, at, n, out);
 }
 
 INLINE void combine_models(const nps_combination_t *c, const int models, int64_t n, double *out) {
-  const bool scaled = c->scale != NULL;
   if (!c->consensus)
-    combine(c, models, scaled, false, false, n, out);
+    combine(c, models, false, false, n, out);
   else if (c->normalize)
-    combine(c, models, scaled, true, true, n, out);
+    combine(c, models, true, true, n, out);
   else
-    combine(c, models, scaled, true, false, n, out);
+    combine(c, models, true, false, n, out);
 }
 
 /* The usual numbers of models have code of their own. */
