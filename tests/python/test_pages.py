@@ -1,6 +1,8 @@
-"""Man pages and completion, as make writes them, in the programs that read them."""
+"""Man pages and completion, as make writes them, in the programs that read them; and what make install puts where."""
 
+import os
 import subprocess
+import sys
 
 import pytest
 import tools
@@ -47,3 +49,21 @@ def test_bash_completion(tmp_path):
 def test_zsh_completion(program):
     result = subprocess.run(["zsh", "-n", f"{tools.BUILD}/pages/_{program}"], capture_output=True, text=True)
     assert result.returncode == 0 and not result.stderr, result
+
+
+def test_installed_tree(tmp_path):
+    make = subprocess.run(["make", "-C", str(tools.BUILD), "install", f"DESTDIR={tmp_path}", "prefix=/opt/nps"], capture_output=True, text=True)
+    assert make.returncode == 0, make.stdout + make.stderr
+    prefix = tmp_path / "opt/nps"
+    assert {str(f.relative_to(prefix)) for f in prefix.rglob("*") if f.is_file()} == {
+        *(f"bin/{p}" for p in PROGRAMS),
+        *(f"share/man/man1/{p}.1" for p in PROGRAMS),
+        *(f"share/bash-completion/completions/{p}" for p in PROGRAMS),
+        *(f"share/zsh/site-functions/_{p}" for p in PROGRAMS),
+        *(f"share/nps-merge/python/{f}.py" for f in ("nps_merge", "plot_search", "plot_spectrum", "prepare_data")),
+    }
+    read = "import nps_merge; print(len(nps_merge.open('bytes-llama/base')))"
+    env = {**tools.environment(), "PYTHONPATH": str(prefix / "share/nps-merge/python"), "PYTHONDONTWRITEBYTECODE": "1"}
+    result = subprocess.run([sys.executable, "-c", read], cwd=tools.MODELS, env=env, capture_output=True, text=True)
+    assert result.returncode == 0 and result.stdout == "39\n", result
+    assert all(os.access(prefix / "share/nps-merge/python" / f, os.X_OK) for f in ("plot_search.py", "plot_spectrum.py", "prepare_data.py"))
