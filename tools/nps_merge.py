@@ -199,19 +199,40 @@ class Expanded(Stored):
         self.dtype, self.count = index["dtype"].asstr()[:], index["count"][:]
         self.blocks = self.group["blocks"][:].astype(np.int64)
         self.ends = np.cumsum(self.blocks[:, 1:3], axis=0)  # of positions and values
-        self.first_block = np.concatenate([[0], np.cumsum(-(-self.count // BLOCK))])
-        self.first_unit = np.concatenate([[0], np.cumsum(-(-self.count // UNIT))])
+        self.matrix = index["matrix"][:] != 0 if "matrix" in index else np.zeros(len(self.index), bool)
+        self.number = np.cumsum(self.matrix) - 1  # among those that are stored by their factors
+        in_blocks = np.where(self.matrix, 0, self.count)
+        self.first_block = np.concatenate([[0], np.cumsum(-(-in_blocks // BLOCK))])
+        self.first_unit = np.concatenate([[0], np.cumsum(-(-in_blocks // UNIT))])
         self.names = sorted({*base, *self.heads})
 
     def update(self, name):
         """What is added to a tensor of the base: float32, flat."""
         i = self.index[name]
+        if self.matrix[i]:
+            return self.product(self.number[i], self.base.raw(name)[1].shape)
         units = self.group["scales"][self.first_unit[i] : self.first_unit[i + 1]]
         update = np.zeros(self.count[i], np.float32)
         for b in range(self.first_block[i], self.first_block[i + 1]):
             at = (b - self.first_block[i]) * BLOCK
             self.expand(b, units[at // UNIT : (at + BLOCK) // UNIT], update[at : at + BLOCK])
         return update
+
+    def product(self, j, shape):
+        """The sum of the products of singular vectors: exact products, added up in float64 one after the other."""
+        table = self.group["matrices"][:]
+        rank, byte_count, checksum = (int(x) for x in table[j])
+        first_scale, first_byte = 2 * int(table[:j, 0].sum()), int(table[:j, 1].sum())
+        scales = self.group["triple_scales"][first_scale : first_scale + 2 * rank].astype(np.float32)
+        data = self.group["triples"][first_byte : first_byte + byte_count]
+        if zlib.crc32(data.tobytes(), zlib.crc32(scales.astype("<f4").tobytes())) != checksum:
+            raise ValueError(f"{self.file.filename}: {self.group.name}: matrix {j} does not have its checksum")
+        out = np.zeros(shape)
+        if rank:
+            codes = unpack_values(data, rank * sum(shape), self.bits).reshape(rank, -1)
+            for code, a, b in zip(codes, scales[::2], scales[1::2]):
+                out += np.outer((a * code[: shape[0]]).astype(np.float64), (b * code[shape[0] :]).astype(np.float64))
+        return out.astype(np.float32).reshape(-1)
 
     def expand(self, b, scales, out):
         kept, position_bytes, value_bytes, checksum = (int(x) for x in self.blocks[b])
@@ -244,6 +265,9 @@ def open_base(file, verify):
     attributes = file["base"].attrs
     if "path" not in attributes:
         return Datasets(file, "tensors")
+    if "+" in attributes["path"] and not pathlib.Path(attributes["path"]).exists():
+        raise ValueError(f"{file.filename}: its base is computed from a model and an adapter, {attributes['path']}, which "
+                         "this module does not do: expand the model with nps-convert")  # fmt: skip
     beside = pathlib.Path(file.filename).parent / attributes["name"]
     path = next((p for p in (pathlib.Path(attributes["path"]), beside) if p.exists()), None)
     if path is None:

@@ -12,22 +12,35 @@
 /** What the attribute `format` says of an archive. */
 #define NPS_ARCHIVE_FORMAT "nps-archive"
 
+/** What gives the singular factors of matrices. */
+typedef struct nps_archive_factors {
+  /** Whether a tensor is stored by its factors: one with two dimensions. */
+  bool (*is_matrix)(void *ctx, const nps_target_t *target);
+  /** Give the factors whose product the update is that is being written: of target i of the model. Used until the next. */
+  nps_low_rank_t (*get)(void *ctx, int i);
+  void *ctx;
+} nps_archive_factors_t;
+
 /** What all models of an archive share. Borrowed as long as the archive is written. */
 typedef struct nps_archive_spec {
   const nps_model_t *base;
-  const char *base_name;        /**< as the user names it */
-  bool embedded;                /**< the base's tensors are those of the file's writer */
-  const nps_layout_t *expanded; /**< its merged targets are what is coded, in the types that they expand to */
-  int value_bits;               /**< 4, 8 or 16 */
+  const char *base_name;                /**< as the user names it */
+  bool embedded;                        /**< the base's tensors are those of the file's writer */
+  const nps_layout_t *expanded;         /**< its merged targets are what is coded, in the types that they expand to */
+  int value_bits;                       /**< 4, 8 or 16 */
+  const nps_archive_factors_t *factors; /**< of matrices that are stored by them; NULL: none is */
 } nps_archive_spec_t;
 
 /** What was written of a model. */
 typedef struct nps_archive_told {
-  int64_t kept;    /**< entries that are stored */
+  int64_t kept;    /**< numbers that are stored: entries, and those of singular vectors */
   int64_t entries; /**< of the update */
   int64_t bytes;   /**< of its datasets */
   double error;    /**< of rounding: ‖stored − exact‖ / ‖exact‖ */
 } nps_archive_told_t;
+
+/** Bytes of an element's share of scales and tables, whether it is kept or not. */
+#define NPS_ARCHIVE_OVERHEAD (4.0 / 1024 + 16.0 / 65536)
 
 typedef struct nps_archive nps_archive_t;
 
@@ -38,8 +51,7 @@ nps_err_t nps_archive_new(nps_writer_t *file, const nps_archive_spec_t *spec, np
 void nps_archive_free(nps_archive_t *archive);
 
 /** Begin a model. Its merged targets are then written with nps_writer_write() as float32 updates to the base, its head as it is.
- *  Each rank writes whole blocks of NPS_BLOCK entries of a tensor, or up to its end, in order; ranks of higher number later
- *  targets. Copied targets are not stored: they are the base's. Collective.
+ *  Each rank writes whole blocks of NPS_BLOCK entries of a tensor, or up to its end, in order. A matrix that is stored by its factors is one rank's. Copied targets are not stored: they are the base's. Collective.
  *  @param updates  merged targets as in the spec, and those of the head; must outlive the model
  *  @param[out] out  ended with nps_archive_end()
  *  @return NPS_ERR_CONFIG: a name that cannot be one in HDF5 */

@@ -34,6 +34,7 @@ typedef struct nps_factors_spec {
   const nps_hold_t
       *hold; /**< [layout->count] of which targets this rank gets the factors, where `owner` is NULL; NULL: of all */
   const char *spill; /**< folder for a file of the factors; NULL: they are kept in memory */
+  int value_bits;    /**< as nps_assembly_new(); for predictions */
 } nps_factors_spec_t;
 
 typedef struct nps_factors nps_factors_t;
@@ -112,8 +113,12 @@ int64_t nps_rest_kept(const nps_factors_t *factors, int list);
 /** Room to assemble tensors in. Opaque. */
 typedef struct nps_assembly nps_assembly_t;
 
-/** Make room for the largest matrix. Local. @param[out] out  freed with nps_assembly_free(); borrows the factors */
-nps_err_t nps_assembly_new(const nps_factors_t *factors, nps_assembly_t **out);
+/** Make room for the largest matrix. Local.
+ *  @param value_bits  not 0: matrices are made as an archive stores and expands them, of one model alone: w_m·λ·σ goes to u, u
+ *    and v are rounded by themselves (nps_quantise(); NPS_VALUES_UNROUNDED: not) and multiplied by nps_low_rank_entries()
+ *  @param[out] out  freed with nps_assembly_free(); borrows the factors */
+nps_err_t nps_assembly_new(const nps_factors_t *factors, int value_bits, nps_assembly_t **out);
+#define NPS_VALUES_UNROUNDED 32
 void nps_assembly_free(nps_assembly_t *assembly);
 
 /** Make the update of a matrix: Σ λ_i U_iᵀ diag(w_m σ) V_i over kept triples, divided as `normalize` says; with sum
@@ -124,6 +129,10 @@ void nps_assembly_free(nps_assembly_t *assembly);
  *  @return NPS_ERR_RUNTIME: the spill file cannot be read */
 nps_err_t nps_assembly_matrix(nps_assembly_t *assembly, const nps_taking_t *taking, const nps_weighting_t *weighting,
                               int first_list, int matrix, const float **update);
+
+/** Give the factors of the matrix made last, with value_bits: those that are kept, band by band, unrounded only where they were
+ *  left so. Local. Owned by the assembly, until the next call. */
+nps_low_rank_t nps_assembly_factors(const nps_assembly_t *assembly);
 
 /** Make the update of entries [first, first + n) of a tensor of the rest. Local.
  *  @param tensor    position among the merged tensors in byte order of their names

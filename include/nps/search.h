@@ -167,8 +167,9 @@ double nps_search_h_score(const nps_search_t *search, int model, size_t which, i
  *  calibration score rose, and paths; log the events "scores" and "path". Local, rank 0. @param tasks  as in the spec */
 void nps_search_show(const nps_search_t *search, const nps_search_spec_t *spec, nps_report_t *report);
 
-/** Write /search, /transfer and /timing into a merged file. Collective as the file is. */
-nps_err_t nps_search_write(const nps_search_t *search, nps_h5_t *file);
+/** Write /search, /transfer and /timing into an output. Collective as the file is.
+ *  @param brief  of every search its start and its result alone, as archives are to be small */
+nps_err_t nps_search_write(const nps_search_t *search, bool brief, nps_h5_t *file);
 
 /** Read the best genome of an earlier merged file, for search.start_from. Local.
  *  @param path  "prune/NAME", "fuse", "joint"

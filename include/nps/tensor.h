@@ -96,6 +96,17 @@ float nps_quantise(const float *x, int64_t n, int bits, int16_t *codes);
 /** Give back what codes stand for: fl32(scale · code). @param[out] x  [n] */
 void nps_dequantise(float scale, const int16_t *codes, int64_t n, float *x);
 
+/** A matrix of low rank: x_ij = fl32(Σ_k u_ki·v_kj), products exact, sums in float64 with k ascending: the same bits on every
+ *  machine. Borrowed. */
+typedef struct nps_low_rank {
+  int64_t rank, rows, columns;
+  const float *u; /**< [rank][rows] */
+  const float *v; /**< [rank][columns] */
+} nps_low_rank_t;
+
+/** Make entries [first, first + n) of it, in row-major order. @param[out] out  [n] */
+void nps_low_rank_entries(const nps_low_rank_t *matrix, int64_t first, int64_t n, float *out);
+
 /** Add up f(x) over part of a block in 16 interleaved lanes: lane j takes the elements whose index in the block is j
  *  modulo 16, in order. The result does not depend on how the block was cut into calls whose starts are multiples of
  *  16. Zero-initialise at the start of a block. */

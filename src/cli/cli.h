@@ -72,7 +72,8 @@ char *cli_help(const cli_program_t *program);
 /** What the exit codes mean, for the texts. */
 #define CLI_EXIT_CODES                                                                                                 \
   "0 done; 1 failed while running; 2 the command line or the config is wrong; 3 an input file is missing, corrupt or " \
-  "does not fit the others."
+  "does not fit the others; 4 stopped by a signal or a time limit, with a snapshot that --resume goes on from " \
+  "(nps-merge only)."
 
 /** Whether an argument of this name is a path: FILE, OUT, DST, CONFIG, and whatever names a model. Local. */
 bool cli_is_path(const char *argument);

@@ -16,8 +16,8 @@ typedef struct {
 
 static const cli_operand_t operands[] = {
     {"MODEL", true, FIELD(model),
-     "A Hugging Face folder, a .safetensors file, a merged .h5 file, org/name in the local Hugging Face cache, or "
-     "BASE+ADAPTER."},
+     "A Hugging Face folder, a .safetensors file, a merged .h5 file, org/name in the local Hugging Face cache, "
+     "BASE+ADAPTER, or ARCHIVE#NAME, a model in a compressed archive."},
 };
 
 static const cli_option_t option_table[] = {

@@ -138,8 +138,6 @@ static void check_archive(const nps_recipe_t *recipe, const nps_node_t *root) {
   if (recipe->archive.given && !wanted)
     nps_place_fail(place_of(root, "archive", NULL), "archive: goes with nps.application: compression only, this is %s",
                    application_name(recipe->nps.application));
-  if (wanted && recipe->nps.singular)
-    nps_place_fail(place_of(root, "nps", "partition"), "nps.partition: singular with compression is not built yet");
   if (wanted && recipe->output_head)
     nps_place_fail(place_of(root, "output", "head"),
                    "output.head: an archive holds every model's own head, expected none");

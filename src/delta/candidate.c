@@ -120,10 +120,15 @@ static void quantise(int bits, int64_t n, double *sum) {
   nps_tensor_widen(NPS_F32, x, n, sum);
 }
 
+/* Whether the update is that of a matrix, assembled and rounded already. */
+static bool is_matrix(const nps_candidate_t *c, int tensor) {
+  return c->factors && nps_factors_matrix(c->factors, tensor) >= 0;
+}
+
 static void make_update(const nps_candidate_t *c, int tensor, int64_t first, int64_t n, double *update) {
   if (!c->factors)
     update_of_entries(c, tensor, first, n, update);
-  else if (nps_factors_matrix(c->factors, tensor) < 0)
+  else if (!is_matrix(c, tensor))
     update_of_rest(c, tensor, first, n, update);
   else
     for (int64_t i = 0; i < n; i++) update[i] = c->update[first + i];
@@ -133,7 +138,7 @@ static void make_update(const nps_candidate_t *c, int tensor, int64_t first, int
 static void make_chunk(const nps_candidate_t *c, int tensor, int64_t first, int64_t n, float *out) {
   double base[NPS_CHUNK], sum[NPS_CHUNK];
   make_update(c, tensor, first, n, sum);
-  if (c->value_bits) quantise(c->value_bits, n, sum);
+  if (c->value_bits && !is_matrix(c, tensor)) quantise(c->value_bits, n, sum);
   nps_tensor_widen(nps_store_dtype(c->store, -1, tensor), nps_store_raw(c->store, -1, tensor, first), n, base);
   add_base(base, n, sum);
   round_values(c, tensor, sum, n, out);
@@ -226,7 +231,7 @@ nps_err_t nps_candidate_new(const nps_store_t *store, const nps_subspaces_t *sub
   c->rows = nps_xcalloc(models, sizeof *c->rows);
   for (size_t i = 0; i < models; i++) c->rows[i] = c->q + i * NPS_CHUNK;
   if (factors) c->taking = nps_taking_new(factors);
-  if (factors) err = nps_assembly_new(factors, &c->assembly);
+  if (factors) err = nps_assembly_new(factors, value_bits, &c->assembly);
   if (err == NPS_OK)
     *out = c;
   else

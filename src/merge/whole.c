@@ -60,8 +60,11 @@ static void take_slab(nps_engine_t *e, const nps_piece_t *piece, int64_t first, 
     nps_engine_fill_chunk(e, target, at, n);
     nps_engine_add_norms(e, models, &chunk);
     for (int m = 0; m < models; m++) memcpy(w->tau[m] + first + at, e->tau[m], (size_t)n * sizeof(float));
-    nps_tensor_widen(nps_engine_input_dtype(e, target, spec->base), nps_engine_raw_at(e, target, spec->base, at), n,
-                     w->base + first + at);
+    if (spec->updates)
+      memset(w->base + first + at, 0, (size_t)n * sizeof *w->base);
+    else
+      nps_tensor_widen(nps_engine_input_dtype(e, target, spec->base), nps_engine_raw_at(e, target, spec->base, at), n,
+                       w->base + first + at);
   }
 }
 

@@ -170,13 +170,33 @@ static nps_err_t add_counts(nps_h5_t *file, json_t *index) {
   return NPS_OK;
 }
 
+/* Which tensors are stored by their singular factors, where some are. */
+static nps_err_t add_matrices(nps_h5_t *file, json_t *index) {
+  void *marks = NULL;
+  int ndim = 0;
+  int64_t shape[NPS_MAX_DIMS];
+  int64_t matrices = 0;
+  bool found = false;
+  NPS_TRY(nps_h5_get_attr_i64(file, "/index", "matrices", &matrices, &found));
+  if (!found) return NPS_OK;
+  NPS_TRY(nps_h5_read(file, "/index/matrix", NPS_I64, &ndim, shape, &marks));
+  json_t *list = json_array();
+  const int64_t n = ndim == 1 ? shape[0] : 0;
+  for (int64_t i = 0; i < n; i++) json_array_append_new(list, json_integer(((const int64_t *)marks)[i]));
+  json_object_set_new(index, "matrix", list);
+  free(marks);
+  return NPS_OK;
+}
+
 static nps_err_t check_index(const char *path, const json_t *index, int64_t bits) {
   const size_t n = json_array_size(json_object_get(index, "name"));
   if (bits != 4 && bits != 8 && bits != 16)
     return nps_fail(NPS_ERR_INPUT, "%s: /index: value_bits: expected 4, 8 or 16, found %lld", path, (long long)bits);
-  if (n == json_array_size(json_object_get(index, "dtype")) && n == json_array_size(json_object_get(index, "count")))
+  const json_t *matrix = json_object_get(index, "matrix");
+  if (n == json_array_size(json_object_get(index, "dtype")) && n == json_array_size(json_object_get(index, "count")) &&
+      (!matrix || n == json_array_size(matrix)))
     return NPS_OK;
-  return nps_fail(NPS_ERR_INPUT, "%s: /index: name, dtype and count have different lengths", path);
+  return nps_fail(NPS_ERR_INPUT, "%s: /index: name, dtype, count and matrix have different lengths", path);
 }
 
 static nps_err_t read_index(nps_h5_t *file, const char *path, const char *group, bool embedded, json_t *index) {
@@ -186,6 +206,7 @@ static nps_err_t read_index(nps_h5_t *file, const char *path, const char *group,
   NPS_TRY(add_texts(file, "/index/name", "name", index));
   NPS_TRY(add_texts(file, "/index/dtype", "dtype", index));
   NPS_TRY(add_counts(file, index));
+  NPS_TRY(add_matrices(file, index));
   NPS_TRY(nps_h5_get_attr_i64(file, "/index", "value_bits", &bits, &found));
   NPS_TRY(check_index(path, index, bits));
   json_object_set_new(index, "value_bits", json_integer(bits));

@@ -2,6 +2,7 @@
 #include "nps/archive.h"
 
 #include "archive_read.h"
+#include "archive_read_triples.h"
 #include "block_code.h"
 
 #include <stdlib.h>
@@ -20,6 +21,8 @@ typedef struct {
   nps_block_row_t *rows;                /* [blocks] */
   int64_t *position_at, *value_at;      /* [blocks + 1] */
   int positions, values, scales, table; /* tensors of the parts */
+  int *matrix;                          /* [count] number among those stored by their factors, or -1 */
+  nps_triple_rules_t *triples;          /* NULL: there are none */
 } rules_t;
 
 static void free_rules(void *rules) {
@@ -31,6 +34,8 @@ static void free_rules(void *rules) {
   free(r->rows);
   free(r->position_at);
   free(r->value_at);
+  free(r->matrix);
+  nps_triple_rules_free(r->triples);
   free(r);
 }
 
@@ -67,9 +72,8 @@ static int find_coded(const nps_model_t *base, const json_t *index, int i, nps_c
 
 /* ---- the table of blocks ---- */
 
-/* A dataset of the model. @return -1: it is not there, or has another type or shape */
-static int find_part(const nps_model_t *parts, const char *name, nps_dtype_t dtype, int64_t rows, int64_t columns,
-                     nps_checks_t *checks) {
+int nps_archive_find_part(const nps_model_t *parts, const char *name, nps_dtype_t dtype, int64_t rows, int64_t columns,
+                          nps_checks_t *checks) {
   const int i = nps_model_find(parts, name);
   const nps_tensor_info_t *t = i >= 0 ? &parts->tensors[i] : NULL;
   char shape[192];
@@ -104,10 +108,10 @@ static void place_blocks(const nps_model_t *base, rules_t *r, int i, int w, nps_
   }
 }
 
-static void check_total(const nps_model_t *parts, int part, int64_t total, nps_checks_t *checks) {
+void nps_archive_check_total(const nps_model_t *parts, int part, const char *of, int64_t total, nps_checks_t *checks) {
   if (parts->tensors[part].count != total)
-    nps_checks_fail(checks, "%s: dataset %s has %lld bytes, but its blocks %lld", parts->name,
-                    parts->tensors[part].name, (long long)parts->tensors[part].count, (long long)total);
+    nps_checks_fail(checks, "%s: dataset %s has %lld entries, but its %s %lld", parts->name, parts->tensors[part].name,
+                    (long long)parts->tensors[part].count, of, (long long)total);
 }
 
 static nps_err_t read_rows(const nps_model_t *parts, rules_t *r, int64_t blocks) {
@@ -120,25 +124,46 @@ static nps_err_t read_rows(const nps_model_t *parts, rules_t *r, int64_t blocks)
   return err;
 }
 
-/* @param w_of  [count] tensor of the base, or -1 */
+/* Numbers the matrices that are stored by their factors. */
+static nps_err_t read_triples(const nps_model_t *model, rules_t *r, const json_t *index, const int *w_of,
+                              nps_checks_t *checks) {
+  const nps_model_t *base = model->derivation->base;
+  const nps_tensor_info_t **tensors = nps_xcalloc((size_t)r->count + 1, sizeof *tensors);
+  int count = 0;
+  for (int i = 0; i < r->count; i++) {
+    const nps_tensor_info_t *t = &base->tensors[w_of[i]];
+    r->matrix[i] = -1;
+    if (!number_at(index, "matrix", i)) continue;
+    if (t->ndim != 2) nps_checks_fail(checks, "/index/matrix: tensor %s of the base is no matrix", t->name);
+    r->matrix[i] = count;
+    tensors[count++] = t;
+  }
+  if (checks->count == 0 && json_object_get(index, "matrix"))
+    return nps_triple_rules_new(model->derivation->parts, r->bits, tensors, count, checks, &r->triples);
+  free(tensors);
+  return NPS_OK;
+}
+
+/* @param w_of  [count] tensor of the base */
 static nps_err_t read_table(const nps_model_t *model, rules_t *r, const int *w_of, nps_checks_t *checks) {
   const nps_model_t *base = model->derivation->base, *parts = model->derivation->parts;
   r->first_block = nps_xcalloc((size_t)r->count + 1, sizeof *r->first_block);
   r->first_unit = nps_xcalloc((size_t)r->count + 1, sizeof *r->first_unit);
   for (int i = 0; i < r->count; i++) {
-    r->first_block[i + 1] = r->first_block[i] + nps_blocks_of(base->tensors[w_of[i]].count);
-    r->first_unit[i + 1] = r->first_unit[i] + nps_units_of(base->tensors[w_of[i]].count);
+    const int64_t count = r->matrix[i] < 0 ? base->tensors[w_of[i]].count : 0;
+    r->first_block[i + 1] = r->first_block[i] + nps_blocks_of(count);
+    r->first_unit[i + 1] = r->first_unit[i] + nps_units_of(count);
   }
   const int64_t blocks = r->first_block[r->count];
-  r->table = find_part(parts, "blocks", NPS_I32, blocks, 4, checks);
-  r->scales = find_part(parts, "scales", NPS_F32, r->first_unit[r->count], 1, checks);
-  r->positions = find_part(parts, "positions", NPS_U8, -1, 1, checks);
-  r->values = find_part(parts, "values", NPS_U8, -1, 1, checks);
+  r->table = nps_archive_find_part(parts, "blocks", NPS_I32, blocks, 4, checks);
+  r->scales = nps_archive_find_part(parts, "scales", NPS_F32, r->first_unit[r->count], 1, checks);
+  r->positions = nps_archive_find_part(parts, "positions", NPS_U8, -1, 1, checks);
+  r->values = nps_archive_find_part(parts, "values", NPS_U8, -1, 1, checks);
   if (checks->count > 0) return NPS_OK;
   NPS_TRY(read_rows(parts, r, blocks));
   for (int i = 0; i < r->count; i++) place_blocks(base, r, i, w_of[i], checks);
-  check_total(parts, r->positions, r->position_at[blocks], checks);
-  check_total(parts, r->values, r->value_at[blocks], checks);
+  nps_archive_check_total(parts, r->positions, "blocks", r->position_at[blocks], checks);
+  nps_archive_check_total(parts, r->values, "blocks", r->value_at[blocks], checks);
   return NPS_OK;
 }
 
@@ -204,7 +229,9 @@ static nps_err_t plan_index(nps_model_t *model, const json_t *index) {
       nps_checks_fail(&checks, "/index: tensor %s is listed twice", text_at(index, "name", i));
     if (w_of[i] >= 0) coded_of[w_of[i]] = i;
   }
-  nps_err_t err = checks.count == 0 ? read_table(model, r, w_of, &checks) : NPS_OK;
+  r->matrix = nps_xcalloc((size_t)r->count + 1, sizeof *r->matrix);
+  nps_err_t err = checks.count == 0 ? read_triples(model, r, index, w_of, &checks) : NPS_OK;
+  if (err == NPS_OK && checks.count == 0) err = read_table(model, r, w_of, &checks);
   if (err == NPS_OK && checks.count == 0) {
     add_base_tensors(model, r, index, coded_of);
     add_heads(model, &checks);
@@ -240,6 +267,7 @@ typedef struct {
   void *raw;                             /* [NPS_BLOCK] of the base as stored */
   uint8_t *position_bytes, *value_bytes; /* of the largest block */
   float scales[NPS_BLOCK / NPS_UNIT];
+  nps_triple_state_t triples;
 } state_t;
 
 static void end(void *state) {
@@ -247,6 +275,7 @@ static void end(void *state) {
   nps_reader_free(s->base);
   nps_reader_free(s->parts);
   nps_block_coder_free(s->coder);
+  nps_triple_state_free(&s->triples);
   free(s->update);
   free(s->values);
   free(s->wide);
@@ -275,6 +304,7 @@ static nps_err_t begin(const nps_model_t *model, nps_digest_t *digest, void **st
   state_t *s = nps_xcalloc(1, sizeof *s);
   s->model = model;
   s->block = -1;
+  s->triples.number = -1;
   s->base = nps_reader_new(model->derivation->base, digest);
   s->parts = nps_reader_new(model->derivation->parts, digest);
   s->coder = nps_block_coder_new(r->bits);
@@ -303,15 +333,29 @@ static nps_err_t decode(state_t *s, const char *name, int64_t block, int64_t uni
   return NPS_OK;
 }
 
-/* Elements [first, first + n) of a coded tensor, all of one block. */
-static nps_err_t read_coded(state_t *s, const nps_tensor_info_t *t, int w, int i, int64_t first, int64_t n, void *dst) {
+/* The update of elements [first, first + n) of a coded tensor, all of one block. */
+static nps_err_t make_update(state_t *s, const nps_tensor_info_t *t, int i, int64_t first, int64_t n,
+                             const float **update) {
   const rules_t *r = s->model->derivation->rules;
   const int64_t block = first / NPS_BLOCK, start = block * NPS_BLOCK;
-  NPS_TRY(decode(s, t->name, r->first_block[i] + block, r->first_unit[i] + start / NPS_UNIT,
-                 nps_min64(t->count - start, NPS_BLOCK)));
+  if (r->matrix[i] >= 0) {
+    s->block = -1;
+    *update = s->update;
+    return nps_triples_read(r->triples, s->model->derivation->parts, s->parts, r->matrix[i], first, n, &s->triples,
+                            s->update);
+  }
+  *update = s->update + (first - start);
+  return decode(s, t->name, r->first_block[i] + block, r->first_unit[i] + start / NPS_UNIT,
+                nps_min64(t->count - start, NPS_BLOCK));
+}
+
+/* Elements [first, first + n) of a coded tensor, all of one block. */
+static nps_err_t read_coded(state_t *s, const nps_tensor_info_t *t, int w, int i, int64_t first, int64_t n, void *dst) {
+  const float *update = NULL;
+  NPS_TRY(make_update(s, t, i, first, n, &update));
   NPS_TRY(nps_reader_read(s->base, w, first, n, s->raw));
   nps_tensor_widen(s->model->derivation->base->tensors[w].dtype, s->raw, n, s->values);
-  nps_tensor_widen(NPS_F32, s->update + (first - start), n, s->wide);
+  nps_tensor_widen(NPS_F32, update, n, s->wide);
   for (int64_t k = 0; k < n; k++) s->values[k] = s->values[k] + s->wide[k];
   nps_tensor_narrow(s->values, n, t->dtype, dst);
   return NPS_OK;
@@ -334,8 +378,9 @@ static nps_err_t read_values(void *state, int index, int64_t first, int64_t coun
 }
 
 static int64_t reader_bytes(const nps_model_t *model) {
-  (void)model;
-  return (3 * (int64_t)sizeof(double) + 2 * (int64_t)sizeof(float) + 4) * NPS_BLOCK + CODER_BYTES;
+  const rules_t *r = model->derivation->rules;
+  return (3 * (int64_t)sizeof(double) + 2 * (int64_t)sizeof(float) + 4) * NPS_BLOCK + CODER_BYTES +
+         nps_triple_rules_bytes(r->triples);
 }
 
 const nps_derivation_form_t nps_archive_form = {.name = "archive",

@@ -9,7 +9,7 @@
 #define NPS_ARCHIVE_HEADS "heads/"
 
 /** Tensors of a model in an archive. Parts: the datasets of the model and its heads'. Text: JSON, {"value_bits", "name": […],
- *  "dtype": […], "count": […] of the index, "sha256": […] of the base's files unless it is embedded, "config_json"}. */
+ *  "dtype": […], "count": […], "matrix": […] of the index (the last where there are some), "sha256": […] of the base's files unless it is embedded, "config_json"}. */
 extern const nps_derivation_form_t nps_archive_form;
 
 /** Open the base of an archive / a model in it. Local. NPS_ERR_INPUT. */

@@ -2,7 +2,9 @@
  * a name until all sizes are known. */
 #include "nps/archive.h"
 
+#include "archive_triples.h"
 #include "block_code.h"
+#include "spill.h"
 #include "writer_internal.h"
 
 #include <assert.h>
@@ -18,16 +20,6 @@ struct nps_archive {
   const nps_target_t **coded; /* [count] targets of spec.expanded */
   int count;
 };
-
-/* Bytes written down, to be read back. */
-typedef struct {
-  nps_text_t tail; /* not yet in the file */
-  int fd;
-  char *path; /* for messages */
-  int64_t size;
-} spill_t;
-
-#define SPILL_BYTES ((size_t)1 << 20)
 
 /* A coded block of this rank. */
 typedef struct {
@@ -52,46 +44,10 @@ typedef struct {
   int64_t block_count;
   float *scales;
   int64_t scale_count;
-  spill_t positions, values;
+  nps_spill_t positions, values;
+  nps_triples_t *triples;  /* matrices that are stored by their factors; NULL: none */
   nps_h5_dataset_t **head; /* [layout->count] */
 } task_t;
-
-/* ---- spills ---- */
-
-static nps_err_t spill_open(const char *beside, spill_t *spill) {
-  spill->path = nps_xstrf("%s-XXXXXX", beside);
-  spill->fd = mkstemp(spill->path);
-  if (spill->fd < 0) return nps_fail(NPS_ERR_IO, "%s: cannot be created: %s", spill->path, strerror(errno));
-  unlink(spill->path);
-  return NPS_OK;
-}
-
-/* Brings the tail to the file where it is long enough. */
-static nps_err_t spill_settle(spill_t *spill, size_t least) {
-  if (spill->tail.size < least || spill->tail.size == 0) return NPS_OK;
-  NPS_TRY(nps_fd_write(spill->fd, spill->path, spill->tail.text, spill->tail.size, spill->size));
-  spill->size += (int64_t)spill->tail.size;
-  spill->tail.size = 0;
-  return NPS_OK;
-}
-
-static nps_err_t spill_read(const spill_t *spill, int64_t at, size_t n, char *to) {
-  while (n > 0) {
-    const ssize_t got = pread(spill->fd, to, n, at);
-    if (got < 0 && errno == EINTR) continue;
-    if (got <= 0) return nps_fail(NPS_ERR_IO, "%s: cannot be read back: %s", spill->path, strerror(errno));
-    to += got;
-    at += got;
-    n -= (size_t)got;
-  }
-  return NPS_OK;
-}
-
-static void spill_close(spill_t *spill) {
-  if (spill->fd >= 0) close(spill->fd);
-  free(spill->tail.text);
-  free(spill->path);
-}
 
 /* ---- coding ---- */
 
@@ -113,8 +69,8 @@ static nps_err_t code_block(nps_writer_t *w, task_t *t) {
   t->scales = nps_xrealloc(t->scales, (size_t)(t->scale_count + units), sizeof *t->scales);
   block_t *b = &t->blocks[t->block_count++];
   *b = (block_t){.number = t->first_block[t->target] + t->first / NPS_BLOCK,
-                 .position_at = t->positions.size + (int64_t)t->positions.tail.size,
-                 .value_at = t->values.size + (int64_t)t->values.tail.size,
+                 .position_at = nps_spill_end(&t->positions),
+                 .value_at = nps_spill_end(&t->values),
                  .scale_at = t->scale_count,
                  .scale_count = units};
   memcpy(t->exact, t->entries, (size_t)t->filled * sizeof *t->exact);
@@ -128,8 +84,8 @@ static nps_err_t code_block(nps_writer_t *w, task_t *t) {
   if (!isfinite(b->exact))
     return nps_fail(NPS_ERR_RUNTIME, "tensor %s: the update holds a value that is not finite",
                     w->layout->targets[t->target].name);
-  NPS_TRY(spill_settle(&t->positions, SPILL_BYTES));
-  return spill_settle(&t->values, SPILL_BYTES);
+  NPS_TRY(nps_spill_settle(&t->positions, NPS_SPILL_BYTES));
+  return nps_spill_settle(&t->values, NPS_SPILL_BYTES);
 }
 
 static nps_err_t code(nps_writer_t *w, task_t *t, int i, int64_t first, int64_t count, const float *x) {
@@ -153,6 +109,7 @@ static nps_err_t code(nps_writer_t *w, task_t *t, int i, int64_t first, int64_t 
 static nps_err_t task_write(nps_writer_t *w, int i, int64_t first, int64_t count, const void *data) {
   task_t *t = w->state;
   const nps_target_t *target = &w->layout->targets[i];
+  if (nps_triples_has(t->triples, i)) return nps_triples_write(t->triples, i, first, count, data);
   if (is_coded(target)) return code(w, t, i, first, count, data);
   return t->head[i] ? nps_h5_dataset_write(t->head[i], first, count, data) : NPS_OK;
 }
@@ -177,7 +134,8 @@ static nps_err_t create_heads(const nps_writer_t *w, task_t *t, nps_h5_t *file) 
 static void count_blocks(const nps_layout_t *layout, task_t *t) {
   t->first_block = nps_xcalloc((size_t)layout->count + 1, sizeof *t->first_block);
   for (int i = 0; i < layout->count; i++) {
-    const int64_t count = is_coded(&layout->targets[i]) ? layout->targets[i].count : 0;
+    const bool in_blocks = is_coded(&layout->targets[i]) && !nps_triples_has(t->triples, i);
+    const int64_t count = in_blocks ? layout->targets[i].count : 0;
     t->first_block[i + 1] = t->first_block[i] + nps_blocks_of(count);
     t->units += nps_units_of(count);
   }
@@ -186,8 +144,9 @@ static void count_blocks(const nps_layout_t *layout, task_t *t) {
 static void free_task(nps_writer_t *w) {
   task_t *t = w->state;
   for (int i = 0; i < w->layout->count; i++) nps_h5_dataset_close(t->head[i]);
-  spill_close(&t->positions);
-  spill_close(&t->values);
+  nps_spill_close(&t->positions);
+  nps_spill_close(&t->values);
+  nps_triples_free(t->triples);
   nps_block_coder_free(t->coder);
   free(t->head);
   free(t->first_block);
@@ -232,6 +191,7 @@ nps_err_t nps_archive_begin(nps_archive_t *a, const char *name, const nps_layout
                 .positions = {.fd = -1},
                 .values = {.fd = -1},
                 .head = nps_xcalloc((size_t)updates->count + 1, sizeof *t->head)};
+  if (a->spec.factors) t->triples = nps_triples_new(updates, a->spec.factors, a->spec.value_bits);
   count_blocks(updates, t);
   nps_h5_t *file = nps_writer_file(a->file);
   nps_err_t err = check_name(name);
@@ -239,8 +199,9 @@ nps_err_t nps_archive_begin(nps_archive_t *a, const char *name, const nps_layout
   if (err == NPS_OK) err = nps_h5_make_group(file, t->group);
   if (err == NPS_OK) err = create_heads(w, t, file);
   err = nps_comm_agree(w->comm, err); /* so far all ranks have met the same */
-  if (err == NPS_OK) err = spill_open(a->file->place.partial, &t->positions);
-  if (err == NPS_OK) err = spill_open(a->file->place.partial, &t->values);
+  if (err == NPS_OK) err = nps_spill_open(a->file->place.partial, &t->positions);
+  if (err == NPS_OK) err = nps_spill_open(a->file->place.partial, &t->values);
+  if (err == NPS_OK && t->triples) err = nps_triples_open(t->triples, a->file->place.partial);
   err = nps_comm_agree(w->comm, err);
   *out = err == NPS_OK ? w : NULL;
   if (err != NPS_OK) free_task(w);
@@ -254,12 +215,38 @@ static int by_number(const void *a, const void *b) {
   return (x > y) - (x < y);
 }
 
-/* Blocks come in the order of the line, but where tensors that ranks share are merged first. */
 static nps_err_t settle(task_t *t) {
   if (t->block_count > 0) qsort(t->blocks, (size_t)t->block_count, sizeof *t->blocks, by_number);
-  for (int64_t i = 1; i < t->block_count; i++) assert(t->blocks[i].number == t->blocks[i - 1].number + 1);
-  NPS_TRY(spill_settle(&t->positions, 1));
-  return spill_settle(&t->values, 1);
+  NPS_TRY(nps_spill_settle(&t->positions, 1));
+  return nps_spill_settle(&t->values, 1);
+}
+
+/* Where the parts of all blocks lie in the datasets. */
+typedef struct {
+  int64_t blocks;
+  int64_t *positions, *values, *scales; /* [blocks + 1] into one array, owned by the first */
+} places_t;
+
+static void add_up(int64_t *x, int64_t n) {
+  for (int64_t i = 0; i < n; i++) x[i + 1] += x[i];
+}
+
+/* Whatever rank has which blocks. Collective. */
+static places_t find_places(const nps_writer_t *w, const task_t *t) {
+  const int64_t blocks = t->first_block[w->layout->count];
+  int64_t *all = nps_xcalloc(3 * (size_t)(blocks + 1), sizeof *all);
+  const places_t p = {blocks, all, all + (blocks + 1), all + 2 * (blocks + 1)};
+  for (int64_t i = 0; i < t->block_count; i++) {
+    const block_t *b = &t->blocks[i];
+    p.positions[b->number + 1] = b->row.position_bytes;
+    p.values[b->number + 1] = b->row.value_bytes;
+    p.scales[b->number + 1] = b->scale_count;
+  }
+  nps_comm_sum_i64(w->comm, all, 3 * (blocks + 1)); /* all but one rank's are 0 */
+  add_up(p.positions, blocks);
+  add_up(p.values, blocks);
+  add_up(p.scales, blocks);
+  return p;
 }
 
 /* Sums over all blocks in order, whatever rank has which. Collective. */
@@ -278,6 +265,7 @@ static void tell(const nps_writer_t *w, const task_t *t, nps_archive_told_t *tol
     exact += sums[2 * i];
     wrong += sums[2 * i + 1];
   }
+  if (t->triples) nps_triples_tell(t->triples, w->comm, &told->kept, &exact, &wrong);
   told->error = exact > 0 ? sqrt(wrong / exact) : 0;
   for (int i = 0; i < w->layout->count; i++) {
     const nps_target_t *target = &w->layout->targets[i];
@@ -290,52 +278,57 @@ static void tell(const nps_writer_t *w, const task_t *t, nps_archive_told_t *tol
 /* What a model's datasets are written from. */
 typedef struct {
   const task_t *task;
-  const spill_t *spill;
+  const nps_spill_t *spill;
+  const int64_t *at; /* [blocks + 1] */
   bool of_values;
-  char *buffer; /* SPILL_BYTES, and what the largest block has */
+  char *buffer; /* NPS_SPILL_BYTES, and what the largest block has */
 } copy_t;
 
-static size_t block_bytes(const copy_t *c, const block_t *b) {
-  return (size_t)(c->of_values ? b->row.value_bytes : b->row.position_bytes);
+/* Whether the block after block i of this rank comes next in the line too. */
+static bool goes_on(const task_t *t, int64_t i) {
+  return i + 1 < t->block_count && t->blocks[i + 1].number == t->blocks[i].number + 1;
 }
 
-/* Copies this rank's bytes, in the order of the blocks, to their place. */
-static nps_err_t copy_bytes(const copy_t *c, nps_h5_dataset_t *dataset, int64_t to) {
+/* Copies this rank's bytes to their places. */
+static nps_err_t copy_bytes(const copy_t *c, nps_h5_dataset_t *dataset) {
   size_t filled = 0;
+  int64_t to = 0;
   for (int64_t i = 0; i < c->task->block_count; i++) {
     const block_t *b = &c->task->blocks[i];
-    const size_t n = block_bytes(c, b);
-    NPS_TRY(spill_read(c->spill, c->of_values ? b->value_at : b->position_at, n, c->buffer + filled));
+    const size_t n = (size_t)(c->of_values ? b->row.value_bytes : b->row.position_bytes);
+    if (filled == 0) to = c->at[b->number];
+    NPS_TRY(nps_spill_read(c->spill, c->of_values ? b->value_at : b->position_at, n, c->buffer + filled));
     filled += n;
-    if (filled < SPILL_BYTES && i + 1 < c->task->block_count) continue;
+    if (filled < NPS_SPILL_BYTES && goes_on(c->task, i)) continue;
     if (filled > 0) NPS_TRY(nps_h5_dataset_write(dataset, to, (int64_t)filled, c->buffer));
-    to += (int64_t)filled;
     filled = 0;
   }
   return NPS_OK;
 }
 
 /* Creates a dataset of all ranks' bytes and writes this rank's. Collective. */
-static nps_err_t put_bytes(const nps_writer_t *w, nps_h5_t *file, const copy_t *c, const char *name, int64_t *bytes) {
-  int64_t mine = 0, before, total;
+static nps_err_t put_bytes(const nps_writer_t *w, nps_h5_t *file, const copy_t *c, const char *name, int64_t total,
+                           int64_t *bytes) {
   nps_h5_dataset_t *dataset = NULL;
-  for (int64_t i = 0; i < c->task->block_count; i++) mine += (int64_t)block_bytes(c, &c->task->blocks[i]);
-  before = total = mine;
-  nps_comm_exscan_i64(w->comm, &before, 1);
-  nps_comm_sum_i64(w->comm, &total, 1);
   *bytes += total;
   nps_err_t err = nps_h5_dataset_create(file, c->task->group, name, NPS_U8, 1, &total, &dataset);
-  if (err == NPS_OK) err = nps_h5_reserve(file);
-  if (err == NPS_OK) err = copy_bytes(c, dataset, before);
+  err = nps_comm_agree(w->comm, err);
+  if (err == NPS_OK) err = nps_comm_agree(w->comm, nps_h5_reserve(file));
+  if (err == NPS_OK) err = nps_comm_agree(w->comm, copy_bytes(c, dataset));
   nps_h5_dataset_close(dataset);
-  return nps_comm_agree(w->comm, err);
+  return err;
 }
 
 static nps_err_t write_rows(const task_t *t, nps_h5_dataset_t *dataset) {
   nps_block_row_t *rows = nps_xcalloc((size_t)t->block_count + 1, sizeof *rows);
+  nps_err_t err = NPS_OK;
+  int64_t first = 0;
   for (int64_t i = 0; i < t->block_count; i++) rows[i] = t->blocks[i].row;
-  const nps_err_t err =
-      t->block_count > 0 ? nps_h5_dataset_write(dataset, 4 * t->blocks[0].number, 4 * t->block_count, rows) : NPS_OK;
+  for (int64_t i = 0; i < t->block_count && err == NPS_OK; i++) {
+    if (goes_on(t, i)) continue;
+    err = nps_h5_dataset_write(dataset, 4 * t->blocks[first].number, 4 * (i + 1 - first), rows + first);
+    first = i + 1;
+  }
   free(rows);
   return err;
 }
@@ -344,41 +337,53 @@ static nps_err_t put_rows(const nps_writer_t *w, const task_t *t, nps_h5_t *file
   const int64_t shape[2] = {t->first_block[w->layout->count], 4};
   nps_h5_dataset_t *dataset = NULL;
   nps_err_t err = nps_h5_dataset_create(file, t->group, "blocks", NPS_I32, 2, shape, &dataset);
-  if (err == NPS_OK) err = write_rows(t, dataset);
+  err = nps_comm_agree(w->comm, err);
+  if (err == NPS_OK) err = nps_comm_agree(w->comm, write_rows(t, dataset));
   nps_h5_dataset_close(dataset);
   *bytes += shape[0] * (int64_t)sizeof(nps_block_row_t);
-  return nps_comm_agree(w->comm, err);
+  return err;
 }
 
-/* Scales of a rank's blocks lie one after the other, as the blocks do. */
-static nps_err_t put_scales(const nps_writer_t *w, const task_t *t, nps_h5_t *file, int64_t *bytes) {
-  int64_t before = t->scale_count, written = 0;
-  nps_h5_dataset_t *dataset = NULL;
-  nps_comm_exscan_i64(w->comm, &before, 1);
-  nps_err_t err = nps_h5_dataset_create(file, t->group, "scales", NPS_F32, 1, &t->units, &dataset);
-  for (int64_t i = 0; i < t->block_count && err == NPS_OK; i++) {
+static nps_err_t write_scales(const task_t *t, const int64_t *at, nps_h5_dataset_t *dataset) {
+  for (int64_t i = 0; i < t->block_count; i++) {
     const block_t *b = &t->blocks[i];
-    err = nps_h5_dataset_write(dataset, before + written, b->scale_count, t->scales + b->scale_at);
-    written += b->scale_count;
+    NPS_TRY(nps_h5_dataset_write(dataset, at[b->number], b->scale_count, t->scales + b->scale_at));
   }
+  return NPS_OK;
+}
+
+static nps_err_t put_scales(const nps_writer_t *w, const task_t *t, nps_h5_t *file, const int64_t *at, int64_t *bytes) {
+  nps_h5_dataset_t *dataset = NULL;
+  nps_err_t err = nps_h5_dataset_create(file, t->group, "scales", NPS_F32, 1, &t->units, &dataset);
+  err = nps_comm_agree(w->comm, err);
+  if (err == NPS_OK) err = nps_comm_agree(w->comm, write_scales(t, at, dataset));
   nps_h5_dataset_close(dataset);
   *bytes += t->units * (int64_t)sizeof(float);
-  return nps_comm_agree(w->comm, err);
+  return err;
+}
+
+/* All datasets of the entries. */
+static nps_err_t put_entries(const nps_writer_t *w, const task_t *t, nps_h5_t *file, const places_t *p,
+                             int64_t *bytes) {
+  copy_t positions = {.task = t, .spill = &t->positions, .at = p->positions};
+  copy_t values = {.task = t, .spill = &t->values, .at = p->values, .of_values = true};
+  /* No block has more bytes than its entries have in 16 bits, and a little. */
+  positions.buffer = values.buffer = nps_xcalloc(NPS_SPILL_BYTES + 4 * NPS_BLOCK, 1);
+  nps_err_t err = put_bytes(w, file, &positions, "positions", p->positions[p->blocks], bytes);
+  if (err == NPS_OK) err = put_bytes(w, file, &values, "values", p->values[p->blocks], bytes);
+  free(positions.buffer);
+  if (err == NPS_OK) err = put_rows(w, t, file, bytes);
+  return err == NPS_OK ? put_scales(w, t, file, p->scales, bytes) : err;
 }
 
 static nps_err_t put_all(nps_writer_t *w, task_t *t, nps_h5_t *file, nps_archive_told_t *told) {
-  copy_t positions = {.task = t, .spill = &t->positions};
-  copy_t values = {.task = t, .spill = &t->values, .of_values = true};
   NPS_TRY(nps_comm_agree(w->comm, settle(t)));
   tell(w, t, told);
-  /* No block has more bytes than its entries have in 16 bits, and a little. */
-  positions.buffer = values.buffer = nps_xcalloc(SPILL_BYTES + 4 * NPS_BLOCK, 1);
-  nps_err_t err = put_bytes(w, file, &positions, "positions", &told->bytes);
-  if (err == NPS_OK) err = put_bytes(w, file, &values, "values", &told->bytes);
-  free(positions.buffer);
+  const places_t places = find_places(w, t);
+  const nps_err_t err = put_entries(w, t, file, &places, &told->bytes);
+  free(places.positions);
   NPS_TRY(err);
-  NPS_TRY(put_rows(w, t, file, &told->bytes));
-  return put_scales(w, t, file, &told->bytes);
+  return t->triples ? nps_triples_put(t->triples, w->comm, file, t->group, &told->bytes) : NPS_OK;
 }
 
 static nps_err_t put_attributes(const task_t *t, nps_h5_t *file, const char *config_json,
@@ -401,10 +406,15 @@ nps_err_t nps_archive_end(nps_archive_t *a, nps_writer_t *w, nps_err_t err, cons
 /* ---- the archive ---- */
 
 static nps_err_t put_index(const nps_archive_t *a, nps_h5_t *file) {
+  const nps_archive_factors_t *factors = a->spec.factors;
   const int64_t n = a->count;
   const char **names = nps_xcalloc((size_t)n + 1, sizeof *names), **types = nps_xcalloc((size_t)n + 1, sizeof *types);
   int64_t *counts = nps_xcalloc((size_t)n + 1, sizeof *counts);
+  uint8_t *matrix = nps_xcalloc((size_t)n + 1, sizeof *matrix);
+  int64_t matrices = 0;
   for (int64_t i = 0; i < n; i++) {
+    matrix[i] = factors && factors->is_matrix(factors->ctx, a->coded[i]);
+    matrices += matrix[i];
     names[i] = a->coded[i]->name;
     types[i] = nps_dtype_name(a->coded[i]->dtype);
     counts[i] = a->coded[i]->count;
@@ -414,11 +424,14 @@ static nps_err_t put_index(const nps_archive_t *a, nps_h5_t *file) {
   NPS_GOTO(nps_h5_put_texts(file, "/index/name", names, n));
   NPS_GOTO(nps_h5_put_texts(file, "/index/dtype", types, n));
   NPS_GOTO(nps_h5_put(file, "/index/count", NPS_I64, counts, 1, &n));
+  if (factors) NPS_GOTO(nps_h5_put(file, "/index/matrix", NPS_U8, matrix, 1, &n));
+  if (factors) NPS_GOTO(nps_h5_put_attr_i64(file, "/index", "matrices", matrices));
   NPS_GOTO(nps_h5_put_attr_i64(file, "/index", "value_bits", a->spec.value_bits));
 done:
   free(names);
   free(types);
   free(counts);
+  free(matrix);
   return err;
 }
 

@@ -117,8 +117,10 @@ static nps_err_t open_folder(nps_model_t *model) {
 
 bool nps_has_hdf5_signature(const char *path) {
   char start[8] = {0};
-  int fd = open(path, O_RDONLY | O_CLOEXEC);
-  const bool found = fd >= 0 && read(fd, start, 8) == 8 && memcmp(start, "\x89HDF\r\n\x1a\n", 8) == 0;
+  struct stat st;
+  int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a pipe is not waited for */
+  const bool found = fd >= 0 && fstat(fd, &st) == 0 && S_ISREG(st.st_mode) && read(fd, start, 8) == 8 &&
+                     memcmp(start, "\x89HDF\r\n\x1a\n", 8) == 0;
   if (fd >= 0) close(fd);
   return found;
 }

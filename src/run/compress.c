@@ -4,7 +4,9 @@
 #include "copy.h"
 
 #include "nps/archive.h"
+#include "nps/factors.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -21,12 +23,16 @@ static nps_output_t describe(const nps_run_state_t *run) {
                         .recipe = run->recipe_text};
 }
 
+static double base_bytes(const nps_run_state_t *run) {
+  double bytes = 0;
+  for (int t = 0; t < run->layout->count; t++)
+    bytes += (double)run->layout->targets[t].count * (double)nps_dtype_size(run->layout->targets[t].dtype);
+  return bytes;
+}
+
 /* What an archive takes at most: of each model a bit an entry, the kept values, and the head. */
 static int64_t most_bytes(const nps_run_state_t *run) {
-  double bytes = 1e6;
-  if (run->recipe->archive.embed_base)
-    for (int t = 0; t < run->layout->count; t++)
-      bytes += (double)run->layout->targets[t].count * (double)nps_dtype_size(run->layout->targets[t].dtype);
+  double bytes = 1e6 + (run->recipe->archive.embed_base ? base_bytes(run) : 0);
   for (int o = 0; o < run->output_count; o++) {
     const nps_layout_t *layout = run->outputs[o].layout;
     for (int t = 0; t < layout->count; t++) {
@@ -38,6 +44,37 @@ static int64_t most_bytes(const nps_run_state_t *run) {
     }
   }
   return (int64_t)bytes;
+}
+
+/* Bits that a kept value takes of its width: what frequencies save, as measured on fine-tuned models. */
+static double coded_bits(int value_bits) { return value_bits > 8 ? value_bits - 0.5 : value_bits - 1; }
+
+/* A bit mask of n random entries, of which a part p is kept, has that many bits an entry. */
+static double entropy(double p) { return p > 0 && p < 1 ? -p * log2(p) - (1 - p) * log2(1 - p) : 0; }
+
+/* Bytes of a target's part in an archive, an element. */
+static double predicted_width(const nps_run_state_t *run, const nps_target_t *target, double density) {
+  const nps_recipe_nps_t *nps = &run->recipe->nps;
+  const double values = density * coded_bits(run->recipe->archive.value_bits);
+  if (target->action == NPS_ACTION_HEAD) return (double)nps_dtype_size(target->dtype);
+  if (target->action != NPS_ACTION_MERGE) return 0;
+  if (nps->singular && nps_factors_splits(target, (const char *const *)nps->exclude, nps->exclude_count))
+    return values / 8;
+  return (entropy(density) + values) / 8 + NPS_ARCHIVE_OVERHEAD;
+}
+
+void nps_run_predict_archive(const nps_run_state_t *run, nps_run_output_t *output) {
+  nps_plan_t *plan = output->plan;
+  double density = run->recipe->nps.density;
+  (void)nps_merge_plain_value(output->merge, "density", 0, &density);
+  for (int r = 0; r < plan->ranks; r++) {
+    double bytes = 0;
+    for (int i = plan->first_piece[r]; i < plan->first_piece[r + 1]; i++) {
+      const nps_piece_t *piece = &plan->pieces[i];
+      bytes += (double)piece->count * predicted_width(run, &output->layout->targets[piece->target], density);
+    }
+    plan->write[r] = (int64_t)bytes;
+  }
 }
 
 nps_err_t nps_run_check_archive(const nps_run_state_t *run) {
@@ -69,32 +106,54 @@ typedef struct {
   nps_layout_t *layout;        /* of what is embedded */
   nps_archive_told_t *told;    /* [outputs] */
   nps_merge_result_t *results; /* [outputs] */
+  int output;                  /* in work */
 } compress_t;
 
 static nps_err_t put_findings(void *ctx, nps_h5_t *file) {
   const compress_t *c = ctx;
   NPS_TRY(nps_archive_put_base(c->archive, file, c->digest));
-  return c->run->search ? nps_search_write(c->run->search, file) : NPS_OK;
+  return c->run->search ? nps_search_write(c->run->search, true, file) : NPS_OK;
 }
 
 static void show_progress(void *ctx, int64_t done) { nps_report_progress(ctx, done); }
+
+static bool is_matrix(void *ctx, const nps_target_t *target) {
+  const nps_recipe_nps_t *nps = &((const compress_t *)ctx)->run->recipe->nps;
+  return nps_factors_splits(target, (const char *const *)nps->exclude, nps->exclude_count);
+}
+
+/* The matrix that is written was assembled just before. */
+static nps_low_rank_t last_factors(void *ctx, int i) {
+  const compress_t *c = ctx;
+  (void)i;
+  return nps_assembly_factors(c->run->outputs[c->output].nps.assembly);
+}
+
+static nps_err_t merge_model(compress_t *c, nps_run_output_t *output, nps_writer_t *writer) {
+  nps_run_state_t *run = c->run;
+  char *title = nps_xstrf("compressing %s", output->models[0].name);
+  nps_report_phase(run->report, title, nps_merge_work(output->merge));
+  const nps_err_t err = nps_merge_run(output->merge, run->comm, output->plan, c->digest, writer, show_progress,
+                                      run->report, &c->results[c->output]);
+  if (err == NPS_OK) nps_report_progress(run->report, nps_merge_work(output->merge));
+  nps_report_phase_end(run->report);
+  free(title);
+  return err;
+}
 
 static nps_err_t add_model(compress_t *c, int o) {
   nps_run_state_t *run = c->run;
   nps_run_output_t *output = &run->outputs[o];
   nps_writer_t *writer = NULL;
+  c->output = o;
   NPS_TRY(nps_comm_agree(run->comm, nps_run_dress(run, output)));
   NPS_TRY(nps_run_plan(run, output, nps_comm_size(run->comm)));
   if (run->options->verbose) nps_run_show_plan(run, output);
-  NPS_TRY(nps_archive_begin(c->archive, output->models[0].name, output->layout, &writer));
-  char *title = nps_xstrf("compressing %s", output->models[0].name);
-  nps_report_phase(run->report, title, nps_merge_work(output->merge));
-  nps_err_t err = nps_merge_run(output->merge, run->comm, output->plan, c->digest, writer, show_progress, run->report,
-                                &c->results[o]);
-  err = nps_archive_end(c->archive, writer, err, output->config_json, &c->told[o]);
-  if (err == NPS_OK) nps_report_progress(run->report, nps_merge_work(output->merge));
-  nps_report_phase_end(run->report);
-  free(title);
+  NPS_TRY(nps_run_prepare_factors(run, output));
+  nps_err_t err = nps_archive_begin(c->archive, output->models[0].name, output->layout, &writer);
+  if (err == NPS_OK) err = merge_model(c, output, writer);
+  if (writer) err = nps_archive_end(c->archive, writer, err, output->config_json, &c->told[o]);
+  nps_run_free_factors(output);
   return err;
 }
 
@@ -102,11 +161,13 @@ static nps_err_t write_file(compress_t *c) {
   nps_run_state_t *run = c->run;
   const nps_model_t *base = run->inputs[run->base];
   const bool embed = run->recipe->archive.embed_base;
+  const nps_archive_factors_t factors = {.is_matrix = is_matrix, .get = last_factors, .ctx = c};
   const nps_archive_spec_t spec = {.base = base,
                                    .embedded = embed,
                                    .base_name = run->recipe->base_model,
                                    .expanded = run->layout,
-                                   .value_bits = run->recipe->archive.value_bits};
+                                   .value_bits = run->recipe->archive.value_bits,
+                                   .factors = nps_run_is_singular(run) ? &factors : NULL};
   nps_output_t output = describe(run);
   output.extra = put_findings;
   output.extra_ctx = c;
@@ -123,7 +184,7 @@ static nps_err_t write_file(compress_t *c) {
   return nps_writer_commit(c->file, c->digest);
 }
 
-/* ---- the summary ---- */
+/* ---- what is shown ---- */
 
 /* Bytes of a model where it is stored whole. */
 static int64_t full_bytes(const nps_run_state_t *run, const nps_run_output_t *output) {
@@ -135,6 +196,23 @@ static int64_t full_bytes(const nps_run_state_t *run, const nps_run_output_t *ou
     if (run->layout->targets[t].action == NPS_ACTION_MERGE)
       bytes += run->layout->targets[t].count * (int64_t)nps_dtype_size(run->layout->targets[t].dtype);
   return bytes;
+}
+
+void nps_run_show_archive(const nps_run_state_t *run) {
+  char stored[32], all[32];
+  double sum = 0;
+  nps_report_line(run->report, "%s", "");
+  for (int o = 0; o < run->output_count; o++) {
+    const nps_run_output_t *output = &run->outputs[o];
+    double bytes = 0;
+    for (int r = 0; r < output->plan->ranks; r++) bytes += (double)output->plan->write[r];
+    sum += bytes;
+    nps_report_line(run->report, "archive: %s takes about %s, 1/%.1f of the model", output->models[0].name,
+                    nps_format_bytes(bytes, stored), (double)full_bytes(run, output) / bytes);
+  }
+  if (run->recipe->archive.embed_base) sum += base_bytes(run);
+  nps_report_line(run->report, "archive: about %s, %s", nps_format_bytes(sum, all),
+                  run->recipe->archive.embed_base ? "with the base" : "without the base");
 }
 
 enum { COLUMNS = 6 };
@@ -181,6 +259,7 @@ nps_err_t nps_run_write_archive(nps_run_state_t *run) {
                   .digest = nps_digest_start((const nps_model_t *const *)run->inputs, run->input_count),
                   .told = nps_xcalloc((size_t)run->output_count, sizeof *c.told),
                   .results = nps_xcalloc((size_t)run->output_count, sizeof *c.results)};
+  if (run->hashes) nps_digest_take(c.digest, run->hashes);
   const nps_err_t err = write_file(&c);
   if (err == NPS_OK && run->report) show_summary(&c);
   nps_archive_free(c.archive);

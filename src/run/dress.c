@@ -77,20 +77,47 @@ static const char *as_written(const nps_recipe_t *recipe, const char *name) {
   return name;
 }
 
-/* The average scores, where there are some. */
-static void add_scores(nps_text_t *card, const nps_search_t *search) {
+/* Of all samples, those that the search saw and those held out. */
+static nps_score_t both_parts(const nps_score_t score[2]) {
+  return (nps_score_t){score[0].correct + score[1].correct, score[0].total + score[1].total,
+                       score[0].nll_sum + score[1].nll_sum};
+}
+
+static void add_score(nps_text_t *card, const nps_score_t score[2]) {
+  const nps_score_t s = both_parts(score);
+  if (s.total > 0)
+    nps_text_add(card, " %.4f | %.4f |", (double)s.correct / (double)s.total, s.nll_sum / (double)s.total);
+  else
+    nps_text_add(card, " | |");
+}
+
+static void add_averages(nps_text_t *card, const nps_search_t *search) {
+  static const size_t which[] = {offsetof(nps_search_row_t, base), offsetof(nps_search_row_t, tuned),
+                                 offsetof(nps_search_row_t, merged)};
+  nps_text_add(card, "| average |");
+  for (size_t i = 0; i < sizeof which / sizeof *which; i++)
+    nps_text_add(card, " %.4f | %.4f |", nps_search_mean_accuracy(search, which[i], 2),
+                 nps_search_mean_nll(search, which[i], 2));
+  nps_text_add(card, "\n");
+}
+
+/* The scores of every task, where there are some; of an output that is one model's, those of its tasks. */
+static void add_scores(nps_text_t *card, const nps_run_state_t *run, const nps_run_output_t *output) {
+  const nps_search_t *search = run->search;
   if (!search) return;
-  nps_text_add(
-      card, "\n## Scores\n\nAverages over the tasks of the calibration data.\n\n| | accuracy | nll |\n|---|---|---|\n");
-  static const struct {
-    const char *name;
-    size_t which;
-  } rows[] = {{"base", offsetof(nps_search_row_t, base)},
-              {"fine-tuned", offsetof(nps_search_row_t, tuned)},
-              {"merged", offsetof(nps_search_row_t, merged)}};
-  for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
-    nps_text_add(card, "| %s | %.4f | %.4f |\n", rows[i].name, nps_search_mean_accuracy(search, rows[i].which, 2),
-                 nps_search_mean_nll(search, rows[i].which, 2));
+  nps_text_add(card,
+               "\n## Scores\n\nAccuracy and nll on the calibration data.\n\n| task | base | nll | fine-tuned | nll | "
+               "merged | nll |\n|---|---|---|---|---|---|---|\n");
+  for (int r = 0; r < search->row_count; r++) {
+    const nps_search_row_t *row = &search->rows[r];
+    if (row->model >= 0 && row->model != output->first_model) continue;
+    nps_text_add(card, "| %s |", run->recipe->fitness.tasks[row->task].name);
+    add_score(card, row->base);
+    add_score(card, row->tuned);
+    add_score(card, row->merged);
+    nps_text_add(card, "\n");
+  }
+  if (search->row_count > 0 && search->rows[0].model < 0) add_averages(card, search);
 }
 
 static void list_models(nps_text_t *card, const nps_recipe_t *recipe, const nps_run_output_t *output) {
@@ -111,7 +138,7 @@ static void make_card(const nps_run_state_t *run, nps_run_output_t *output) {
                run->method->summary);
   if (run->recipe->base_model) nps_text_add(&card, "- %s (base)\n", run->recipe->base_model);
   list_models(&card, run->recipe, output);
-  add_scores(&card, run->search);
+  add_scores(&card, run, output);
   nps_text_add(&card, "\n## Recipe\n\n```yaml\n%s```\n", run->recipe_text);
   output->model_card = card.text;
 }

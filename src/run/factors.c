@@ -28,7 +28,8 @@ static nps_factors_spec_t describe(const nps_run_state_t *run, const nps_layout_
                               .sum = nps->sum,
                               .scope = nps->scope,
                               .exclude = (const char *const *)nps->exclude,
-                              .exclude_count = nps->exclude_count};
+                              .exclude_count = nps->exclude_count,
+                              .value_bits = nps_run_is_compression(run) ? run->recipe->archive.value_bits : 0};
 }
 
 static nps_factors_spec_t describe_all(const nps_run_state_t *run) {
@@ -176,7 +177,8 @@ nps_err_t nps_run_prepare_factors(nps_run_state_t *run, nps_run_output_t *output
     for (int m = 0; m < w->models; m++) w->lambda[m] = 1; /* what is kept does not depend on it */
     nps->taking = nps_taking_new(nps->factors);
     nps_taking_make(nps->taking, w, nps->first_list);
-    err = nps_comm_agree(run->comm, nps_assembly_new(nps->factors, &nps->assembly));
+    const int bits = nps_run_is_compression(run) ? NPS_VALUES_UNROUNDED : 0; /* the archive rounds */
+    err = nps_comm_agree(run->comm, nps_assembly_new(nps->factors, bits, &nps->assembly));
   }
   nps_weighting_free(w);
   return err;

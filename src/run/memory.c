@@ -146,5 +146,6 @@ nps_err_t nps_run_plan(nps_run_state_t *run, nps_run_output_t *output, int ranks
   nps_err_t err = nps_plan_make(output->layout, output->inputs, ranks, &demand, &costs,
                                 nps_run_memory_limit(run, per_node), &output->plan);
   if (err == NPS_OK) nps_run_plan_factors(run, output);
+  if (err == NPS_OK && nps_run_is_compression(run)) nps_run_predict_archive(run, output);
   return nps_comm_agree(run->comm, err);
 }

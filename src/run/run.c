@@ -88,7 +88,7 @@ static nps_err_t put_findings(void *ctx, nps_h5_t *file) {
   const bool singular = findings->output->nps.taking;
   NPS_TRY(nps_merge_describe_parts(findings->output->merge, file));
   NPS_TRY(singular ? put_bands(file, findings->output) : put_subspaces(file, findings->output));
-  return findings->run->search ? nps_search_write(findings->run->search, file) : NPS_OK;
+  return findings->run->search ? nps_search_write(findings->run->search, false, file) : NPS_OK;
 }
 
 static nps_err_t put_state(void *ctx, nps_h5_t *file) {
@@ -239,6 +239,7 @@ static nps_err_t show_plans(nps_run_state_t *run) {
     NPS_TRY(nps_run_plan(run, &run->outputs[i], ranks));
     nps_run_show_plan(run, &run->outputs[i]);
   }
+  if (nps_run_is_compression(run)) nps_run_show_archive(run);
   return nps_comm_agree(run->comm, nps_run_plan_search(run, limit));
 }
 

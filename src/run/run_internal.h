@@ -250,6 +250,12 @@ nps_err_t nps_run_read_sidecars(nps_run_state_t *run);
 /** Whether the run writes a compressed archive: its outputs are the models in it. Local. */
 bool nps_run_is_compression(const nps_run_state_t *run);
 
+/** Make the plan of a model say what the archive takes of it, at its density. Local. */
+void nps_run_predict_archive(const nps_run_state_t *run, nps_run_output_t *output);
+
+/** Show what the models of an archive take, as they are planned. Local. */
+void nps_run_show_archive(const nps_run_state_t *run);
+
 /** Check the archive's target before any work. Local, for rank 0. */
 nps_err_t nps_run_check_archive(const nps_run_state_t *run);
 

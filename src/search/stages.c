@@ -5,8 +5,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Common factors of λ that fuse and joint try first: 0.1, 0.2, … 1.0. */
-enum { FACTORS = 10 };
+/* Common factors that generation 0 tries: (first + p) / parts for point p. */
+typedef struct {
+  nps_variable_t kind; /* what they are factors of */
+  int first, parts, count;
+} factors_t;
 
 const char *nps_stage_name(nps_stage_t stage) {
   static const char *const names[] = {
@@ -34,18 +37,31 @@ static void set_point_count(nps_track_t *track, int count) {
   track->points = nps_xrealloc(track->points, (size_t)(count * track->genome->count) + 1, sizeof *track->points);
 }
 
-/* Generation 0: the start; where λ is searched and no earlier search has found one, with common factors of it. */
+/* Where λ is searched: 0.1, 0.2 … 1.0 times the models'. Where a model is compressed: 1, 1.25 … 3 times the start's weights,
+ * as the norm that the dropped entries had is missed. Nothing where an earlier search tells the start. */
+static factors_t factors_of(const nps_searching_t *s, const nps_track_t *track) {
+  const nps_search_spec_t *spec = s->spec;
+  const bool prune = track->stage == NPS_STAGE_PRUNE;
+  if (track->from_file || spec->of_sum) return (factors_t){.count = 1};
+  if (!prune) return (factors_t){NPS_VARIABLE_LAMBDA, 1, 10, 10};
+  if (!spec->search->vary_weight || spec->application != NPS_APPLICATION_COMPRESSION) return (factors_t){.count = 1};
+  return (factors_t){NPS_VARIABLE_WEIGHT, 4, 4, 9};
+}
+
+/* Generation 0: the start; with common factors of it, where there are some to try. */
 static void set_first_points(const nps_searching_t *s, nps_track_t *track) {
   const nps_genome_t *g = track->genome;
   const int64_t limit = s->spec->search->max_evaluations;
-  const bool factors = track->stage != NPS_STAGE_PRUNE && !s->spec->of_sum && !track->from_file;
-  const int wanted = factors ? FACTORS : 1;
-  set_point_count(track, limit > 0 && limit < wanted ? (int)limit : wanted);
+  const factors_t f = factors_of(s, track);
+  set_point_count(track, limit > 0 && limit < f.count ? (int)limit : f.count);
   for (int p = 0; p < track->point_count; p++) {
     double *x = track->points + (int64_t)p * g->count;
     memcpy(x, g->start, (size_t)g->count * sizeof *x);
-    for (int i = 0; factors && i < g->count; i++)
-      if (g->genes[i].kind == NPS_VARIABLE_LAMBDA) x[i] = s->spec->start->lambda[g->genes[i].model] * (p + 1) / FACTORS;
+    for (int i = 0; f.count > 1 && i < g->count; i++) {
+      const bool is_lambda = g->genes[i].kind == NPS_VARIABLE_LAMBDA;
+      if (g->genes[i].kind == f.kind)
+        x[i] = (is_lambda ? s->spec->start->lambda[g->genes[i].model] : x[i]) * (f.first + p) / f.parts;
+    }
     nps_genome_clip(g, x);
   }
 }

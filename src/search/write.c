@@ -1,5 +1,7 @@
 #include "search_internal.h"
 
+#include "nps/archive.h"
+
 #include <stdlib.h>
 #include <string.h>
 
@@ -84,12 +86,50 @@ static nps_err_t write_timing(const nps_search_t *search, nps_h5_t *file) {
   return nps_h5_put_attr_i64(file, group, "ranks", search->ranks);
 }
 
-nps_err_t nps_search_write(const nps_search_t *search, nps_h5_t *file) {
+/* Copies row `from` of a history to row `to` of another with room for it. */
+static void copy_row(const nps_search_history_t *h, int64_t from, nps_search_history_t *out, int64_t to) {
+  const size_t n = (size_t)h->variables, tasks = (size_t)h->task_count;
+  memcpy(out->genome + to * h->variables, h->genome + from * h->variables, n * sizeof *h->genome);
+  memcpy(out->correct + to * h->task_count, h->correct + from * h->task_count, tasks * sizeof *h->correct);
+  memcpy(out->total + to * h->task_count, h->total + from * h->task_count, tasks * sizeof *h->total);
+  memcpy(out->nll_sum + to * h->task_count, h->nll_sum + from * h->task_count, tasks * sizeof *h->nll_sum);
+  out->generation[to] = h->generation[from];
+  out->candidate[to] = h->candidate[from];
+  out->held_fitness[to] = h->held_fitness[from];
+}
+
+/* A history with its start and its best alone, if they are two. */
+static nps_err_t write_ends(const nps_search_history_t *h, nps_h5_t *file, const char *group) {
+  const size_t n = (size_t)h->variables, tasks = (size_t)h->task_count;
+  nps_search_history_t ends = *h;
+  ends.genome = nps_xcalloc(2 * n + 1, sizeof *ends.genome);
+  ends.correct = nps_xcalloc(2 * tasks + 1, sizeof *ends.correct);
+  ends.total = nps_xcalloc(2 * tasks + 1, sizeof *ends.total);
+  ends.nll_sum = nps_xcalloc(2 * tasks + 1, sizeof *ends.nll_sum);
+  int32_t generation[2], candidate[2];
+  double held_fitness[2];
+  ends.generation = generation;
+  ends.candidate = candidate;
+  ends.held_fitness = held_fitness;
+  copy_row(h, h->start, &ends, 0);
+  copy_row(h, h->best, &ends, 1);
+  ends.start = 0;
+  ends.best = h->best != h->start;
+  ends.evaluations = ends.best + 1;
+  const nps_err_t err = write_history(&ends, file, group);
+  free(ends.genome);
+  free(ends.correct);
+  free(ends.total);
+  free(ends.nll_sum);
+  return err;
+}
+
+nps_err_t nps_search_write(const nps_search_t *search, bool brief, nps_h5_t *file) {
   NPS_TRY(write_paths(search, file));
   if (search->history_count == 0) return NPS_OK;
   for (int i = 0; i < search->history_count; i++) {
     char *group = nps_xstrf("/search/%s", search->histories[i].path);
-    nps_err_t err = write_history(&search->histories[i], file, group);
+    nps_err_t err = (brief ? write_ends : write_history)(&search->histories[i], file, group);
     free(group);
     NPS_TRY(err);
   }
@@ -148,10 +188,11 @@ static nps_err_t look_up(nps_h5_t *h5, const char *file, const char *path, char 
   stored_t stored = {0};
   nps_err_t err = NPS_OK;
   NPS_GOTO(nps_h5_get_attr_text(h5, "/", "format", &format));
-  if (!format || strcmp(format, "nps-merged") != 0)
+  if (!format || (strcmp(format, "nps-merged") != 0 && strcmp(format, NPS_ARCHIVE_FORMAT) != 0))
     NPS_GOTO(nps_fail(NPS_ERR_INPUT,
-                      "search.start_from: %s: expected a merged file (attribute format nps-merged), found %s", file,
-                      format ? format : "none"));
+                      "search.start_from: %s: expected a merged file or an archive (attribute format nps-merged "
+                      "or " NPS_ARCHIVE_FORMAT "), found %s",
+                      file, format ? format : "none"));
   NPS_GOTO(nps_h5_list(h5, group, &members, &count));
   if (count == 0) goto done;
   NPS_GOTO(read_genome(h5, file, group, &stored));

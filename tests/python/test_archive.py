@@ -293,8 +293,8 @@ DAMAGE = {
     "too few scales": (put("scales", np.zeros(3, np.float32)), "dataset scales is F32 [3]"),
     "compressed positions": (lambda m, f: (m.__delitem__("positions"), m.create_dataset(
         "positions", data=np.zeros(100, np.uint8), compression="gzip")), "expected a contiguous dataset"),
-    "positions cut off": (put("positions", np.zeros(100, np.uint8)), "dataset positions has 100 bytes, but its blocks"),
-    "values too long": (put("values", np.zeros(10**6, np.uint8)), "dataset values has 1000000 bytes, but its blocks"),
+    "positions cut off": (put("positions", np.zeros(100, np.uint8)), "dataset positions has 100 entries, but its blocks"),
+    "values too long": (put("values", np.zeros(10**6, np.uint8)), "dataset values has 1000000 entries, but its blocks"),
     "negative count": (set_row((0, 0), -1), "block 0 keeps -1 of"),
     "too many kept": (set_row((0, 0), 65537), "block 0 keeps 65537 of"),
     "negative bytes": (set_row((0, 1), -5), "in -5 and"),

@@ -152,8 +152,6 @@ CONFIGS = {
     "repeated name": (GOOD.replace("dtype", "  - {model: base, name: x}\ndtype").replace("- model: x", "- model: x\n    name: x"), "models.1.name: 'x' is the name of models.0 already"),
     "misspelt key of nps": (NPS + "nps: {subspace: 4}\n", "c.yaml:5: unknown key 'subspace' in nps, did you mean 'subspaces'?"),
     "too many subspaces": (NPS + "nps: {subspaces: 300}\n", "nps.subspaces: expected a whole number from 1 to 256, found the number 300"),
-    "spectral compression": (NPS + "nps: {application: compression, partition: singular}\n",
-                             "nps.partition: singular with compression is not built yet"),
     "an unknown partition": (NPS + "nps: {partition: spectral}\n", "nps.partition: expected "),
     "too few subspace weights": (NPS + "nps: {weights: [1, 2]}\n", "nps.weights: expected 8 numbers, one a subspace, found 2"),
     "subspace weights of nobody": (NPS + "nps: {subspaces: 1, weights: {quux: [1]}}\n", "nps.weights.quux: expected the name of a listed model, found 'quux'"),

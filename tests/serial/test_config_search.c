@@ -376,7 +376,6 @@ START_TEST(problems_of_nps_are_named) {
       {"3", "nps: expected a mapping, found the number 3"},
       {"{application: merge}",
        "nps.application: expected one of fusion, transfer, compression, found the text 'merge'"},
-      {"{application: compression, partition: singular}", "nps.partition: singular with compression is not built yet"},
       {"{partition: [magnitude]}", "nps.partition: expected one of magnitude, singular, found a list"},
       {"{of: sum}", "nps.of: sum goes with nps.partition: singular only"},
       {"{of: all, partition: singular}", "nps.of: expected one of each, sum, found the text 'all'"},
