@@ -188,8 +188,12 @@ typedef struct nps_recipe_search {
   char *snapshot;          /**< path, or NULL: beside the output; owned */
 } nps_recipe_search_t;
 
-typedef enum nps_evaluator { NPS_EVALUATOR_NATIVE, NPS_EVALUATOR_NONE } nps_evaluator_t;
-typedef enum nps_metric { NPS_METRIC_ACCURACY, NPS_METRIC_NLL } nps_metric_t;
+typedef enum nps_evaluator { NPS_EVALUATOR_NATIVE, NPS_EVALUATOR_NONE, NPS_EVALUATOR_COMMAND } nps_evaluator_t;
+typedef enum nps_metric {
+  NPS_METRIC_ACCURACY,
+  NPS_METRIC_NLL,
+  NPS_METRIC_VALUE /**< whatever a command gives */
+} nps_metric_t;
 typedef enum nps_objective {
   NPS_OBJECTIVE_MEAN,
   NPS_OBJECTIVE_WORST,
@@ -202,7 +206,7 @@ typedef struct nps_recipe_task {
   char *name; /**< unique */
   char
       *model; /**< name of a listed model: `model`, else `name` where a model has that name; NULL: a task of no model */
-  char *data; /**< path as written */
+  char *data; /**< path as written; NULL, with a command: none */
   char *group; /**< default: the name */
   char *head;  /**< name of a listed model, or a path, as written; NULL: the task's model */
   int line;
@@ -214,10 +218,15 @@ typedef struct nps_recipe_fitness {
   nps_evaluator_t evaluator;
   nps_metric_t metric;
   nps_objective_t objective;
-  double holdout;           /**< 0 to below 1 */
-  int sharpness_samples;    /**< perturbations that a candidate's score is the mean over; 0: it is its own */
-  double sharpness_rho;     /**< above 0 */
-  int batch;                /**< samples, at least 1 */
+  double holdout;        /**< 0 to below 1 */
+  int sharpness_samples; /**< perturbations that a candidate's score is the mean over; 0: it is its own */
+  double sharpness_rho;  /**< above 0 */
+  int batch;             /**< samples, at least 1 */
+  char **command;        /**< [command_count] program and arguments, with evaluator command; owned */
+  int command_count;
+  double timeout;           /**< seconds that the command's answer may take */
+  bool less_is_better;      /**< direction, of metric value */
+  char *directory;          /**< where models are handed over to it, or NULL; no part of the recipe; owned */
   nps_recipe_task_t *tasks; /**< [task_count]; owned */
   int task_count;
 } nps_recipe_fitness_t;

@@ -322,6 +322,9 @@ void nps_candidate_take(nps_candidate_t *candidate, int model);
  *  @return false when one is not finite, or factors cannot be read back (then it is recorded) */
 bool nps_candidate_make(nps_candidate_t *candidate, int tensor, int64_t first, int64_t count, float *out);
 
+/** Give the narrowest type, of at most 32 bits, that holds the values of a tensor as they are made. Local. */
+nps_dtype_t nps_candidate_dtype(const nps_candidate_t *candidate, int tensor);
+
 /** Give the error that no candidate can be made after: factors could not be read back (recorded). Local. */
 nps_err_t nps_candidate_error(const nps_candidate_t *candidate);
 

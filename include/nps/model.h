@@ -323,6 +323,19 @@ void nps_sidecars_free(nps_sidecar_t *list, int count);
 /** Whether a sidecar belongs to the tokenizer. */
 bool nps_is_tokenizer_file(const char *name);
 
+/** Where tensors lie in one safetensors file. Arrays are owned; freed with nps_safetensors_free(). */
+typedef struct nps_safetensors {
+  char *header; /**< [header_size] what the file begins with */
+  size_t header_size;
+  int64_t *offset; /**< [count] of a tensor's first byte, from the start of the file */
+  int64_t size;    /**< of the whole file */
+} nps_safetensors_t;
+
+/** Lay tensors out, by name, type and shape. Local. @param[out] out  freed after errors too
+ *  @return NPS_ERR_INPUT: a name that is no UTF-8 */
+nps_err_t nps_safetensors_plan(const nps_target_t *targets, int count, nps_safetensors_t *out);
+void nps_safetensors_free(nps_safetensors_t *plan);
+
 /** A tensor that a method writes beside the model's, in a group of its own of a merged HDF5. */
 typedef struct nps_part {
   const char *group; /**< path, "/experts/u" */

@@ -1,6 +1,6 @@
 /** @file search.h
  *  Neural parameter search (Du et al., ACL 2025, arXiv 2505.18713): CMA-ES over the weights and priorities of subspaces and
- *  over the models' λ, scored by the native evaluators, candidates spread over the ranks. Layer 6.
+ *  over the models' λ, scored by the native evaluators or a command, candidates spread over the ranks. Layer 6.
  *
  *  One evaluation is one candidate on all its tasks. Ranks form groups that hold the models together. The batches of a
  *  generation, candidate by candidate and task by task, stand in one line, of which groups take pieces as they fall idle; every
@@ -18,16 +18,32 @@
 #include "nps/factors.h"
 #include "nps/fitness.h"
 #include "nps/h5.h"
+#include "nps/model.h"
 #include "nps/report.h"
 
 /** One task that candidates are scored on. All pointers are borrowed. */
 typedef struct nps_search_task {
   const char *name;
-  int model; /**< index of the model it belongs to, or -1: none */
-  const nps_net_t *net;
+  int model;            /**< index of the model it belongs to, or -1: none */
+  const nps_net_t *net; /**< this and what follows: native evaluators only; else NULL */
   const nps_dataset_t *data;
   float *const *own; /**< [tensors of the net] weights that are not the candidate's (heads); NULL: the candidate's */
 } nps_search_task_t;
+
+/** A command that scores candidates, and what it is given. Borrowed. */
+typedef struct nps_search_command {
+  char *const *words; /**< [word_count] */
+  int word_count;
+  double timeout;             /**< seconds */
+  const char *directory;      /**< as nps_handover_new() */
+  const nps_layout_t *layout; /**< the tensors of a model; those that are copied come from `base` */
+  const nps_model_t *base;
+  int base_input;                /**< its index in the layout's sources */
+  const char *config_json;       /**< or NULL */
+  const nps_sidecar_t *sidecars; /**< [sidecar_count] tokenizer and other files, on every rank */
+  int sidecar_count;
+  const json_t *about; /**< of each task what the command is told: {NAME: {…}} */
+} nps_search_command_t;
 
 /** Ranks that hold base and fine-tuned models together, whole layers each, and score candidates together. Borrowed. */
 typedef struct nps_search_group {
@@ -38,7 +54,8 @@ typedef struct nps_search_group {
   int64_t held;            /**< bytes of the models that it holds */
 } nps_search_group_t;
 
-/** Predict the bytes of a rank's working memory while it scores. Local.
+/** Predict the bytes of a rank's working memory while it scores; with a command those of the models that are handed over are not
+ *  counted. Local.
  *  @param tasks  [count] their weights are not looked at
  *  @param group  all but `ranks` */
 int64_t nps_search_work_bytes(const nps_search_task_t *tasks, int count, int batch, const nps_search_group_t *group);
@@ -66,7 +83,8 @@ typedef struct nps_search_spec {
   int value_bits;                 /**< likewise */
   const nps_search_task_t *tasks; /**< [task_count] */
   int task_count;
-  const nps_recipe_search_t *search; /**< NULL, or algorithm none: no search, only the scores of `start` */
+  const nps_search_command_t *command; /**< NULL: the native evaluators */
+  const nps_recipe_search_t *search;   /**< NULL, or algorithm none: no search, only the scores of `start` */
   const nps_recipe_fitness_t *fitness;
   uint64_t seed;
   nps_search_keep_t keep;
@@ -141,6 +159,9 @@ typedef struct nps_search {
   double seconds;      /**< of searching */
   double flops;        /**< of matrix products, all ranks */
   int ranks;
+  bool by_command; /**< only what the metric says is known of scores */
+  nps_metric_t metric;
+  bool less_is_better; /**< of values */
 } nps_search_t;
 
 /** Search, and score base, fine-tuned models, start and result. Collective: every rank has nets and data.
@@ -148,16 +169,20 @@ typedef struct nps_search {
  *  @param report  rank 0's, else NULL
  *  @param[out] out  freed with nps_search_free()
  *  @return the same on every rank. NPS_ERR_CONFIG: a model without a task under prune, …; NPS_ERR_RUNTIME: every candidate
- *    failed; NPS_ERR_INPUT: the snapshot is damaged or of another search; NPS_ERR_IO: it cannot be written; NPS_ERR_STOPPED:
+ *    failed, with a command every one of a generation; NPS_ERR_INPUT: the snapshot is damaged or of another search; NPS_ERR_IO: it cannot be written; NPS_ERR_STOPPED:
  *    asked to stop, the snapshot holds all that was scored; NPS_ERR_MEMORY */
 nps_err_t nps_search_run(const nps_comm_t *comm, const nps_search_spec_t *spec, nps_report_t *report,
                          nps_search_t **out);
 void nps_search_free(nps_search_t *search);
 
 /** Give the mean over rows of accuracy / nll, unweighted: of which = base, tuned, start or merged as an offset into the row.
- *  Local. @param part  0: samples the search saw; 1: held out; 2: both together. NaN where there is none */
+ *  Local. @param part  0: samples the search saw; 1: held out; 2: both together. NaN where there is none, or a command has not
+ *  given it */
 double nps_search_mean_accuracy(const nps_search_t *search, size_t which, int part);
 double nps_search_mean_nll(const nps_search_t *search, size_t which, int part);
+
+/** Give the mean of what models are compared by, nll apart: of values with that metric, else of accuracies. */
+double nps_search_mean_score(const nps_search_t *search, size_t which, int part);
 
 /** Give the H-score of a model's rows (of all where model is -1): the harmonic mean of the mean accuracies on its tasks and on
  *  general ones. Local. @return NaN: there are not tasks of both kinds, or no scores */

@@ -2,6 +2,7 @@
 #include "nps_merge_options.h"
 #include "programs.h"
 
+#include "nps/command.h"
 #include "nps/run.h"
 
 #include <signal.h>
@@ -46,6 +47,7 @@ int cli_merge_main(int argc, char **argv) {
   cli_merge_options_t options;
   cli_request_t request = CLI_RUN;
   int exit_code = 0;
+  if (nps_command_supervise(argc, argv, &exit_code)) return exit_code;
   nps_comm_t *comm = cli_start(&argc, &argv);
   take_warnings();
   nps_err_t err = cli_merge_options(argc, argv, &options, &request);

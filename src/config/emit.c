@@ -166,7 +166,7 @@ static nps_recipe_task_t without_paths(const nps_recipe_t *recipe, const nps_rec
   bool listed = !task->head;
   for (int i = 0; i < recipe->model_count; i++) listed = listed || strcmp(recipe->models[i].name, task->head) == 0;
   if (!listed) copy.head = "";
-  copy.data = "";
+  if (copy.data) copy.data = "";
   return copy;
 }
 
@@ -182,6 +182,7 @@ char *nps_recipe_emit_search(const nps_recipe_t *recipe) {
   for (int i = 0; i < tasks; i++) copy.fitness.tasks[i] = without_paths(recipe, &recipe->fitness.tasks[i]);
   if (copy.base_model) copy.base_model = "";
   if (copy.search.start_from) copy.search.start_from = "";
+  copy.fitness.timeout = 0;
   copy.output_head = NULL;
   copy.shard_size = copy.memory_per_rank = 0;
   copy.search.generations = copy.search.patience = 0;

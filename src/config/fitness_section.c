@@ -8,14 +8,18 @@
 
 #define COUNT(array) ((int)(sizeof(array) / sizeof *(array)))
 
-enum { MAX_TASKS = 1000 };
+enum { MAX_TASKS = 1000, MAX_WORDS = 1000 };
 
 /* What the native evaluators take, which are above this module (NPS_NET_MOST_BATCH). */
 enum { MAX_BATCH = 4096 };
 
+#define DEFAULT_TIMEOUT 600.0
+
 static const nps_word_t evaluators[] = {
-    {"native", NPS_EVALUATOR_NATIVE}, {"none", NPS_EVALUATOR_NONE}, {"command", NPS_WORD_NOT_BUILT}};
-static const nps_word_t metrics[] = {{"accuracy", NPS_METRIC_ACCURACY}, {"nll", NPS_METRIC_NLL}};
+    {"native", NPS_EVALUATOR_NATIVE}, {"command", NPS_EVALUATOR_COMMAND}, {"none", NPS_EVALUATOR_NONE}};
+static const nps_word_t metrics[] = {
+    {"accuracy", NPS_METRIC_ACCURACY}, {"nll", NPS_METRIC_NLL}, {"value", NPS_METRIC_VALUE}};
+static const nps_word_t directions[] = {{"max", false}, {"min", true}};
 static const nps_word_t objectives[] = {{"mean", NPS_OBJECTIVE_MEAN},
                                         {"worst", NPS_OBJECTIVE_WORST},
                                         {"normalized", NPS_OBJECTIVE_NORMALIZED},
@@ -54,24 +58,35 @@ static void read_batch(void *target, const nps_node_t *value, const char *what) 
   if (nps_count_read(value, what, 1, MAX_BATCH, &batch)) section(target)->batch = (int)batch;
 }
 
-static void refuse_unless(bool is_default, const nps_node_t *value, const char *what) {
-  if (!is_default) nps_place_fail(value->place, "%s: the command evaluator is not built yet", what);
-}
-
 static void read_command(void *target, const nps_node_t *value, const char *what) {
-  (void)target;
-  refuse_unless(value->kind == NPS_NODE_LIST && value->count == 0, value, what);
+  nps_recipe_fitness_t *fitness = section(target);
+  char found[96];
+  if (value->kind != NPS_NODE_LIST || value->count > MAX_WORDS) {
+    nps_place_fail(value->place, "%s: expected a list, [program, arguments, …], found %s", what,
+                   nps_node_describe(value, found));
+    return;
+  }
+  fitness->command = nps_xcalloc((size_t)value->count + 1, sizeof *fitness->command);
+  fitness->command_count = value->count;
+  for (int i = 0; i < value->count; i++) {
+    char *inner = nps_xstrf("%s.%d", what, i);
+    nps_text_read(value->entries[i].value, inner, &fitness->command[i]);
+    free(inner);
+  }
 }
 
 static void read_timeout(void *target, const nps_node_t *value, const char *what) {
   double seconds;
-  (void)target;
-  refuse_unless(nps_node_scalar(value, &seconds) == NPS_SCALAR_NUMBER && seconds == 600, value, what);
+  if (nps_number_read(value, what, 0, true, 1e9, &seconds)) section(target)->timeout = seconds;
 }
 
 static void read_direction(void *target, const nps_node_t *value, const char *what) {
-  (void)target;
-  refuse_unless(value->kind == NPS_NODE_SCALAR && strcmp(value->text, "max") == 0, value, what);
+  int word;
+  if (nps_word_read(value, what, directions, COUNT(directions), &word)) section(target)->less_is_better = word;
+}
+
+static void read_directory(void *target, const nps_node_t *value, const char *what) {
+  nps_text_read(value, what, &section(target)->directory);
 }
 
 static void read_sharpness_samples(void *target, const nps_node_t *value, const char *what) {
@@ -119,10 +134,8 @@ static void read_task(nps_recipe_task_t *task, const nps_node_t *node, const cha
   task->line = node->place.line;
   nps_level_read(node, what, keys, COUNT(keys), task);
   if (node->kind != NPS_NODE_MAPPING) return;
-  const nps_entry_t *name = nps_node_find(node, "name"), *data = nps_node_find(node, "data");
+  const nps_entry_t *name = nps_node_find(node, "name");
   if (!name || nps_node_is_null(name->value)) nps_place_fail(node->place, "%s: 'name' is missing", what);
-  if (!data || nps_node_is_null(data->value))
-    nps_place_fail(node->place, "%s: 'data' is missing, expected the path of calibration data", what);
   if (!task->group && task->name) task->group = nps_xstrdup(task->name);
 }
 
@@ -155,13 +168,68 @@ static void read_tasks(void *target, const nps_node_t *value, const char *what) 
   check_unique(fitness, value, what);
 }
 
+/* ---- what belongs to which evaluator ---- */
+
+static bool is_given(const nps_node_t *section, const char *key) {
+  const nps_entry_t *entry = nps_node_find(section, key);
+  return entry && !nps_node_is_null(entry->value);
+}
+
+static nps_place_t place_of(const nps_node_t *section, const char *key) {
+  const nps_entry_t *entry = nps_node_find(section, key);
+  return entry ? entry->place : section->place;
+}
+
+static void check_data(const nps_node_t *value, const char *what) {
+  const nps_entry_t *tasks = nps_node_find(value, "tasks");
+  for (int i = 0; tasks && tasks->value->kind == NPS_NODE_LIST && i < tasks->value->count; i++) {
+    const nps_node_t *task = tasks->value->entries[i].value;
+    if (task->kind == NPS_NODE_MAPPING && !is_given(task, "data"))
+      nps_place_fail(task->place, "%s.tasks.%d: 'data' is missing, expected the path of calibration data", what, i);
+  }
+}
+
+/* The command scores samples that this program does not know: none are held out unless it is asked for. */
+static void settle_command(nps_recipe_fitness_t *f, const nps_node_t *value, const char *what) {
+  const nps_entry_t *command = nps_node_find(value, "command");
+  const bool is_empty = command && command->value->kind == NPS_NODE_LIST && command->value->count == 0;
+  if (!is_given(value, "command") || is_empty)
+    nps_place_fail(place_of(value, "evaluator"), "%s.command: is missing, expected [program, arguments, …]", what);
+  if (f->less_is_better && f->metric != NPS_METRIC_VALUE)
+    nps_place_fail(place_of(value, "direction"),
+                   "%s.direction: min belongs to metric value; of accuracy more is better, of nll less", what);
+  if (!is_given(value, "holdout")) f->holdout = 0;
+}
+
+static void refuse_command(const nps_recipe_fitness_t *f, const nps_node_t *value, const char *what) {
+  if (f->command_count > 0)
+    nps_place_fail(place_of(value, "command"), "%s.command: belongs to evaluator command", what);
+  if (f->timeout != DEFAULT_TIMEOUT)
+    nps_place_fail(place_of(value, "timeout"), "%s.timeout: belongs to evaluator command", what);
+  if (f->less_is_better)
+    nps_place_fail(place_of(value, "direction"), "%s.direction: belongs to evaluator command", what);
+  if (f->directory) nps_place_fail(place_of(value, "directory"), "%s.directory: belongs to evaluator command", what);
+  if (f->metric == NPS_METRIC_VALUE)
+    nps_place_fail(place_of(value, "metric"), "%s.metric: value belongs to evaluator command", what);
+}
+
 void nps_fitness_read(nps_recipe_t *recipe, const nps_node_t *value, const char *what) {
   static const nps_key_t keys[] = {
       {"evaluator", NPS_KEY_READ, read_evaluator, NULL}, {"metric", NPS_KEY_READ, read_metric, NULL},
       {"objective", NPS_KEY_READ, read_objective, NULL}, {"holdout", NPS_KEY_READ, read_holdout, NULL},
       {"batch", NPS_KEY_READ, read_batch, NULL},         {"sharpness", NPS_KEY_READ, read_sharpness, NULL},
       {"command", NPS_KEY_READ, read_command, NULL},     {"timeout", NPS_KEY_READ, read_timeout, NULL},
-      {"direction", NPS_KEY_READ, read_direction, NULL}, {"tasks", NPS_KEY_READ, read_tasks, NULL}};
-  recipe->fitness.given = true;
+      {"direction", NPS_KEY_READ, read_direction, NULL}, {"directory", NPS_KEY_READ, read_directory, NULL},
+      {"tasks", NPS_KEY_READ, read_tasks, NULL}};
+  nps_recipe_fitness_t *f = &recipe->fitness;
+  f->given = true;
+  f->timeout = DEFAULT_TIMEOUT;
   nps_level_read(value, what, keys, COUNT(keys), recipe);
+  if (value->kind != NPS_NODE_MAPPING) return;
+  if (f->evaluator == NPS_EVALUATOR_COMMAND)
+    settle_command(f, value, what);
+  else {
+    refuse_command(f, value, what);
+    check_data(value, what);
+  }
 }

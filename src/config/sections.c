@@ -197,6 +197,8 @@ static void check_objective(const nps_recipe_t *recipe, const nps_node_t *root) 
   int general = 0;
   if (f->objective != NPS_OBJECTIVE_H_SCORE || f->task_count == 0) return;
   for (int i = 0; i < f->task_count; i++) general += !f->tasks[i].model;
+  if (f->evaluator == NPS_EVALUATOR_COMMAND && f->metric != NPS_METRIC_ACCURACY)
+    nps_place_fail(place, "fitness.objective: h_score is of accuracies: a command gives them with metric accuracy");
   if (general == 0)
     nps_place_fail(place, "fitness.objective: h_score needs general tasks, whose name and model are no listed model's, "
                           "fitness.tasks has none");
@@ -278,7 +280,7 @@ void nps_sections_check(nps_recipe_t *recipe, const nps_node_t *root) {
   check_rows(recipe, root, "priorities", recipe->nps.priorities, recipe->nps.priority_rows, false);
   settle_tasks(recipe, root);
   const nps_entry_t *fitness = nps_node_find(root, "fitness");
-  if (fitness && fitness->value->kind == NPS_NODE_MAPPING && recipe->fitness.evaluator == NPS_EVALUATOR_NATIVE &&
+  if (fitness && fitness->value->kind == NPS_NODE_MAPPING && recipe->fitness.evaluator != NPS_EVALUATOR_NONE &&
       !is_given(fitness->value, "tasks"))
     nps_place_fail(place_of(root, "fitness", NULL), "fitness: 'tasks' is missing, expected a list of tasks");
   if (recipe->nps.application == NPS_APPLICATION_TRANSFER && count_task_vectors(recipe) > 1 && recipe->output_path &&
@@ -379,11 +381,23 @@ static void emit_field(nps_text_t *out, const char *before, const char *key, con
   nps_emit_text(out, text);
 }
 
+static void emit_command(nps_text_t *out, const nps_recipe_fitness_t *f) {
+  nps_text_add(out, "  command: [");
+  for (int i = 0; i < f->command_count; i++) {
+    nps_text_add(out, "%s", i ? ", " : "");
+    nps_emit_text(out, f->command[i]);
+  }
+  nps_text_add(out, "]\n  direction: %s\n", f->less_is_better ? "min" : "max");
+  emit_pair(out, "timeout", f->timeout);
+}
+
 static void emit_fitness(nps_text_t *out, const nps_recipe_fitness_t *f) {
-  static const char *const objectives[] = {"mean", "worst", "normalized", "h_score"};
-  nps_text_add(out, "fitness:\n  evaluator: %s\n  metric: %s\n  objective: %s\n  batch: %d\n",
-               f->evaluator == NPS_EVALUATOR_NONE ? "none" : "native", f->metric == NPS_METRIC_NLL ? "nll" : "accuracy",
-               objectives[f->objective], f->batch);
+  static const char *const objectives[] = {"mean", "worst", "normalized", "h_score"}, *const metrics[] = {
+                                                                                          "accuracy", "nll", "value"};
+  static const char *const evaluators[] = {"native", "none", "command"};
+  nps_text_add(out, "fitness:\n  evaluator: %s\n  metric: %s\n  objective: %s\n  batch: %d\n", evaluators[f->evaluator],
+               metrics[f->metric], objectives[f->objective], f->batch);
+  if (f->evaluator == NPS_EVALUATOR_COMMAND) emit_command(out, f);
   emit_pair(out, "holdout", f->holdout);
   if (f->sharpness_samples > 0) {
     nps_text_add(out, "  sharpness: {samples: %d, rho: ", f->sharpness_samples);
@@ -436,4 +450,7 @@ void nps_sections_free(nps_recipe_t *recipe) {
     free(task->head);
   }
   free(recipe->fitness.tasks);
+  for (int i = 0; i < recipe->fitness.command_count; i++) free(recipe->fitness.command[i]);
+  free(recipe->fitness.command);
+  free(recipe->fitness.directory);
 }

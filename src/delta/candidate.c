@@ -182,6 +182,13 @@ bool nps_candidate_make(nps_candidate_t *c, int tensor, int64_t first, int64_t c
   return nps_tensor_find_nonfinite(NPS_F32, out, count) < 0;
 }
 
+nps_dtype_t nps_candidate_dtype(const nps_candidate_t *c, int tensor) {
+  const nps_dtype_t stored =
+      c->weighting ? c->store->targets[tensor]->dtype : nps_store_dtype(c->store, c->model, tensor);
+  const bool is_exact = !c->weighting || (c->round && !c->shaken);
+  return is_exact && nps_dtype_size(stored) == 2 ? stored : NPS_F32;
+}
+
 bool nps_weighting_has_result(const nps_weighting_t *w) {
   double total = 0;
   for (int i = 0; i < w->models; i++) total += w->lambda[i];

@@ -75,27 +75,44 @@ static char *dump(json_t *json, size_t flags) {
   return text;
 }
 
-/* Make a shard's header and its tensors' offsets. Wider types come first, so that every tensor begins at a multiple of
- * its element size without holes, which safetensors does not allow; the header is padded for the same reason. */
-static nps_err_t plan_shard(const nps_layout_t *layout, state_t *s, shard_t *shard) {
+/* Wider types come first, so that every tensor begins at a multiple of its element size without holes, which safetensors does
+ * not allow; the header is padded for the same reason. */
+nps_err_t nps_safetensors_plan(const nps_target_t *targets, int count, nps_safetensors_t *out) {
   int64_t end = 0;
   nps_err_t err = NPS_OK;
   json_t *header = json_pack("{s:{s:s}}", "__metadata__", "format", "pt");
+  out->offset = nps_xcalloc((size_t)count + 1, sizeof *out->offset);
   for (size_t size = 8; size > 0; size /= 2)
-    for (int i = shard->first; i < shard->last; i++)
-      if (err == NPS_OK && nps_dtype_size(layout->targets[i].dtype) == size)
-        err = add_tensor(header, &layout->targets[i], &s->offset[i], &end);
+    for (int i = 0; i < count; i++)
+      if (err == NPS_OK && nps_dtype_size(targets[i].dtype) == size)
+        err = add_tensor(header, &targets[i], &out->offset[i], &end);
   char *text = dump(header, JSON_COMPACT);
   size_t length = strlen(text);
   uint64_t padded = (length + 7) / 8 * 8;
-  shard->header_size = 8 + padded;
-  shard->header = nps_xcalloc(shard->header_size, 1);
-  memset(shard->header, ' ', shard->header_size);
-  for (int b = 0; b < 8; b++) shard->header[b] = (char)(unsigned char)(padded >> (8 * b));
-  memcpy(shard->header + 8, text, length);
+  out->header_size = 8 + padded;
+  out->header = nps_xcalloc(out->header_size, 1);
+  memset(out->header, ' ', out->header_size);
+  for (int b = 0; b < 8; b++) out->header[b] = (char)(unsigned char)(padded >> (8 * b));
+  memcpy(out->header + 8, text, length);
   free(text);
-  for (int i = shard->first; i < shard->last; i++) s->offset[i] += (int64_t)shard->header_size;
-  shard->size = (int64_t)shard->header_size + end;
+  for (int i = 0; i < count; i++) out->offset[i] += (int64_t)out->header_size;
+  out->size = (int64_t)out->header_size + end;
+  return err;
+}
+
+void nps_safetensors_free(nps_safetensors_t *plan) {
+  free(plan->header);
+  free(plan->offset);
+}
+
+static nps_err_t plan_shard(const nps_layout_t *layout, state_t *s, shard_t *shard) {
+  nps_safetensors_t plan;
+  nps_err_t err = nps_safetensors_plan(layout->targets + shard->first, shard->last - shard->first, &plan);
+  for (int i = shard->first; i < shard->last; i++) s->offset[i] = plan.offset[i - shard->first];
+  shard->header = plan.header;
+  shard->header_size = plan.header_size;
+  shard->size = plan.size;
+  free(plan.offset);
   return err;
 }
 

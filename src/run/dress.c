@@ -1,6 +1,7 @@
 /* What travels with the merged tensors: config.json, model card, tokenizer files. */
 #include "run_internal.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -77,27 +78,22 @@ static const char *as_written(const nps_recipe_t *recipe, const char *name) {
   return name;
 }
 
-/* Of all samples, those that the search saw and those held out. */
-static nps_score_t both_parts(const nps_score_t score[2]) {
-  return (nps_score_t){score[0].correct + score[1].correct, score[0].total + score[1].total,
-                       score[0].nll_sum + score[1].nll_sum};
-}
-
-static void add_score(nps_text_t *card, const nps_score_t score[2]) {
-  const nps_score_t s = both_parts(score);
-  if (s.total > 0)
-    nps_text_add(card, " %.4f | %.4f |", (double)s.correct / (double)s.total, s.nll_sum / (double)s.total);
+static void add_number(nps_text_t *card, double number) {
+  if (isnan(number))
+    nps_text_add(card, " |");
   else
-    nps_text_add(card, " | |");
+    nps_text_add(card, " %.4f |", number);
 }
 
-static void add_averages(nps_text_t *card, const nps_search_t *search) {
+/* Scores of one row, or averages of all, on all samples: those that the search saw and those held out. */
+static void add_score_line(nps_text_t *card, const char *name, const nps_search_t *rows, bool with_nll) {
   static const size_t which[] = {offsetof(nps_search_row_t, base), offsetof(nps_search_row_t, tuned),
                                  offsetof(nps_search_row_t, merged)};
-  nps_text_add(card, "| average |");
-  for (size_t i = 0; i < sizeof which / sizeof *which; i++)
-    nps_text_add(card, " %.4f | %.4f |", nps_search_mean_accuracy(search, which[i], 2),
-                 nps_search_mean_nll(search, which[i], 2));
+  nps_text_add(card, "| %s |", name);
+  for (size_t i = 0; i < sizeof which / sizeof *which; i++) {
+    add_number(card, nps_search_mean_score(rows, which[i], 2));
+    if (with_nll) add_number(card, nps_search_mean_nll(rows, which[i], 2));
+  }
   nps_text_add(card, "\n");
 }
 
@@ -105,19 +101,22 @@ static void add_averages(nps_text_t *card, const nps_search_t *search) {
 static void add_scores(nps_text_t *card, const nps_run_state_t *run, const nps_run_output_t *output) {
   const nps_search_t *search = run->search;
   if (!search) return;
-  nps_text_add(card,
-               "\n## Scores\n\nAccuracy and nll on the calibration data.\n\n| task | base | nll | fine-tuned | nll | "
-               "merged | nll |\n|---|---|---|---|---|---|---|\n");
+  const bool values = search->metric == NPS_METRIC_VALUE;
+  const bool with_nll = search->by_command ? search->metric == NPS_METRIC_NLL : true;
+  nps_text_add(card, "\n## Scores\n\n%s%s on the calibration data.\n\n", values ? "Values" : "Accuracy",
+               with_nll ? " and nll" : "");
+  nps_text_add(card, with_nll
+                         ? "| task | base | nll | fine-tuned | nll | merged | nll |\n|---|---|---|---|---|---|---|\n"
+                         : "| task | base | fine-tuned | merged |\n|---|---|---|---|\n");
   for (int r = 0; r < search->row_count; r++) {
     const nps_search_row_t *row = &search->rows[r];
-    if (row->model >= 0 && row->model != output->first_model) continue;
-    nps_text_add(card, "| %s |", run->recipe->fitness.tasks[row->task].name);
-    add_score(card, row->base);
-    add_score(card, row->tuned);
-    add_score(card, row->merged);
-    nps_text_add(card, "\n");
+    nps_search_t alone = *search;
+    alone.rows += r;
+    alone.row_count = 1;
+    if (row->model < 0 || row->model == output->first_model)
+      add_score_line(card, run->recipe->fitness.tasks[row->task].name, &alone, with_nll);
   }
-  if (search->row_count > 0 && search->rows[0].model < 0) add_averages(card, search);
+  if (search->row_count > 0 && search->rows[0].model < 0) add_score_line(card, "average", search, with_nll);
 }
 
 static void list_models(nps_text_t *card, const nps_recipe_t *recipe, const nps_run_output_t *output) {

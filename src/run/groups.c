@@ -17,9 +17,21 @@ typedef struct {
   bool factors; /* singular factors are in memory */
 } layers_t;
 
+/* Most stages where no network has layers. */
+enum { MOST_STRETCHES = 256 };
+
+/* A command needs no layers: tensors are cut into stretches of the order in which they lie in the files. */
+static void find_stretches(layers_t *l) {
+  const int count = l->run->layout->count;
+  l->stage_count = (int)nps_min64(count, MOST_STRETCHES);
+  for (int t = 0; t < count; t++) {
+    l->stages[t][0] = (int)((int64_t)t * l->stage_count / count);
+    l->stages[t][1] = -1;
+  }
+}
+
 static void find_stages(layers_t *l) {
   const nps_layout_t *layout = l->run->layout;
-  l->stages = nps_xcalloc((size_t)layout->count + 1, sizeof *l->stages);
   for (int t = 0; t < layout->count; t++) {
     l->stages[t][0] = 0; /* what no network uses lies with the embedding */
     l->stages[t][1] = -1;
@@ -38,9 +50,14 @@ static layers_t find_layers(const nps_run_state_t *run) {
   l.input_of = nps_xcalloc((size_t)run->model_count + 1, sizeof *l.input_of);
   for (int m = 0; m < run->model_count; m++) l.input_of[m] = run->models[m].input;
   l.tasks = nps_xcalloc((size_t)l.task_count + 1, sizeof *l.tasks);
+  l.stages = nps_xcalloc((size_t)run->layout->count + 1, sizeof *l.stages);
   for (int i = 0; i < l.task_count; i++)
     l.tasks[i] = (nps_search_task_t){
         .name = run->recipe->fitness.tasks[i].name, .net = run->tasks[i].net, .data = run->tasks[i].dataset};
+  if (nps_run_asks_command(run)) {
+    find_stretches(&l);
+    return l;
+  }
   for (int i = 0; i < l.task_count; i++) /* that they differ is told later */
     l.stage_count =
         i == 0 ? nps_net_stages(l.tasks[i].net) : (int)nps_min64(l.stage_count, nps_net_stages(l.tasks[i].net));
@@ -77,6 +94,7 @@ static int64_t task_bytes(const layers_t *l) {
   int64_t bytes = 0;
   for (int i = 0; i < l->task_count; i++) {
     const nps_search_task_t *task = &l->tasks[i];
+    if (!task->net) continue;
     bytes += task->data->samples * nps_dataset_sample_bytes(task->data);
     for (int t = 0; t < nps_net_tensor_count(task->net); t++)
       if (nps_net_tensor(task->net, t)->of_head) bytes += nps_net_tensor(task->net, t)->count * (int64_t)sizeof(float);
@@ -89,6 +107,7 @@ static int64_t rank_bytes(const layers_t *l, const nps_run_groups_t *g, int rank
   group.held = held_bytes(l, group.first, group.end);
   int64_t bytes = group.held + task_bytes(l) +
                   nps_search_work_bytes(l->tasks, l->task_count, l->run->recipe->fitness.batch, &group);
+  if (nps_run_asks_command(l->run) && rank == 0) bytes += nps_run_handed_bytes(l->run);
   if (nps_run_is_singular(l->run)) return bytes + nps_run_factors_work_bytes(l->run);
   return bytes + nps_rules_bytes(l->run->model_count, l->run->recipe->nps.subspaces);
 }
@@ -207,9 +226,11 @@ static char *name_stages(int first, int end, int count) {
 
 static void show_rank(const layers_t *l, const nps_run_groups_t *g, int rank) {
   char held[32], all[32];
-  char *stages = name_stages(g->cut[rank], g->cut[rank + 1], l->stage_count);
-  nps_report_line(l->run->report, "  rank %d of a group: %s: %s of models, %s in all", rank + 1, stages,
-                  nps_format_bytes((double)held_bytes(l, g->cut[rank], g->cut[rank + 1]), held),
+  const bool layers = !nps_run_asks_command(l->run);
+  char *stages = layers ? name_stages(g->cut[rank], g->cut[rank + 1], l->stage_count)
+                        : nps_xstrdup(rank == 0 ? "with the command" : "");
+  nps_report_line(l->run->report, "  rank %d of a group: %s%s%s of models, %s in all", rank + 1, stages,
+                  *stages ? ": " : "", nps_format_bytes((double)held_bytes(l, g->cut[rank], g->cut[rank + 1]), held),
                   nps_format_bytes((double)rank_bytes(l, g, rank), all));
   free(stages);
 }
@@ -219,7 +240,8 @@ void nps_run_show_groups(const nps_run_state_t *run, int ranks, const nps_run_gr
   char bytes[32];
   layers_t l = find_layers(run);
   l.factors = nps_run_is_singular(run) && !g->spill;
-  nps_report_line(run->report, "memory while scoring: at most %s a rank", nps_format_bytes((double)g->bytes, bytes));
+  nps_report_line(run->report, "memory while scoring: at most %s a rank%s", nps_format_bytes((double)g->bytes, bytes),
+                  nps_run_asks_command(run) ? ", without what the command takes" : "");
   if (g->size == 1)
     nps_report_line(run->report, "ranks per model: 1, every rank holds all models");
   else

@@ -43,6 +43,13 @@ static void add_dataset(nps_text_t *text, const char *task, const nps_dataset_t 
   nps_text_add(text, "data of task %s: %016llx\n", task, (unsigned long long)hash);
 }
 
+/* What a command reads is known by its size. */
+static void add_file(nps_text_t *text, const char *task, const char *path) {
+  struct stat st;
+  const bool found = path && stat(path, &st) == 0;
+  nps_text_add(text, "data of task %s: %lld bytes\n", task, found ? (long long)st.st_size : 0LL);
+}
+
 /* Hashes the files of all models, and keeps what it finds for the outputs' provenance. Collective. */
 static nps_err_t add_models(nps_run_state_t *run, nps_text_t *text) {
   const int n = run->input_count + run->extra_count;
@@ -63,7 +70,10 @@ nps_err_t nps_run_keep_identity(nps_run_state_t *run, char **out) {
   nps_text_add(&text, "program: %s\n%s", PACKAGE_STRING, recipe);
   free(recipe);
   for (int i = 0; i < run->recipe->fitness.task_count; i++)
-    add_dataset(&text, run->recipe->fitness.tasks[i].name, run->tasks[i].dataset);
+    if (nps_run_asks_command(run))
+      add_file(&text, run->recipe->fitness.tasks[i].name, run->tasks[i].data);
+    else
+      add_dataset(&text, run->recipe->fitness.tasks[i].name, run->tasks[i].dataset);
   nps_err_t err = add_models(run, &text);
   *out = text.text;
   return err;

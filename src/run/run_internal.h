@@ -97,7 +97,7 @@ typedef struct nps_run_state {
   nps_alignment_t *alignment; /**< of the vocabularies, or NULL */
   nps_sidecar_t *tokenizer; /**< [tokenizer_count] files of the merged tokenizer; NULL: the reference's; rank 0 only */
   int tokenizer_count;
-  nps_sidecar_t *sidecars; /**< [sidecar_count] rank 0 only */
+  nps_sidecar_t *sidecars; /**< [sidecar_count] rank 0 only, but with a command all ranks */
   int sidecar_count;
 } nps_run_state_t;
 
@@ -171,6 +171,22 @@ nps_err_t nps_run_find_complete(nps_run_state_t *run, bool *all);
 
 /** Whether there is something to score: merge_method nps with tasks. */
 bool nps_run_has_tasks(const nps_run_state_t *run);
+
+/** Whether a command scores. */
+bool nps_run_asks_command(const nps_run_state_t *run);
+
+/** Give the model that a task's head comes from, or NULL. Local. */
+const nps_model_t *nps_run_head_of(const nps_run_state_t *run, const nps_run_task_t *task);
+
+/* ---- command.c ---- */
+
+/** Give the bytes of memory that a model takes that is handed over to a command: 0 where it does not lie in memory. Local. */
+int64_t nps_run_handed_bytes(const nps_run_state_t *run);
+
+/** Prepare what the search gives to the command. Collective.
+ *  @param[out] out  borrows from the run; freed with nps_run_free_command() */
+void nps_run_make_command(nps_run_state_t *run, nps_search_command_t *out);
+void nps_run_free_command(nps_search_command_t *command);
 
 /** Search and score; the outputs are to be merged with what was found. Does nothing without tasks. Collective. */
 nps_err_t nps_run_search(nps_run_state_t *run);

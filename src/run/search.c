@@ -13,6 +13,7 @@ typedef struct {
   nps_weighting_t *start;
   nps_search_task_t *tasks;
   nps_run_groups_t groups;
+  nps_search_command_t command; /* evaluator command */
 } work_t;
 
 static bool searches(const nps_run_state_t *run) {
@@ -78,7 +79,7 @@ static nps_err_t load(const nps_run_state_t *run, work_t *work) {
                          run->model_count, &work->groups.part, NULL, &work->store));
   for (int i = 0; i < fitness->task_count; i++) {
     nps_run_task_t *task = &run->tasks[i];
-    NPS_TRY(nps_net_read_weights(task->net, true, &task->own));
+    if (task->net) NPS_TRY(nps_net_read_weights(task->net, true, &task->own));
     work->tasks[i] = (nps_search_task_t){.name = fitness->tasks[i].name,
                                          .model = model_index(run, fitness->tasks[i].model),
                                          .net = task->net,
@@ -95,6 +96,7 @@ static void unload(work_t *work) {
   free(work->input_of);
   free(work->names);
   free(work->tasks);
+  nps_run_free_command(&work->command);
 }
 
 /* Hands what was found to the outputs: each takes the rows of its models. */
@@ -131,6 +133,7 @@ static nps_err_t search(nps_run_state_t *run, const work_t *work, const char *id
       .value_bits = nps_run_is_compression(run) ? recipe->archive.value_bits : 0,
       .tasks = work->tasks,
       .task_count = recipe->fitness.task_count,
+      .command = nps_run_asks_command(run) ? &work->command : NULL,
       .search = searches(run) ? &settings : NULL,
       .fitness = &recipe->fitness,
       .seed = recipe->seed,
@@ -167,18 +170,23 @@ nps_err_t nps_run_plan_search(const nps_run_state_t *run, int64_t limit) {
   const nps_recipe_t *recipe = run->recipe;
   const int ranks = run->options->ranks ? run->options->ranks : nps_comm_size(run->comm);
   double flops = 0;
+  const bool by_command = nps_run_asks_command(run);
   const int candidates = recipe->fitness.sharpness_samples > 0 ? recipe->fitness.sharpness_samples : 1;
   int64_t samples = 0;
   if (!nps_run_has_tasks(run) || nps_comm_rank(run->comm) != 0) return NPS_OK; /* rank 0 has opened the tasks */
-  for (int i = 0; i < recipe->fitness.task_count; i++) {
+  for (int i = 0; !by_command && i < recipe->fitness.task_count; i++) {
     samples += run->tasks[i].dataset->samples;
     flops += candidates * nps_net_flops(run->tasks[i].net, run->tasks[i].dataset, run->tasks[i].dataset->samples);
   }
   nps_report_line(run->report, "%s", "");
   if (searches(run))
     nps_report_line(run->report, "search: at most %d generations in each search", recipe->search.generations);
-  nps_report_line(run->report, "scores: %d tasks, %lld samples, %.3g GFLOP in one evaluation of all of them",
-                  recipe->fitness.task_count, (long long)samples, 1e-9 * flops);
+  if (by_command)
+    nps_report_line(run->report, "scores: %d tasks, by the command %s, one process a group", recipe->fitness.task_count,
+                    recipe->fitness.command[0]);
+  else
+    nps_report_line(run->report, "scores: %d tasks, %lld samples, %.3g GFLOP in one evaluation of all of them",
+                    recipe->fitness.task_count, (long long)samples, 1e-9 * flops);
   nps_run_groups_t groups = {0};
   nps_err_t err = nps_run_find_groups(run, ranks, recipe->search.ranks_per_model, limit, &groups);
   nps_run_show_groups(run, ranks, &groups);
@@ -195,6 +203,7 @@ static nps_err_t make_ready(nps_run_state_t *run, work_t *work) {
   NPS_TRY(nps_comm_agree(run->comm, nps_run_find_groups(run, nps_comm_size(run->comm), given, limit, &work->groups)));
   nps_run_join_group(run, &work->groups);
   NPS_TRY(nps_comm_agree(run->comm, prepare(run, work)));
+  if (nps_run_asks_command(run)) nps_run_make_command(run, &work->command);
   if (nps_run_is_singular(run)) NPS_TRY(nps_run_factorise_all(run, work->start, work->input_of, &work->groups));
   return nps_comm_agree(run->comm, load(run, work));
 }

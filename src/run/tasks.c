@@ -1,12 +1,18 @@
 /* The tasks that candidates are scored on: their data, heads and networks, found on rank 0 and then known to all. */
 #include "run_internal.h"
 
+#include "nps/command.h"
+
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 bool nps_run_has_tasks(const nps_run_state_t *run) {
-  return run->recipe->fitness.task_count > 0 && run->recipe->fitness.evaluator == NPS_EVALUATOR_NATIVE;
+  return run->recipe->fitness.task_count > 0 && run->recipe->fitness.evaluator != NPS_EVALUATOR_NONE;
+}
+
+bool nps_run_asks_command(const nps_run_state_t *run) {
+  return run->recipe->fitness.evaluator == NPS_EVALUATOR_COMMAND;
 }
 
 /* Looks a file up in the config's folder, then in the current one. */
@@ -34,7 +40,7 @@ static int find_model(const nps_run_state_t *run, const char *name) {
   return -1;
 }
 
-static const nps_model_t *head_of(const nps_run_state_t *run, const nps_run_task_t *task) {
+const nps_model_t *nps_run_head_of(const nps_run_state_t *run, const nps_run_task_t *task) {
   if (task->head < 0) return NULL;
   return task->head < run->input_count ? run->inputs[task->head] : run->extras[task->head - run->input_count];
 }
@@ -62,17 +68,17 @@ static nps_err_t find_head(nps_run_state_t *run, const nps_recipe_task_t *recipe
 
 /* Makes the network of a task and reads its data. */
 static nps_err_t open_task(const nps_run_state_t *run, const nps_recipe_task_t *recipe, nps_run_task_t *task) {
-  NPS_TRY(nps_net_new(run->inputs[run->base], head_of(run, task), &task->net));
+  NPS_TRY(nps_net_new(run->inputs[run->base], nps_run_head_of(run, task), &task->net));
   NPS_TRY(nps_dataset_read(task->data, recipe->group, &task->dataset));
   return nps_net_check_data(task->net, task->dataset);
 }
 
 static nps_err_t find_task(nps_run_state_t *run, const nps_recipe_task_t *recipe, nps_run_task_t *task) {
   char *what = nps_xstrf("task '%s'", recipe->name);
-  nps_err_t err = locate_file(run, what, recipe->data, &task->data);
+  nps_err_t err = recipe->data ? locate_file(run, what, recipe->data, &task->data) : NPS_OK;
   free(what);
   err = nps_err_worse(err, find_head(run, recipe, task));
-  return err == NPS_OK ? open_task(run, recipe, task) : err;
+  return err == NPS_OK && !nps_run_asks_command(run) ? open_task(run, recipe, task) : err;
 }
 
 nps_err_t nps_run_find_tasks(nps_run_state_t *run) {
@@ -81,6 +87,8 @@ nps_err_t nps_run_find_tasks(nps_run_state_t *run) {
   if (!nps_run_has_tasks(run) || run->base < 0) return NPS_OK;
   if (run->recipe->search.start_from)
     err = locate_file(run, "search.start_from", run->recipe->search.start_from, &run->start_from);
+  if (nps_run_asks_command(run))
+    err = nps_err_worse(err, nps_command_check(fitness->command, fitness->command_count, "fitness.command"));
   run->tasks = nps_xcalloc((size_t)fitness->task_count, sizeof *run->tasks);
   for (int i = 0; i < fitness->task_count; i++)
     err = nps_err_worse(err, find_task(run, &fitness->tasks[i], &run->tasks[i]));
@@ -89,7 +97,7 @@ nps_err_t nps_run_find_tasks(nps_run_state_t *run) {
 
 /* The other ranks open what rank 0 has found good. */
 static nps_err_t open_tasks(nps_run_state_t *run) {
-  for (int i = 0; i < run->recipe->fitness.task_count; i++)
+  for (int i = 0; !nps_run_asks_command(run) && i < run->recipe->fitness.task_count; i++)
     if (!run->tasks[i].net) NPS_TRY(open_task(run, &run->recipe->fitness.tasks[i], &run->tasks[i]));
   return NPS_OK;
 }

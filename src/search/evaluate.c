@@ -7,6 +7,7 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 /* What is known of a task in advance. */
 typedef struct {
@@ -26,7 +27,8 @@ struct nps_scorer {
   nps_rules_t *rules;
   nps_candidate_t *candidate;
   nps_runner_t *runner;
-  nps_memo_t *memo; /* the same on every rank */
+  nps_memo_t *memo;   /* the same on every rank */
+  char *last_failure; /* of a command; rank 0 only; or NULL */
 };
 
 /* ---- samples ---- */
@@ -35,7 +37,11 @@ bool nps_sample_is_held(int64_t i, double holdout) {
   return floor((double)(i + 1) * holdout) > floor((double)i * holdout);
 }
 
+/* A command is asked for all of a part at once. */
 static void split_samples(const nps_dataset_t *data, double holdout, task_t *task) {
+  task->count[NPS_PART_SEEN] = data ? 0 : 1;
+  task->count[NPS_PART_HELD] = data ? 0 : holdout > 0;
+  if (!data) return;
   for (int p = 0; p < NPS_PARTS; p++) task->samples[p] = nps_xcalloc((size_t)data->samples, sizeof(int64_t));
   for (int64_t i = 0; i < data->samples; i++) {
     const int p = nps_sample_is_held(i, holdout) ? NPS_PART_HELD : NPS_PART_SEEN;
@@ -66,7 +72,7 @@ static nps_err_t prepare_tasks(nps_scorer_t *s) {
   s->tasks = nps_xcalloc((size_t)spec->task_count, sizeof *s->tasks);
   for (int t = 0; t < spec->task_count; t++) {
     split_samples(spec->tasks[t].data, spec->fitness->holdout, &s->tasks[t]);
-    err = nps_err_worse(err, check_tensors(spec, &spec->tasks[t]));
+    if (!spec->command) err = nps_err_worse(err, check_tensors(spec, &spec->tasks[t]));
   }
   return err;
 }
@@ -86,7 +92,7 @@ nps_err_t nps_scorer_new(const nps_comm_t *comm, const nps_search_spec_t *spec, 
   nps_err_t err = NPS_OK;
   s->comm = comm;
   s->spec = spec;
-  s->batch = spec->fitness->batch;
+  s->batch = spec->command ? 1 : spec->fitness->batch;
   s->memo = nps_memo_new();
   *out = NULL;
   NPS_GOTO(nps_comm_agree(comm, prepare_tasks(s)));
@@ -109,11 +115,12 @@ void nps_scorer_free(nps_scorer_t *s) {
     for (int p = 0; p < NPS_PARTS; p++) free(s->tasks[t].samples[p]);
   }
   free(s->tasks);
+  free(s->last_failure);
   nps_memo_free(s->memo);
   free(s);
 }
 
-double nps_scorer_flops(const nps_scorer_t *s) { return nps_runner_flops(s->runner); }
+double nps_scorer_flops(const nps_scorer_t *s) { return s->runner->flops; }
 
 /* ---- the line of batches ---- */
 
@@ -142,7 +149,7 @@ static void walk_model(const nps_scorer_t *s, batch_t b, nps_memo_key_t key, bat
     b.slot.task = job->tasks[k];
     for (int64_t first = 0; first < samples; first += s->batch) {
       const int64_t place[3] = {b.slot.task, job->part, first};
-      b.slot.samples = task->samples[job->part] + first;
+      b.slot.samples = task->samples[job->part] ? task->samples[job->part] + first : NULL;
       b.slot.count = (int)(samples - first < s->batch ? samples - first : s->batch);
       b.slot.key = nps_memo_key(key, place, sizeof place);
       b.known = nps_memo_find(s->memo, b.slot.key);
@@ -187,7 +194,7 @@ static void collect(void *ctx, const batch_t *b) {
     w->slots = nps_xrealloc(w->slots, (size_t)w->room, sizeof *w->slots);
   }
   w->slots[w->count] = b->slot;
-  w->slots[w->count++].flops = nps_net_flops(task->net, task->data, b->slot.count);
+  w->slots[w->count++].flops = task->net ? nps_net_flops(task->net, task->data, b->slot.count) : 0;
 }
 
 static bool is_stopped(void *ctx) {
@@ -216,22 +223,36 @@ static bool find_rules(scoring_t *w) {
   return found;
 }
 
+/* Pieces of batches for networks; a command gets the tasks of a model together. @param[out] cut  [count + 1] */
+static int64_t cut_line(const scoring_t *w, int64_t *cut) {
+  const nps_search_spec_t *spec = w->scorer->spec;
+  int64_t pieces = 0;
+  if (!spec->command) {
+    double *work = nps_xcalloc((size_t)w->count, sizeof *work);
+    for (int64_t i = 0; i < w->count; i++) work[i] = w->slots[i].flops;
+    pieces = nps_schedule_deal(work, w->count, spec->group.count, cut);
+    free(work);
+    return pieces;
+  }
+  for (int64_t i = 0; i < w->count; i++)
+    if (i == 0 || !nps_slot_is_of_same_model(&w->slots[i], &w->slots[i - 1])) cut[pieces++] = i;
+  cut[pieces] = w->count;
+  return pieces;
+}
+
 /* Scores for a while what is not known. */
 static void score_slots(scoring_t *w) {
-  const int groups = w->scorer->spec->group.count;
-  double *work = nps_xcalloc((size_t)w->count, sizeof *work);
   int64_t *cut = nps_xcalloc((size_t)w->count + 1, sizeof *cut);
-  for (int64_t i = 0; i < w->count; i++) work[i] = w->slots[i].flops;
   w->until = nps_now() + ROUND_SECONDS;
   nps_runner_run(w->scorer->runner, &(nps_round_t){.slots = w->slots,
                                                    .count = w->count,
+                                                   .pieces = cut_line(w, cut),
                                                    .cut = cut,
-                                                   .pieces = nps_schedule_deal(work, w->count, groups, cut),
                                                    .may_go_on = may_go_on,
+                                                   .is_stopped = is_stopped,
                                                    .ctx = w,
                                                    .scores = w->scores,
                                                    .done = w->done});
-  free(work);
   free(cut);
 }
 
@@ -241,8 +262,6 @@ static void add_up(void *ctx, const batch_t *b) {
   score_of_item->total += b->known->total;
   score_of_item->nll_sum += b->known->nll_sum;
 }
-
-/* ---- rounds ---- */
 
 static nps_err_t save(const nps_scorer_t *s) {
   const nps_search_keep_t *keep = &s->spec->keep;
@@ -256,6 +275,72 @@ static nps_err_t tell_stopped(const nps_scorer_t *s) {
   if (!snapshot) return nps_fail(NPS_ERR_RUNTIME, "stopped as asked; there is no snapshot to go on from");
   return nps_fail(NPS_ERR_STOPPED, "stopped as asked; run again with --resume to go on from %s", snapshot);
 }
+
+/* ---- what commands failed to score ---- */
+
+/* @return the text behind the slot's number */
+static const char *read_failure(const char *entry, int64_t *slot) {
+  char *end;
+  *slot = strtoll(entry, &end, 10);
+  return end + 1;
+}
+
+static int compare_failures(const void *a, const void *b) {
+  int64_t x, y;
+  read_failure(*(const char *const *)a, &x);
+  read_failure(*(const char *const *)b, &y);
+  return x < y ? -1 : x > y;
+}
+
+/* Tells on rank 0 what models could not be scored and why, in their order, and remembers the last reason. */
+static void tell_failures(const scoring_t *w, const nps_text_t *all) {
+  enum { MOST_TOLD = 8 };
+  nps_scorer_t *s = w->scorer;
+  const char **entries = nps_xcalloc(all->size + 1, sizeof *entries);
+  int64_t count = 0, slot;
+  for (size_t at = 0; at < all->size; at += strlen(all->text + at) + 1) entries[count++] = all->text + at;
+  qsort(entries, (size_t)count, sizeof *entries, compare_failures);
+  for (int64_t i = 0; i < count; i++) {
+    const char *why = read_failure(entries[i], &slot);
+    if (i < MOST_TOLD) nps_note("%s counts as the worst: %s", w->slots[slot].job->what, why);
+    free(s->last_failure);
+    s->last_failure = nps_xstrdup(why);
+  }
+  if (count > MOST_TOLD) nps_note("%lld more models count as the worst", (long long)(count - MOST_TOLD));
+  free(entries);
+}
+
+/* Brings the failures of all ranks to rank 0. Collective. */
+static void gather_failures(const scoring_t *w) {
+  const nps_comm_t *comm = w->scorer->comm;
+  const nps_text_t *mine = &w->scorer->runner->failures;
+  const int ranks = nps_comm_size(comm), rank = nps_comm_rank(comm);
+  int64_t *sizes = nps_xcalloc((size_t)ranks, sizeof *sizes);
+  nps_text_t all = {0};
+  sizes[rank] = (int64_t)mine->size;
+  nps_comm_sum_i64(comm, sizes, ranks);
+  for (int r = 0; r < ranks; r++) {
+    if (sizes[r] == 0) continue;
+    char *text = nps_xcalloc((size_t)sizes[r], 1);
+    if (r == rank) memcpy(text, mine->text, mine->size);
+    nps_comm_bcast_from(comm, r, text, (size_t)sizes[r]);
+    if (rank == 0) nps_text_add_bytes(&all, text, (size_t)sizes[r]);
+    free(text);
+  }
+  if (all.size > 0) tell_failures(w, &all);
+  free(all.text);
+  free(sizes);
+}
+
+const char *nps_scorer_last_failure(const nps_scorer_t *s) { return s->last_failure; }
+
+bool nps_score_has_failed(const nps_score_t *scores, int count) {
+  for (int k = 0; k < count; k++)
+    if (isnan(scores[k].nll_sum)) return true;
+  return false;
+}
+
+/* ---- rounds ---- */
 
 /* Brings what every rank has found to all, and remembers it. @param[out] left  batches still to be scored
  * @return whether some rank was asked to stop */
@@ -287,6 +372,16 @@ static bool exchange(scoring_t *w, int64_t *left) {
   return stop;
 }
 
+/* Whether something has been found but failures: a run that ends because all have failed asks again when it goes on. The same on
+ * every rank, after the exchange. */
+static bool has_news(const scoring_t *w) {
+  for (int64_t i = 0; i < w->count; i++) {
+    const nps_score_t *found = nps_memo_find(w->scorer->memo, w->slots[i].key);
+    if (found && !isnan(found->nll_sum)) return true;
+  }
+  return false;
+}
+
 /* Scores for a while, and brings what was found to all ranks. @param[out] left  batches still to be scored */
 static nps_err_t run_round(nps_scorer_t *s, const nps_job_t *jobs, int count, int64_t *left) {
   scoring_t w = {.scorer = s};
@@ -297,11 +392,13 @@ static nps_err_t run_round(nps_scorer_t *s, const nps_job_t *jobs, int count, in
   w.done = nps_xcalloc((size_t)w.count, sizeof *w.done);
   if (find_rules(&w)) score_slots(&w);
   const bool stop = exchange(&w, left);
+  if (s->spec->command) gather_failures(&w);
+  const bool any = !s->spec->command || has_news(&w);
   free(w.slots);
   free(w.scores);
   free(w.done);
-  NPS_TRY(nps_comm_agree(s->comm, nps_candidate_error(s->candidate)));
-  NPS_TRY(save(s));
+  NPS_TRY(nps_comm_agree(s->comm, nps_err_worse(nps_candidate_error(s->candidate), s->runner->err)));
+  if (any) NPS_TRY(save(s));
   return stop && *left > 0 ? tell_stopped(s) : NPS_OK;
 }
 

@@ -45,12 +45,12 @@ typedef struct {
   int link_count;
 } task_t;
 
-struct nps_runner {
+/* The native evaluator of a rank. */
+typedef struct {
   const nps_comm_t *comm;
   const nps_search_spec_t *spec;
   nps_candidate_t *candidate;
-  nps_counter_t *counter; /* of pieces of the line, where there are several groups */
-  int rank, ranks;        /* in the group */
+  int rank, ranks; /* in the group */
   int first_step, end_step;
   stage_t *stages; /* [stages of the networks] */
   task_t *tasks;   /* [task_count] */
@@ -63,8 +63,7 @@ struct nps_runner {
   nps_message_t **incoming, **outgoing;          /* [wave], [sets][wave] */
   int64_t turn;                                  /* waves so far */
   double build_seconds, run_seconds, wave_flops; /* of the last wave */
-  double flops;
-};
+} native_t;
 
 /* ---- what is needed ---- */
 
@@ -121,6 +120,7 @@ static int64_t table_numbers(const nps_net_t *net, int stage) {
 int64_t nps_search_work_bytes(const nps_search_task_t *tasks, int count, int batch, const nps_search_group_t *group) {
   const int sets = group->size > 1 ? 2 : 1;
   int64_t weights = 0;
+  if (count > 0 && !tasks[0].net) return nps_ask_work_bytes();
   for (int t = 0; t < count; t++)
     for (int s = group->first; s < group->end; s++)
       weights = nps_max64(weights, whole_numbers(tasks[t].net, s) + table_numbers(tasks[t].net, s));
@@ -140,7 +140,7 @@ static int64_t place(stage_t *stage, const nps_store_t *store, int tensor) {
   return stage->pieces[stage->count - 1].at;
 }
 
-static void link_task(nps_runner_t *r, int t) {
+static void link_task(native_t *r, int t) {
   const nps_search_task_t *task = &r->spec->tasks[t];
   task_t *mine = &r->tasks[t];
   const int tensors = nps_net_tensor_count(task->net);
@@ -175,7 +175,7 @@ static nps_err_t check_steps(const nps_search_spec_t *spec) {
   return NPS_OK;
 }
 
-static void find_own_steps(nps_runner_t *r) {
+static void find_own_steps(native_t *r) {
   const nps_net_t *net = r->spec->tasks[0].net;
   const nps_search_group_t *group = &r->spec->group;
   while (nps_net_step(net, r->first_step)->stage < group->first) r->first_step++;
@@ -183,7 +183,7 @@ static void find_own_steps(nps_runner_t *r) {
   while (r->end_step < nps_net_steps(net) && nps_net_step(net, r->end_step)->stage < group->end) r->end_step++;
 }
 
-static nps_err_t make_room(nps_runner_t *r) {
+static nps_err_t make_room(native_t *r) {
   const nps_search_spec_t *spec = r->spec;
   const int batch = spec->fitness->batch;
   int64_t numbers = 1;
@@ -203,13 +203,13 @@ static nps_err_t make_room(nps_runner_t *r) {
   return nps_buffer_alloc((size_t)most_scratch(spec->tasks, spec->task_count, batch), "a forward pass", &r->scratch);
 }
 
-static nps_err_t prepare(nps_runner_t *r, nps_candidate_t *candidate) {
-  const nps_search_spec_t *spec = r->spec;
-  r->candidate = candidate;
+static nps_err_t begin(nps_runner_t *runner) {
+  const nps_search_spec_t *spec = runner->spec;
+  native_t *r = runner->own = nps_xcalloc(1, sizeof *r);
+  *r = (native_t){
+      .comm = runner->comm, .spec = spec, .candidate = runner->candidate, .rank = runner->rank, .ranks = runner->ranks};
   NPS_TRY(check_steps(spec));
   if (!spec->group.ranks || spec->task_count == 0) return NPS_OK;
-  r->rank = nps_comm_rank(spec->group.ranks);
-  r->ranks = nps_comm_size(spec->group.ranks);
   r->stages = nps_xcalloc((size_t)nps_net_stages(spec->tasks[0].net), sizeof *r->stages);
   r->tasks = nps_xcalloc((size_t)spec->task_count, sizeof *r->tasks);
   for (int t = 0; t < spec->task_count; t++) link_task(r, t);
@@ -217,19 +217,8 @@ static nps_err_t prepare(nps_runner_t *r, nps_candidate_t *candidate) {
   return make_room(r);
 }
 
-nps_err_t nps_runner_new(const nps_comm_t *comm, const nps_search_spec_t *spec, nps_candidate_t *candidate,
-                         nps_runner_t **out) {
-  nps_runner_t *r = nps_xcalloc(1, sizeof *r);
-  r->comm = comm;
-  r->spec = spec;
-  *out = r;
-  NPS_TRY(nps_comm_agree(comm, prepare(r, candidate)));
-  if (spec->group.count > 1) r->counter = nps_counter_new(comm);
-  return NPS_OK;
-}
-
-void nps_runner_free(nps_runner_t *r) {
-  if (!r) return;
+static void end(nps_runner_t *runner) {
+  native_t *r = runner->own;
   for (int s = 0; r->stages && s < nps_net_stages(r->spec->tasks[0].net); s++) free(r->stages[s].pieces);
   for (int t = 0; r->tasks && t < r->spec->task_count; t++) {
     free(r->tasks[t].weights);
@@ -242,11 +231,8 @@ void nps_runner_free(nps_runner_t *r) {
   free(r->states);
   free(r->buffer);
   free(r->scratch);
-  nps_counter_free(r->counter);
   free(r);
 }
-
-double nps_runner_flops(const nps_runner_t *r) { return r->flops; }
 
 /* ---- a wave ---- */
 
@@ -260,31 +246,18 @@ typedef struct {
   bool good;               /* the candidate can be made, as far as this rank knows */
 } wave_t;
 
-static float *state_of(const nps_runner_t *r, const wave_t *w, int64_t i) { return w->states + i * r->room; }
+static float *state_of(const native_t *r, const wave_t *w, int64_t i) { return w->states + i * r->room; }
 
 static const nps_slot_t *slot_of(const wave_t *w, int64_t i) { return &w->round->slots[w->first + i]; }
 
 /* Bytes of a batch's activation, with its mark. */
-static size_t message_bytes(const nps_runner_t *r, const nps_slot_t *slot) {
+static size_t message_bytes(const native_t *r, const nps_slot_t *slot) {
   const nps_search_task_t *task = &r->spec->tasks[slot->task];
   return (size_t)(MARK + nps_net_activation(task->net, task->data, slot->count)) * sizeof(float);
 }
 
-static void become(const nps_runner_t *r, const nps_slot_t *slot) {
-  if (slot->job->weighting)
-    nps_candidate_set(r->candidate, slot->job->weighting);
-  else
-    nps_candidate_take(r->candidate, slot->job->model);
-  if (slot->shake >= 0)
-    nps_candidate_shake(r->candidate, &(nps_shake_t){r->spec->seed, slot->shake, r->spec->fitness->sharpness_rho});
-}
-
-static bool are_of_one_model(const nps_slot_t *a, const nps_slot_t *b) {
-  return a->job == b->job && a->shake == b->shake;
-}
-
 /* Makes the weights that a stage needs whole. @return whether all are finite */
-static bool build_stage(const nps_runner_t *r, int stage) {
+static bool build_stage(const native_t *r, int stage) {
   const stage_t *s = &r->stages[stage];
   bool good = true;
   for (int i = 0; i < s->count && good; i++)
@@ -299,26 +272,26 @@ static bool build_stage(const nps_runner_t *r, int stage) {
 }
 
 /* The part of a table that a task's step needs: the head's own, or what is made in the buffer. */
-static const float *table_of(const nps_runner_t *r, int t, const nps_net_step_t *step) {
+static const float *table_of(const native_t *r, int t, const nps_net_step_t *step) {
   const float *own = r->spec->tasks[t].own ? r->spec->tasks[t].own[step->table] : NULL;
   return own ? own + step->begin : r->buffer + r->stages[step->stage].numbers;
 }
 
-static bool build_table(const nps_runner_t *r, int t, const nps_net_step_t *step) {
+static bool build_table(const native_t *r, int t, const nps_net_step_t *step) {
   const nps_net_t *net = r->spec->tasks[t].net;
   const int tensor = nps_store_find(r->spec->store, nps_net_tensor(net, step->table)->name);
   if (r->spec->tasks[t].own && r->spec->tasks[t].own[step->table]) return true;
   return nps_candidate_make(r->candidate, tensor, step->begin, step->count, r->buffer + r->stages[step->stage].numbers);
 }
 
-static bool build(const nps_runner_t *r, int t, int at) {
+static bool build(const native_t *r, int t, int at) {
   const nps_net_step_t *step = nps_net_step(r->spec->tasks[t].net, at);
   const bool begins = at == r->first_step || nps_net_step(r->spec->tasks[t].net, at - 1)->stage != step->stage;
   const bool good = !begins || build_stage(r, step->stage);
   return good && (step->table < 0 || build_table(r, t, step));
 }
 
-static void keep_score(const nps_runner_t *r, const wave_t *w, int64_t i) {
+static void keep_score(const native_t *r, const wave_t *w, int64_t i) {
   const nps_slot_t *slot = slot_of(w, i);
   const nps_search_task_t *task = &r->spec->tasks[slot->task];
   const float *state = state_of(r, w, i);
@@ -329,7 +302,7 @@ static void keep_score(const nps_runner_t *r, const wave_t *w, int64_t i) {
 }
 
 /* Hands a batch to the next rank, or takes its score. */
-static void deliver(const nps_runner_t *r, const wave_t *w, int64_t i) {
+static void deliver(const native_t *r, const wave_t *w, int64_t i) {
   if (r->rank == r->ranks - 1)
     keep_score(r, w, i);
   else
@@ -337,13 +310,13 @@ static void deliver(const nps_runner_t *r, const wave_t *w, int64_t i) {
         nps_comm_send(r->spec->group.ranks, r->rank + 1, state_of(r, w, i), message_bytes(r, slot_of(w, i)));
 }
 
-static void receive(const nps_runner_t *r, int64_t i, float *state) {
+static void receive(const native_t *r, int64_t i, float *state) {
   if (r->rank == 0) state[0] = 0;
   nps_message_wait(r->incoming[i]);
   r->incoming[i] = NULL;
 }
 
-static void run_batch(const nps_runner_t *r, const wave_t *w, int64_t i, int at) {
+static void run_batch(const native_t *r, const wave_t *w, int64_t i, int at) {
   const nps_slot_t *slot = slot_of(w, i);
   const nps_search_task_t *task = &r->spec->tasks[slot->task];
   float *state = state_of(r, w, i);
@@ -357,7 +330,7 @@ static void run_batch(const nps_runner_t *r, const wave_t *w, int64_t i, int at)
   nps_comm_progress(r->comm);
 }
 
-static wave_t start_wave(nps_runner_t *r, const nps_round_t *round, int64_t first, int64_t count) {
+static wave_t start_wave(native_t *r, const nps_round_t *round, int64_t first, int64_t count) {
   const int64_t set = r->turn++ % r->sets;
   wave_t w = {.round = round, .first = first, .count = count, .good = true};
   w.states = r->states + set * r->wave * r->room;
@@ -372,12 +345,12 @@ static wave_t start_wave(nps_runner_t *r, const nps_round_t *round, int64_t firs
   return w;
 }
 
-static void run_wave(nps_runner_t *r, const nps_round_t *round, int64_t first, int64_t count) {
+static void run_wave(native_t *r, const nps_round_t *round, int64_t first, int64_t count) {
   wave_t w = start_wave(r, round, first, count);
   const int task = slot_of(&w, 0)->task;
   const double began = nps_now();
   double building = 0;
-  become(r, slot_of(&w, 0));
+  nps_slot_become(slot_of(&w, 0), r->spec, r->candidate);
   for (int at = r->first_step; at < r->end_step; at++) {
     const double now = nps_now();
     w.good = w.good && build(r, task, at);
@@ -388,91 +361,43 @@ static void run_wave(nps_runner_t *r, const nps_round_t *round, int64_t first, i
   r->run_seconds = nps_now() - began - building;
 }
 
-/* ---- who does what ---- */
+/* ---- how large waves are ---- */
 
-/* What the first rank tells the others; count 0: the round is over. */
-typedef struct {
-  int64_t first, count;
-} order_t;
-
-static void pass_on(const nps_runner_t *r, order_t order) {
-  if (r->rank < r->ranks - 1) nps_message_wait(nps_comm_send(r->spec->group.ranks, r->rank + 1, &order, sizeof order));
-}
-
-static void finish_sending(const nps_runner_t *r) {
+static void finish(nps_runner_t *runner) {
+  native_t *r = runner->own;
   for (int64_t i = 0; i < r->sets * r->wave; i++) {
     nps_message_wait(r->outgoing[i]);
     r->outgoing[i] = NULL;
   }
 }
 
-static void follow(nps_runner_t *r, const nps_round_t *round) {
-  for (;;) {
-    order_t order;
-    nps_message_wait(nps_comm_receive(r->spec->group.ranks, r->rank - 1, &order, sizeof order));
-    pass_on(r, order);
-    if (order.count == 0) break;
-    run_wave(r, round, order.first, order.count);
-  }
-}
-
 /* Work that a wave may have. */
-static double most_flops(const nps_runner_t *r) {
+static double most_flops(const native_t *r) {
   const double seconds = fmax(WAVE_SECONDS, WAVE_BUILDS * r->build_seconds);
   return r->run_seconds > 0 ? seconds / r->run_seconds * r->wave_flops : HUGE_VAL;
 }
 
-/* How many of the batches [first, end) make a wave. */
-static int64_t size_wave(const nps_runner_t *r, const nps_round_t *round, int64_t first, int64_t end) {
+static int64_t size(const nps_runner_t *runner, const nps_round_t *round, int64_t first, int64_t end) {
+  const native_t *r = runner->own;
   const nps_slot_t *slots = round->slots;
   const int64_t waves = (int64_t)WAVES_A_RANK * r->ranks * r->spec->group.count;
   const int64_t most = r->ranks > 1 ? nps_min64(r->wave, (round->count + waves - 1) / waves) : r->wave;
   const double limit = most_flops(r);
   double flops = slots[first].flops;
   int64_t count = 1;
-  while (count < most && first + count < end && are_of_one_model(&slots[first + count], &slots[first]) &&
+  while (count < most && first + count < end && nps_slot_is_of_same_model(&slots[first + count], &slots[first]) &&
          flops + slots[first + count].flops <= limit)
     flops += slots[first + count++].flops;
   return count;
 }
 
-static bool can_be_made(const nps_job_t *job) { return !job->weighting || nps_weighting_has_result(job->weighting); }
-
-/* Scores the batches [first, end), or those until the round has to stop. */
-static void lead_piece(nps_runner_t *r, const nps_round_t *round, int64_t first, int64_t end) {
-  while (first < end && round->may_go_on(round->ctx)) {
-    if (!can_be_made(round->slots[first].job)) {
-      round->scores[first] = (nps_score_t){.total = round->slots[first].count, .nll_sum = NAN};
-      round->done[first++] = true;
-      continue;
-    }
-    const order_t order = {first, size_wave(r, round, first, end)};
-    pass_on(r, order);
-    run_wave(r, round, order.first, order.count);
-    r->wave_flops = 0;
-    for (int64_t i = 0; i < order.count; i++) r->wave_flops += round->slots[first + i].flops;
-    r->flops += r->wave_flops;
-    first += order.count;
-  }
+static void run(nps_runner_t *runner, const nps_round_t *round, int64_t first, int64_t count) {
+  native_t *r = runner->own;
+  run_wave(r, round, first, count);
+  r->wave_flops = 0;
+  for (int64_t i = 0; i < count; i++) r->wave_flops += round->slots[first + i].flops;
+  if (r->rank == 0) runner->flops += r->wave_flops;
 }
 
-static void lead(nps_runner_t *r, const nps_round_t *round) {
-  int64_t piece = r->counter ? nps_counter_next(r->counter) : 0;
-  while (piece < round->pieces && round->may_go_on(round->ctx)) {
-    lead_piece(r, round, round->cut[piece], round->cut[piece + 1]);
-    piece = r->counter ? nps_counter_next(r->counter) : piece + 1;
-  }
-  while (r->counter && piece < round->pieces)
-    piece = nps_counter_next(r->counter); /* nothing is left for the others either */
-  pass_on(r, (order_t){0, 0});
-}
-
-void nps_runner_run(nps_runner_t *r, const nps_round_t *round) {
-  if (r->counter) nps_counter_reset(r->counter);
-  if (!r->spec->group.ranks) return;
-  if (r->rank == 0)
-    lead(r, round);
-  else
-    follow(r, round);
-  finish_sending(r);
-}
+const nps_evaluator_kind_t nps_evaluator_native = {
+    .begin = begin, .end = end, .size = size, .run = run, .finish = finish};

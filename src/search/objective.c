@@ -14,6 +14,9 @@ static double score_of(const nps_recipe_fitness_t *fitness, const nps_score_t *s
 /* Between θ0 and the fine-tuned model on the same samples; where that is no gain, the difference from θ0. */
 static void normalise(nps_goal_t *goal, const nps_search_task_t *task, int t, int part, const nps_score_t *base,
                       const nps_score_t *tuned) {
+  if (isnan(base->nll_sum))
+    nps_note("fitness.objective normalized: task '%s': the base could not be scored; scores count as they are",
+             task->name);
   if (base->total == 0) return;
   const double from = score_of(goal->fitness, base);
   const double gain = tuned->total > 0 ? score_of(goal->fitness, tuned) - from : 0;
@@ -112,7 +115,11 @@ bool nps_goal_is_gain(const nps_goal_t *goal, int part, const int *tasks, int co
   return mean > 2 * sqrt(variance / n);
 }
 
+bool nps_fitness_is_loss(const nps_recipe_fitness_t *fitness) {
+  return fitness->metric == NPS_METRIC_NLL || (fitness->metric == NPS_METRIC_VALUE && fitness->less_is_better);
+}
+
 double nps_fitness_shown(const nps_recipe_fitness_t *fitness, double primary) {
-  const bool is_nll = fitness->metric == NPS_METRIC_NLL && fitness->objective != NPS_OBJECTIVE_NORMALIZED;
-  return is_nll ? primary : -primary;
+  const bool is_gain = fitness->objective == NPS_OBJECTIVE_NORMALIZED;
+  return nps_fitness_is_loss(fitness) && !is_gain ? primary : -primary;
 }

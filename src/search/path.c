@@ -13,7 +13,7 @@ enum { POINTS = 16, POINTS_TO_ONE = 10 };
 static int find_largest(const double *x, int n) {
   int largest = 0;
   for (int i = 1; i < n; i++)
-    if (x[i] > x[largest]) largest = i;
+    if (x[i] > x[largest] || isnan(x[largest])) largest = i;
   return largest;
 }
 
@@ -87,8 +87,12 @@ static nps_err_t score_points(const nps_searching_t *s, int model, const int *ta
   for (int p = 0; p < POINTS; p++) {
     const nps_weighting_t *w = weighting_at(s, model, path->lambda[p]);
     for (int part = 0; part < NPS_PARTS; part++)
-      jobs[NPS_PARTS * p + part] =
-          (nps_job_t){.weighting = w, .model = -1, .tasks = tasks, .task_count = count, .part = part};
+      jobs[NPS_PARTS * p + part] = (nps_job_t){.weighting = w,
+                                               .model = -1,
+                                               .tasks = tasks,
+                                               .task_count = count,
+                                               .part = part,
+                                               .what = "a point of the path"};
   }
   nps_err_t err = nps_scorer_run(s->scorer, jobs, NPS_PARTS * POINTS, scores);
   for (int i = 0; i < NPS_PARTS * items; i++) {
@@ -125,6 +129,7 @@ nps_err_t nps_paths_score(nps_searching_t *s) {
   int *tasks = nps_xcalloc((size_t)spec->task_count + 1, sizeof *tasks), count = 0;
   nps_err_t err = NPS_OK;
   if (spec->application != NPS_APPLICATION_TRANSFER) goto done;
+  if (spec->command && spec->fitness->metric != NPS_METRIC_ACCURACY) goto done; /* accuracies are not known */
   s->search->paths = nps_xcalloc((size_t)spec->start->models, sizeof *s->search->paths);
   for (int model = 0; err == NPS_OK && model < spec->start->models; model++) {
     const int own = list_tasks(spec, model, tasks, &count);
@@ -161,7 +166,7 @@ static void show_path(const nps_search_path_t *path, nps_report_t *report) {
 
 static json_t *numbers(const double *x, int n) {
   json_t *list = json_array();
-  for (int i = 0; i < n; i++) json_array_append_new(list, json_real(x[i]));
+  for (int i = 0; i < n; i++) json_array_append_new(list, isfinite(x[i]) ? json_real(x[i]) : json_null());
   return list;
 }
 

@@ -1,6 +1,7 @@
 #include "search_internal.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -23,20 +24,36 @@ static int *all_tasks(const nps_search_spec_t *spec) {
   return tasks;
 }
 
+/* A command that scores none of the models as they are is of no use. Collective. */
+static nps_err_t check_any(const nps_searching_t *s, const nps_score_t *scores, int count) {
+  const char *why = nps_scorer_last_failure(s->scorer);
+  bool any = count == 0;
+  for (int i = 0; i < count && !any; i++) any = scores[i].total > 0 && !nps_score_has_failed(&scores[i], 1);
+  const nps_err_t err = any ? NPS_OK
+                            : nps_fail(NPS_ERR_RUNTIME, "neither the base nor any of the models could be scored%s%s",
+                                       why ? ": " : "", why ? why : "");
+  return nps_comm_agree(s->comm, err);
+}
+
 static nps_err_t score_stored(const nps_searching_t *s, stored_t *out) {
   const nps_search_spec_t *spec = s->spec;
   const int tasks = spec->task_count;
   int *all = all_tasks(spec), count = 0;
   nps_job_t *jobs = nps_xcalloc((size_t)(NPS_PARTS * (tasks + 1)), sizeof *jobs);
-  nps_score_t *scores = nps_xcalloc((size_t)(2 * NPS_PARTS * tasks) + 1, sizeof *scores), *next = scores;
+  const int items = 2 * NPS_PARTS * tasks; /* or less: some tasks are no model's */
+  nps_score_t *scores = nps_xcalloc((size_t)items + 1, sizeof *scores), *next = scores;
   out->base = nps_xcalloc((size_t)tasks + 1, sizeof *out->base);
   out->tuned = nps_xcalloc((size_t)tasks + 1, sizeof *out->tuned);
   for (int p = 0; p < NPS_PARTS; p++)
-    jobs[count++] = (nps_job_t){.model = -1, .tasks = all, .task_count = tasks, .part = p};
+    jobs[count++] = (nps_job_t){.model = -1, .tasks = all, .task_count = tasks, .part = p, .what = "the base"};
   for (int t = 0; t < tasks; t++)
-    for (int p = 0; spec->tasks[t].model >= 0 && p < NPS_PARTS; p++)
-      jobs[count++] = (nps_job_t){.model = spec->tasks[t].model, .tasks = &all[t], .task_count = 1, .part = p};
+    for (int p = 0; spec->tasks[t].model >= 0 && p < NPS_PARTS; p++) {
+      nps_job_t *job = &jobs[count++];
+      *job = (nps_job_t){.model = spec->tasks[t].model, .tasks = &all[t], .task_count = 1, .part = p};
+      snprintf(job->what, sizeof job->what, "the model %s", spec->models[job->model]);
+    }
   nps_err_t err = nps_scorer_run(s->scorer, jobs, count, scores);
+  if (err == NPS_OK && spec->command) err = check_any(s, scores, items);
   for (int p = 0; p < NPS_PARTS; p++)
     for (int t = 0; t < tasks; t++) out->base[t][p] = *next++;
   for (int t = 0; t < tasks; t++)
@@ -118,7 +135,8 @@ static nps_err_t score_rows(const nps_searching_t *s, const nps_weighting_t *wei
                                             .model = -1,
                                             .tasks = &row->task,
                                             .task_count = 1,
-                                            .part = p};
+                                            .part = p,
+                                            .what = "the result"};
   }
   nps_err_t err = nps_scorer_run(s->scorer, jobs, NPS_PARTS * rows, scores);
   for (int r = 0; r < rows; r++) {
@@ -140,7 +158,11 @@ static nps_err_t score_tuned(const nps_searching_t *s) {
   int count = 0;
   for (int r = 0; r < out->row_count; r++)
     for (int p = 0; out->rows[r].model >= 0 && out->rows[r].general && p < NPS_PARTS; p++)
-      jobs[count++] = (nps_job_t){.model = out->rows[r].model, .tasks = &out->rows[r].task, .task_count = 1, .part = p};
+      jobs[count++] = (nps_job_t){.model = out->rows[r].model,
+                                  .tasks = &out->rows[r].task,
+                                  .task_count = 1,
+                                  .part = p,
+                                  .what = "a fine-tuned model on a general task"};
   nps_err_t err = nps_scorer_run(s->scorer, jobs, count, scores);
   for (int r = 0; r < out->row_count; r++)
     for (int p = 0; out->rows[r].model >= 0 && out->rows[r].general && p < NPS_PARTS; p++)
@@ -201,6 +223,9 @@ nps_err_t nps_search_run(const nps_comm_t *comm, const nps_search_spec_t *spec, 
                        .current = nps_weighting_copy(spec->start),
                        .began = nps_weighting_copy(spec->start),
                        .search = nps_xcalloc(1, sizeof *s.search)};
+  s.search->by_command = spec->command != NULL;
+  s.search->metric = spec->fitness->metric;
+  s.search->less_is_better = spec->fitness->less_is_better;
   const nps_err_t err = run(&s);
   *out = err == NPS_OK ? s.search : NULL;
   if (err != NPS_OK) nps_search_free(s.search);
@@ -231,23 +256,31 @@ static nps_score_t part_of(const nps_search_row_t *row, size_t which, int part) 
   return (nps_score_t){s[0].correct + s[1].correct, s[0].total + s[1].total, s[0].nll_sum + s[1].nll_sum};
 }
 
-double nps_search_mean_accuracy(const nps_search_t *search, size_t which, int part) {
+static double accuracy_of(const nps_score_t *s) { return (double)s->correct / (double)s->total; }
+static double nll_of(const nps_score_t *s) { return s->nll_sum / (double)s->total; }
+
+static double mean_over_rows(const nps_search_t *search, size_t which, int part, double (*of)(const nps_score_t *)) {
   double sum = 0;
   int n = 0;
   for (int r = 0; r < search->row_count; r++) {
     const nps_score_t s = part_of(&search->rows[r], which, part);
     if (s.total == 0) continue;
-    sum += (double)s.correct / (double)s.total;
+    sum += of(&s);
     n++;
   }
   return n > 0 ? sum / n : NAN;
+}
+
+double nps_search_mean_accuracy(const nps_search_t *search, size_t which, int part) {
+  if (search->by_command && search->metric != NPS_METRIC_ACCURACY) return NAN;
+  return mean_over_rows(search, which, part, accuracy_of);
 }
 
 double nps_search_h_score(const nps_search_t *search, int model, size_t which, int part) {
   nps_search_row_t *rows = nps_xcalloc((size_t)search->row_count + 1, sizeof *rows);
   double mean[2];
   for (int general = 0; general < 2; general++) {
-    nps_search_t of_kind = {.rows = rows};
+    nps_search_t of_kind = {.rows = rows, .by_command = search->by_command, .metric = search->metric};
     for (int r = 0; r < search->row_count; r++)
       if (search->rows[r].model == model && search->rows[r].general == (general > 0))
         rows[of_kind.row_count++] = search->rows[r];
@@ -258,13 +291,12 @@ double nps_search_h_score(const nps_search_t *search, int model, size_t which, i
 }
 
 double nps_search_mean_nll(const nps_search_t *search, size_t which, int part) {
-  double sum = 0;
-  int n = 0;
-  for (int r = 0; r < search->row_count; r++) {
-    const nps_score_t s = part_of(&search->rows[r], which, part);
-    if (s.total == 0) continue;
-    sum += s.nll_sum / (double)s.total;
-    n++;
-  }
-  return n > 0 ? sum / n : NAN;
+  if (search->by_command && search->metric != NPS_METRIC_NLL) return NAN;
+  return mean_over_rows(search, which, part, nll_of);
+}
+
+double nps_search_mean_score(const nps_search_t *search, size_t which, int part) {
+  if (search->metric != NPS_METRIC_VALUE) return nps_search_mean_accuracy(search, which, part);
+  const double loss = mean_over_rows(search, which, part, nll_of);
+  return search->less_is_better ? loss : -loss;
 }

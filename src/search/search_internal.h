@@ -49,7 +49,7 @@ nps_err_t nps_snapshot_write(const char *path, const char *identity, const nps_m
  *  @return NPS_ERR_INPUT with the reason: damaged, no snapshot, another version, another identity */
 nps_err_t nps_snapshot_read(const char *path, const char *identity, nps_memo_t *memo);
 
-/* ---- scoring (evaluate.c, group.c) ---- */
+/* ---- scoring (evaluate.c, runner.c, group.c, ask.c) ---- */
 
 /** One model on some tasks. Borrowed. */
 typedef struct nps_job {
@@ -58,19 +58,26 @@ typedef struct nps_job {
   const int *tasks;                 /**< [task_count] indices into the spec's */
   int task_count;
   int part;
-  bool shaken; /**< the sum over the perturbations of fitness.sharpness, not the model as it is */
+  bool shaken;   /**< the sum over the perturbations of fitness.sharpness, not the model as it is */
+  char what[96]; /**< the model, for messages: "candidate 3 of generation 2 of fuse" */
 } nps_job_t;
 
-/** A batch that is to be scored. Borrowed. */
+/** What is scored at a time: a batch; by a command a whole task. Borrowed. */
 typedef struct nps_slot {
   const nps_job_t *job;
   int task;               /**< index into the spec's */
   int shake;              /**< which perturbation of the model, or -1: none */
-  const int64_t *samples; /**< [count] of the task's data */
+  const int64_t *samples; /**< [count] of the task's data; NULL: a command knows them */
   int count;
   nps_memo_key_t key; /**< what the score is known by */
   double flops;
 } nps_slot_t;
+
+/** Whether two slots are of the same model. */
+bool nps_slot_is_of_same_model(const nps_slot_t *a, const nps_slot_t *b);
+
+/** Make the candidate the model of a slot. */
+void nps_slot_become(const nps_slot_t *slot, const nps_search_spec_t *spec, nps_candidate_t *candidate);
 
 /** One round of scoring: the same slots and pieces on every rank. Borrowed. */
 typedef struct nps_round {
@@ -78,14 +85,43 @@ typedef struct nps_round {
   int64_t count;
   const int64_t *cut; /**< [pieces + 1] piece p is the slots [cut[p], cut[p + 1]) */
   int64_t pieces;
-  bool (*may_go_on)(void *ctx); /**< asked by the first rank of a group before a wave */
+  bool (*may_go_on)(void *ctx);  /**< asked by the first rank of a group before it begins something */
+  bool (*is_stopped)(void *ctx); /**< whether this rank is asked to leave what it has begun */
   void *ctx;
   nps_score_t *scores; /**< [count] set by the one rank that scores a slot */
   bool *done;          /**< [count] likewise */
 } nps_round_t;
 
-/** A rank as part of its group, with all that it scores with. Opaque. */
-typedef struct nps_runner nps_runner_t;
+typedef struct nps_evaluator_kind nps_evaluator_kind_t;
+
+/** A rank as part of its group, which scores the pieces that its first rank draws. */
+typedef struct nps_runner {
+  const nps_comm_t *comm;
+  const nps_search_spec_t *spec;
+  nps_candidate_t *candidate;
+  const nps_evaluator_kind_t *kind;
+  void *own;              /**< the evaluator's */
+  nps_counter_t *counter; /**< of pieces of the line, where there are several groups */
+  int rank, ranks;        /**< in the group */
+  double flops;           /**< of what this rank has led so far */
+  nps_text_t failures;    /**< of commands on this rank, lines "SLOT TEXT\0" of the last round */
+  nps_err_t err;          /**< after which nothing can be scored on this rank; recorded */
+} nps_runner_t;
+
+/** How the slots of a candidate are scored by a group: by networks in C (group.c), or by a command (ask.c). */
+struct nps_evaluator_kind {
+  nps_err_t (*begin)(nps_runner_t *runner); /**< makes room; every rank; it is agreed on afterwards */
+  void (*end)(nps_runner_t *runner);        /**< after errors too */
+  /** Give how many of the slots [first, end) are scored together; on a group's first rank. */
+  int64_t (*size)(const nps_runner_t *runner, const nps_round_t *round, int64_t first, int64_t end);
+  /** Score them: all ranks of the group. */
+  void (*run)(nps_runner_t *runner, const nps_round_t *round, int64_t first, int64_t count);
+  void (*finish)(nps_runner_t *runner); /**< of a round; all ranks of the group; may be NULL */
+};
+extern const nps_evaluator_kind_t nps_evaluator_native, nps_evaluator_command;
+
+/** Give the bytes of working memory of a rank with a command. */
+int64_t nps_ask_work_bytes(void);
 
 /** Make room. Collective. @param[out] out  freed with nps_runner_free(), after errors too; borrows everything */
 nps_err_t nps_runner_new(const nps_comm_t *comm, const nps_search_spec_t *spec, nps_candidate_t *candidate,
@@ -93,11 +129,11 @@ nps_err_t nps_runner_new(const nps_comm_t *comm, const nps_search_spec_t *spec, 
 void nps_runner_free(nps_runner_t *runner); /* collective */
 
 /** Score slots until none is left or a group may not go on. A candidate that cannot be made has no correct sample and NaN as
- *  nll. Collective. */
+ *  nll; what a command fails to score has no sample at all. Collective. */
 void nps_runner_run(nps_runner_t *runner, const nps_round_t *round);
 
-/** Give the floating-point operations of the batches that this rank has led so far. */
-double nps_runner_flops(const nps_runner_t *runner);
+/** Note why a command failed to score a slot; kept until the next round. Local. */
+void nps_runner_note_failure(nps_runner_t *runner, int64_t slot, const char *why);
 
 typedef struct nps_scorer nps_scorer_t;
 
@@ -117,6 +153,12 @@ nps_err_t nps_scorer_run(nps_scorer_t *scorer, const nps_job_t *jobs, int count,
 
 /** Take what the snapshot holds, where that is asked for. Collective. @param[out] known  scores taken */
 nps_err_t nps_scorer_resume(nps_scorer_t *scorer, int64_t *known);
+
+/** Give the reason of the last failure of a command; NULL: there was none, or this is not rank 0. Local. */
+const char *nps_scorer_last_failure(const nps_scorer_t *scorer);
+
+/** Whether the scores of a model say that it could not be scored. @param scores  [count] of its tasks */
+bool nps_score_has_failed(const nps_score_t *scores, int count);
 
 /** Give the floating-point operations of the batches that this rank has led so far. */
 double nps_scorer_flops(const nps_scorer_t *scorer);
@@ -151,7 +193,10 @@ bool nps_goal_is_gain(const nps_goal_t *goal, int part, const int *tasks, int co
 /** Give the harmonic mean of two accuracies. NaN where one is. */
 double nps_h_score(double learnt, double general);
 
-/** Give a primary fitness as people read it: accuracy, normalised gain, H-score (more is better), or nll (less is better). */
+/** Whether of what the metric gives less is better. */
+bool nps_fitness_is_loss(const nps_recipe_fitness_t *fitness);
+
+/** Give a primary fitness as people read it: accuracy, normalised gain, H-score (more is better), nll (less is better), or value. */
 double nps_fitness_shown(const nps_recipe_fitness_t *fitness, double primary);
 
 /* ---- genomes (genome.c) ---- */

@@ -31,11 +31,14 @@ const char *nps_format_score(double score, char out[32]) {
 
 /* A search of one row: means over it are its scores. */
 static nps_search_t row_alone(const nps_search_t *search, int r) {
-  return (nps_search_t){.rows = search->rows + r, .row_count = 1};
+  nps_search_t alone = *search;
+  alone.rows += r;
+  alone.row_count = 1;
+  return alone;
 }
 
-static double accuracy(const nps_search_t *search, int column) {
-  return nps_search_mean_accuracy(search, columns[column].which, ALL);
+static double score(const nps_search_t *search, int column) {
+  return nps_search_mean_score(search, columns[column].which, ALL);
 }
 
 static double nll(const nps_search_t *search, int column) {
@@ -76,11 +79,11 @@ static int add_header(table_t *table, bool with_nll) {
 
 static void add_line(table_t *table, const char *name, const nps_search_t *rows, double kept, bool with_nll) {
   add_cell(table, nps_xstrdup(name));
-  add_score(table, accuracy(rows, BASE));
-  add_score(table, accuracy(rows, TUNED));
-  add_score(table, accuracy(rows, MERGED));
+  add_score(table, score(rows, BASE));
+  add_score(table, score(rows, TUNED));
+  add_score(table, score(rows, MERGED));
   add_score(table, kept);
-  add_difference(table, accuracy(rows, MERGED) - accuracy(rows, TUNED));
+  add_difference(table, score(rows, MERGED) - score(rows, TUNED));
   if (!with_nll) return;
   add_score(table, nll(rows, BASE));
   add_score(table, nll(rows, TUNED));
@@ -147,7 +150,7 @@ typedef struct {
 
 static double mean_score(const nps_search_t *search, const nps_search_spec_t *spec, int column, int part) {
   return spec->fitness->metric == NPS_METRIC_NLL ? nps_search_mean_nll(search, columns[column].which, part)
-                                                 : nps_search_mean_accuracy(search, columns[column].which, part);
+                                                 : nps_search_mean_score(search, columns[column].which, part);
 }
 
 static change_t change_of_rows(const nps_search_t *search, const nps_search_spec_t *spec) {
@@ -207,19 +210,20 @@ static void warn(const char *what, const change_t *c, bool less) {
 /* The final genome is chosen on held-out samples, so that what a search itself found best is looked at too. */
 static void show_held(const nps_search_t *search, const nps_search_spec_t *spec, nps_report_t *report) {
   const change_t rows = change_of_rows(search, spec);
-  const bool is_nll = spec->fitness->metric == NPS_METRIC_NLL;
+  static const char *const names[] = {"accuracy", "nll", "value"};
+  const bool is_loss = nps_fitness_is_loss(spec->fitness);
   char t[4][32];
   if (isnan(rows.after[NPS_PART_HELD]) || search->history_count == 0) return;
-  nps_report_line(report, "%s from start to result: calibration samples %s → %s, held-out samples %s → %s",
-                  is_nll ? "average nll" : "average accuracy", nps_format_score(rows.before[NPS_PART_SEEN], t[0]),
+  nps_report_line(report, "average %s from start to result: calibration samples %s → %s, held-out samples %s → %s",
+                  names[spec->fitness->metric], nps_format_score(rows.before[NPS_PART_SEEN], t[0]),
                   nps_format_score(rows.after[NPS_PART_SEEN], t[1]), nps_format_score(rows.before[NPS_PART_HELD], t[2]),
                   nps_format_score(rows.after[NPS_PART_HELD], t[3]));
-  warn("the result", &rows, is_nll);
+  warn("the result", &rows, is_loss);
   for (int g = 0; g < spec->search->stage_count; g++) {
     const char *stage = nps_stage_name(spec->search->stages[g]);
     const change_t change = change_of_stage(search, spec, stage);
     char *what = nps_xstrf("the best candidate of %s", stage);
-    warn(what, &change, is_nll && spec->fitness->objective != NPS_OBJECTIVE_NORMALIZED);
+    warn(what, &change, is_loss && spec->fitness->objective != NPS_OBJECTIVE_NORMALIZED);
     free(what);
   }
 }
@@ -254,9 +258,8 @@ static json_t *scores_of(const nps_search_t *rows, int part) {
   json_t *scores = json_object();
   for (int c = 0; c < COLUMNS; c++)
     json_object_set_new(scores, columns[c].key,
-                        json_pack("{s:o, s:o}", "accuracy",
-                                  number(nps_search_mean_accuracy(rows, columns[c].which, part)), "nll",
-                                  number(nps_search_mean_nll(rows, columns[c].which, part))));
+                        json_pack("{s:o, s:o}", "accuracy", number(nps_search_mean_score(rows, columns[c].which, part)),
+                                  "nll", number(nps_search_mean_nll(rows, columns[c].which, part))));
   return scores;
 }
 

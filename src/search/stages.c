@@ -84,7 +84,7 @@ static void start_cmaes(const nps_searching_t *s, nps_track_t *track) {
       .upper = track->genome->upper,
       .seed = s->spec->seed,
       .stream = ((uint64_t)track->stage << 32) + (uint64_t)(track->model + 1),
-      .noisy = s->spec->fitness->metric == NPS_METRIC_ACCURACY,
+      .noisy = s->spec->fitness->metric != NPS_METRIC_NLL,
       .max_generations = search->generations,
       .max_evaluations = search->max_evaluations > 0 ? search->max_evaluations - h->evaluations : 0,
       .patience = search->patience,

@@ -2,6 +2,7 @@
 #include "search_internal.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -91,16 +92,27 @@ static void add_row(const nps_searching_t *s, nps_track_t *track, int point, boo
   h->held_fitness[row] = NAN;
 }
 
-/* Appends the candidate of a genome to a list of jobs. */
-static void add_job(const nps_searching_t *s, const nps_track_t *track, const double *x, int part, nps_job_t *jobs,
-                    int *count) {
+/* Appends the candidate of a genome to a list of jobs. @return it, to be named */
+static nps_job_t *add_job(const nps_searching_t *s, const nps_track_t *track, const double *x, int part,
+                          nps_job_t *jobs, int *count) {
   nps_weighting_t *w = nps_weighting_copy(track->frame);
+  nps_job_t *job = &jobs[(*count)++];
   nps_genome_put(track->genome, x, w);
-  jobs[(*count)++] = (nps_job_t){.weighting = w,
-                                 .tasks = track->tasks,
-                                 .task_count = track->task_count,
-                                 .part = part,
-                                 .shaken = s->spec->fitness->sharpness_samples > 0};
+  *job = (nps_job_t){.weighting = w,
+                     .tasks = track->tasks,
+                     .task_count = track->task_count,
+                     .part = part,
+                     .shaken = s->spec->fitness->sharpness_samples > 0};
+  return job;
+}
+
+static void name_job(const nps_track_t *track, int generation, int candidate, nps_job_t *job) {
+  const char *path = track->history->path;
+  if (candidate < 0)
+    snprintf(job->what, sizeof job->what, "%s of %s", candidate == -1 ? "the last mean" : "the average of the means",
+             path);
+  else
+    snprintf(job->what, sizeof job->what, "candidate %d of generation %d of %s", candidate, generation, path);
 }
 
 /* Scores jobs and forgets their weightings. @param[out] scores  freed with free(), after errors too */
@@ -114,13 +126,34 @@ static nps_err_t run_jobs(nps_scorer_t *scorer, nps_job_t *jobs, int count, nps_
   return err;
 }
 
+/* Whether a command could score none of the candidates that a search has tried last. */
+static bool has_failed_wholly(const nps_track_t *track) {
+  const int64_t rows = track->history->evaluations;
+  int64_t failed = 0;
+  for (int64_t row = rows - track->point_count; row < rows; row++) failed += track->values[row].failed;
+  return track->point_count > 0 && failed == track->point_count;
+}
+
+/* Nothing can be learnt from a command that scores nothing. Collective. */
+static nps_err_t check_generation(const nps_searching_t *s, const nps_track_t *tracks, int count) {
+  const char *why = nps_scorer_last_failure(s->scorer);
+  nps_err_t err = NPS_OK;
+  for (int i = 0; i < count && err == NPS_OK; i++)
+    if (has_failed_wholly(&tracks[i]))
+      err = nps_fail(NPS_ERR_RUNTIME, "search %s: every candidate of generation %d failed%s%s", tracks[i].history->path,
+                     tracks[i].generation, why ? ": " : "", why ? why : "");
+  return nps_comm_agree(s->comm, err);
+}
+
 nps_err_t nps_tracks_score(nps_searching_t *s, nps_track_t *tracks, int count, bool means) {
   int points = 0, job_count = 0;
   for (int i = 0; i < count; i++) points += tracks[i].point_count;
   nps_job_t *jobs = nps_xcalloc((size_t)points + 1, sizeof *jobs);
   for (int i = 0; i < count; i++)
     for (int p = 0; p < tracks[i].point_count; p++)
-      add_job(s, &tracks[i], tracks[i].points + (int64_t)p * tracks[i].genome->count, NPS_PART_SEEN, jobs, &job_count);
+      name_job(&tracks[i], tracks[i].generation, means ? -1 - p : p,
+               add_job(s, &tracks[i], tracks[i].points + (int64_t)p * tracks[i].genome->count, NPS_PART_SEEN, jobs,
+                       &job_count));
   nps_score_t *scores = NULL;
   nps_err_t err = run_jobs(s->scorer, jobs, job_count, &scores);
   const nps_score_t *next = scores;
@@ -131,6 +164,7 @@ nps_err_t nps_tracks_score(nps_searching_t *s, nps_track_t *tracks, int count, b
     s->search->evaluations += tracks[i].point_count;
   }
   free(scores);
+  if (err == NPS_OK && s->spec->command && !means) err = check_generation(s, tracks, count);
   return err;
 }
 
@@ -144,6 +178,7 @@ int64_t nps_track_best(const nps_track_t *track, int64_t first, int64_t end) {
 }
 
 static bool has_held(const nps_searching_t *s, const nps_track_t *track) {
+  if (s->spec->command) return s->spec->fitness->holdout > 0;
   for (int k = 0; k < track->task_count; k++)
     for (int64_t i = 0; i < s->spec->tasks[track->tasks[k]].data->samples; i++)
       if (nps_sample_is_held(i, s->spec->fitness->holdout)) return true;
@@ -217,9 +252,12 @@ nps_err_t nps_tracks_choose(nps_searching_t *s, nps_track_t *tracks, int count) 
     rows[i] = nps_xcalloc((size_t)track->history->evaluations, sizeof(int64_t));
     if (has_held(s, track)) finalists[i] = find_finalists(track, rows[i]);
     jobs = nps_xrealloc(jobs, (size_t)(job_count + finalists[i]) + 1, sizeof *jobs);
-    for (int r = 0; r < finalists[i]; r++)
-      add_job(s, track, track->history->genome + rows[i][r] * track->history->variables, NPS_PART_HELD, jobs,
-              &job_count);
+    for (int r = 0; r < finalists[i]; r++) {
+      const nps_search_history_t *h = track->history;
+      const int64_t row = rows[i][r];
+      name_job(track, h->generation[row], h->candidate[row],
+               add_job(s, track, h->genome + row * h->variables, NPS_PART_HELD, jobs, &job_count));
+    }
   }
   nps_score_t *scores = NULL;
   nps_err_t err = run_jobs(s->scorer, jobs, job_count, &scores);

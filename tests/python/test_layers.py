@@ -18,7 +18,7 @@ LAYER = {
 }  # fmt: skip
 
 # Headers whose name is not their module's.
-MODULE_OF_HEADER = {"comm_mpi": "comm", "convert": "run", "eval": "run", "factors": "delta", "inspect": "run",
+MODULE_OF_HEADER = {"comm_mpi": "comm", "command": "fitness", "convert": "run", "eval": "run", "factors": "delta", "inspect": "run",
                     "watch": "base", "archive": "model"}  # fmt: skip
 
 OWNERS = {

@@ -305,6 +305,10 @@ static void expect_same_fitness(const nps_recipe_fitness_t *a, const nps_recipe_
   ck_assert_int_eq(a->objective, b->objective);
   ck_assert(a->holdout == b->holdout);
   ck_assert_int_eq(a->batch, b->batch);
+  ck_assert_int_eq(a->command_count, b->command_count);
+  for (int i = 0; i < a->command_count; i++) expect_same_text(a->command[i], b->command[i]);
+  ck_assert(a->timeout == b->timeout);
+  ck_assert_int_eq(a->less_is_better, b->less_is_better);
   ck_assert_int_eq(a->task_count, b->task_count);
   for (int i = 0; i < a->task_count; i++) {
     expect_same_text(a->tasks[i].name, b->tasks[i].name);
@@ -325,6 +329,8 @@ START_TEST(emitted_sections_parse_to_the_same) {
       PAIR "search: {stages: [joint], variables: [density], per_model: true, sigma: 0.1}\n" TASKS,
       PAIR "nps: {subspaces: 1, weights: {b: [0.1]}, priorities: {b: [3]}}\nsearch: {algorithm: none}\n",
       TWO "search: {}\nfitness:\n  tasks: [{name: 'x, {y}', model: a, data: '# \"q\"', group: 'null', head: '3'}]\n",
+      TWO "search: {}\nfitness: {evaluator: command, command: [python3, '-c', 'a: #\"'], timeout: 0.5, metric: value,\n"
+          "  direction: min, tasks: [{name: a}]}\n",
   };
   for (int i = 0; i < COUNT(configs); i++) {
     nps_recipe_t *a = parse(configs[i]);
@@ -501,11 +507,24 @@ START_TEST(problems_of_fitness_are_named) {
       {"{}", "fitness: 'tasks' is missing, expected a list of tasks"},
       {"{batch: 3}", "fitness: 'tasks' is missing, expected a list of tasks"},
       {"{tasks: }", "fitness: 'tasks' is missing, expected a list of tasks"},
-      {"{evaluator: command, tasks: [{name: a, data: d}]}", "fitness.evaluator: command is not built yet"},
+      {"{evaluator: command, tasks: [{name: a}]}", "fitness.command: is missing, expected [program, arguments, …]"},
+      {"{evaluator: command, command: run x, tasks: [{name: a}]}",
+       "fitness.command: expected a list, [program, arguments, …], found the text 'run x'"},
+      {"{evaluator: command, command: [run, ''], tasks: [{name: a}]}",
+       "fitness.command.1: expected a text, found an empty one"},
+      {"{evaluator: command, command: [run], timeout: 0, tasks: [{name: a}]}",
+       "fitness.timeout: expected a number above 0 and at most 1e+09, found the number 0"},
+      {"{evaluator: command, command: [run], direction: up, metric: value, tasks: [{name: a}]}",
+       "fitness.direction: expected one of max, min, found the text 'up'"},
+      {"{evaluator: command, command: [run], direction: min, tasks: [{name: a}]}",
+       "fitness.direction: min belongs to metric value; of accuracy more is better, of nll less"},
+      {"{evaluator: command, command: [run]}", "fitness: 'tasks' is missing, expected a list of tasks"},
+      {"{directory: d, tasks: [{name: a, data: d}]}", "fitness.directory: belongs to evaluator command"},
+      {"{metric: value, tasks: [{name: a, data: d}]}", "fitness.metric: value belongs to evaluator command"},
       {"{evaluator: nativ, tasks: [{name: a, data: d}]}",
-       "fitness.evaluator: expected one of native, none, found the text 'nativ'"},
+       "fitness.evaluator: expected one of native, command, none, found the text 'nativ'"},
       {"{metric: f1, tasks: [{name: a, data: d}]}",
-       "fitness.metric: expected one of accuracy, nll, found the text 'f1'"},
+       "fitness.metric: expected one of accuracy, nll, value, found the text 'f1'"},
       {"{objective: best, tasks: [{name: a, data: d}]}",
        "fitness.objective: expected one of mean, worst, normalized, h_score, found the text 'best'"},
       {"{objective: h_score, tasks: [{name: a, data: d}]}",
@@ -521,9 +540,9 @@ START_TEST(problems_of_fitness_are_named) {
        "fitness.holdout: expected a number of at least 0 and at most 1, found the number -0.5"},
       {"{batch: 0, tasks: [{name: a, data: d}]}",
        "fitness.batch: expected a whole number from 1 to 4096, found the number 0"},
-      {"{command: [run], tasks: [{name: a, data: d}]}", "fitness.command: the command evaluator is not built yet"},
-      {"{timeout: 5, tasks: [{name: a, data: d}]}", "fitness.timeout: the command evaluator is not built yet"},
-      {"{direction: min, tasks: [{name: a, data: d}]}", "fitness.direction: the command evaluator is not built yet"},
+      {"{command: [run], tasks: [{name: a, data: d}]}", "fitness.command: belongs to evaluator command"},
+      {"{timeout: 5, tasks: [{name: a, data: d}]}", "fitness.timeout: belongs to evaluator command"},
+      {"{direction: min, tasks: [{name: a, data: d}]}", "fitness.direction: belongs to evaluator command"},
       {"{sharpness: {samples: -1}, tasks: [{name: a, data: d}]}",
        "fitness.sharpness.samples: expected a whole number from 0 to 1000, found the number -1"},
       {"{sharpness: {rho: 0}, tasks: [{name: a, data: d}]}",
@@ -602,8 +621,8 @@ START_TEST(all_problems_are_listed_together) {
                   "c.yaml:4: nps.scope: expected one of model, tensor, found the text 'x'\n"
                   "c.yaml:6: search.sigma: expected a number above 0, found the number 0\n"
                   "c.yaml:7: unknown key 'generation' in search, did you mean 'generations'?\n"
-                  "c.yaml:10: fitness.tasks.0: 'data' is missing, expected the path of calibration data\n"
                   "c.yaml:11: fitness.tasks.1: 'name' is missing\n"
+                  "c.yaml:10: fitness.tasks.0: 'data' is missing, expected the path of calibration data\n"
                   "c.yaml:1: 'models' is missing, expected a list of models");
 }
 END_TEST
