@@ -256,10 +256,13 @@ static json_t *h_scores_of(const nps_search_t *search, const nps_search_spec_t *
 
 static json_t *scores_of(const nps_search_t *rows, int part) {
   json_t *scores = json_object();
-  for (int c = 0; c < COLUMNS; c++)
-    json_object_set_new(scores, columns[c].key,
-                        json_pack("{s:o, s:o}", "accuracy", number(nps_search_mean_score(rows, columns[c].which, part)),
-                                  "nll", number(nps_search_mean_nll(rows, columns[c].which, part))));
+  for (int c = 0; c < COLUMNS; c++) {
+    json_t *one = json_pack("{s:o, s:o}", "accuracy", number(nps_search_mean_accuracy(rows, columns[c].which, part)),
+                            "nll", number(nps_search_mean_nll(rows, columns[c].which, part)));
+    if (rows->metric == NPS_METRIC_VALUE)
+      json_object_set_new(one, "value", number(nps_search_mean_score(rows, columns[c].which, part)));
+    json_object_set_new(scores, columns[c].key, one);
+  }
   return scores;
 }
 

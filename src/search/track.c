@@ -126,12 +126,12 @@ static nps_err_t run_jobs(nps_scorer_t *scorer, nps_job_t *jobs, int count, nps_
   return err;
 }
 
-/* Whether a command could score none of the candidates that a search has tried last. */
+/* Whether a command could score none of the candidates that a search has tried last. A start alone is no generation. */
 static bool has_failed_wholly(const nps_track_t *track) {
   const int64_t rows = track->history->evaluations;
   int64_t failed = 0;
   for (int64_t row = rows - track->point_count; row < rows; row++) failed += track->values[row].failed;
-  return track->point_count > 0 && failed == track->point_count;
+  return failed == track->point_count && failed > (track->generation == 0);
 }
 
 /* Nothing can be learnt from a command that scores nothing. Collective. */

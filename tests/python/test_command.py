@@ -1,7 +1,9 @@
 """The command evaluator: it scores what the native one scores, and nothing that a command does stops or spoils a run."""
 
 import json
+import os
 import pathlib
+import signal
 import socket
 import sys
 
@@ -34,8 +36,9 @@ def few(tmp_path_factory):
     return path
 
 
-def by_command(config, shared, timeout=30, fitness=None, **behaviour):
-    words = [sys.executable, str(EVALUATOR), json.dumps(behaviour)]
+def by_command(config, shared, timeout=60, fitness=None, **behaviour):
+    """Cheap scores need no packages, so that the process starts at once."""
+    words = [sys.executable, *(["-S"] if behaviour.get("cheap") else []), str(EVALUATOR), json.dumps(behaviour)]
     more = {"evaluator": "command", "command": words, "timeout": timeout, "directory": str(shared), **(fitness or {})}
     return {**config, "fitness": {**config["fitness"], **more}}
 
@@ -94,3 +97,251 @@ def test_scores_on_digits_vit(shared, tmp_path):
     for ranks in (1, 2):
         tools.merge(by_command(config, shared), tmp_path / f"{ranks}.h5", ranks=ranks)
         expect_same_search(tmp_path / f"{ranks}.h5", tmp_path / "native.h5", ["joint"])
+
+
+# ---- faults ------------------------------------------------------------------------------------------------------------
+
+FAULTS = {
+    "die": "ended with exit code 1",
+    "exit": "ended with exit code 3",
+    "crash": "was ended by signal 11",
+    "hang": "gave no answer within 4 s",
+    "hang with children": "gave no answer within 4 s",
+    "nonsense": "answered with what is no JSON (",
+    "binary": "answered with what is no JSON (",
+    "list": "answered with what is no JSON object; it printed the line: [1, 2, 3]",
+    "half a line": 'ended with exit code 0; it printed half a line: {"id": ',
+    "half a line, then silence": 'gave no answer within 4 s; it printed half a line: {"id": ',
+    "flood": "printed more than 16 MiB without an end of line; it printed half a line: xxxx",
+    "noise": None,
+    "close": "closed its stdout",
+    "another id": 'answered another request: expected "id": ',
+    "nan": "answered with what is no JSON (",
+    "huge": "answered with what is no JSON (",
+    "too many": 'expected "correct", a whole number from 0 to its "total", 16',
+    "no total": 'expected "total", a whole number of samples from 1 on',
+    "text": 'expected "nll_sum", a finite number',
+    "a task too few": 'expected an object in "scores"',
+    "error": "the command says: I do not like it",
+    "two answers": None,
+}  # fmt: skip
+
+
+def failures(log):
+    """{candidate: why} of the first search's first generation."""
+    found = {}
+    for line in log.read_text().splitlines():
+        note = json.loads(line)
+        if note["event"] == "note" and " of generation 1 of prune/plain counts as the worst: " in note["text"]:
+            what, why = note["text"].split(" of generation 1 of prune/plain counts as the worst: ")
+            found[int(what.split()[-1])] = why
+    return found
+
+
+@pytest.mark.parametrize("part", range(0, len(FAULTS), 8))
+def test_faults(part, few, shared, tmp_path):
+    """Each spoils one candidate alone, and the report says why; two answers spoil the next one's."""
+    faults = list(FAULTS)[part : part + 8]
+    config = one_generation(few, population=10)
+    tools.merge(by_command(config, shared, cheap=True), tmp_path / "good.h5")
+    first = 6  # the base, two models, the starts of two searches
+    spoiled = by_command(config, shared, timeout=4, cheap=True, faults={first + i: fault for i, fault in enumerate(faults)})
+    log = tmp_path / "log"
+    result = tools.merge(spoiled, tmp_path / "out.h5", "--log", log)
+    told = failures(log)
+    expected = {i: FAULTS[fault] for i, fault in enumerate(faults) if FAULTS[fault]}
+    if faults[-1] == "two answers":
+        expected[len(faults)] = 'answered another request: expected "id": '
+    assert told.keys() == expected.keys(), result
+    for i, message in expected.items():
+        assert message in told[i], (faults[i], told[i])
+        if i < len(faults) and faults[i] != "die" and "the command" not in told[i]:
+            assert f"about to be bad: {faults[i]}" in told[i], told[i]
+    if "die" in faults:
+        assert "RuntimeError: the model is too good" in told[faults.index("die")]
+    ours, good = history(tmp_path / "out.h5", "prune/plain"), history(tmp_path / "good.h5", "prune/plain")
+    assert np.array_equal(ours["genome"][:-2], good["genome"][:-2]), "but the means, which follow from the scores"
+    for row in range(len(ours["total"]) - 2):
+        if row - 1 in expected:
+            assert ours["total"][row, 0] == 0 and np.isnan(ours["nll_sum"][row, 0])
+        else:
+            assert all(ours[key][row, 0] == good[key][row, 0] for key in ("correct", "total", "nll_sum"))
+
+
+def test_who_asks_does_not_matter(few, shared, tmp_path):
+    """Which candidates fail depends on them alone: the same bytes on any number of groups."""
+    config = by_command(one_generation(few, population=8), shared, cheap=True, some="die")
+    contents = set()
+    for ranks in (1, 2, 3):
+        tools.merge(config, tmp_path / f"{ranks}.h5", ranks=ranks)
+        contents.add(str(sorted(tools.search_content(tmp_path / f"{ranks}.h5").items())))
+    total = history(tmp_path / "1.h5", "prune/plain")["total"]
+    assert len(contents) == 1 and 0 < (total == 0).sum() < len(total)
+
+
+def test_a_command_that_always_fails(few, shared, tmp_path):
+    """The run ends with the command's last message; with candidates alone that fail it ends after their generation."""
+    config = one_generation(few)
+    result = tools.merge(by_command(config, shared, cheap=True, always="die"), tmp_path / "out.h5", code=1)
+    error = result.err.split("error: ")[1]
+    assert "neither the base nor any of the models could be scored" in error, result
+    assert "ended with exit code 1" in error and "RuntimeError: the model is too good" in error, result
+    assert result.err.count("error: ") == 1 and not (tmp_path / "out.h5").exists()
+    config = by_command(one_generation(few), shared, cheap=True, faults={i: "error" for i in range(6, 20)})
+    error = tools.merge(config, tmp_path / "out.h5", code=1).err.split("error: ")[1]
+    assert "search prune/plain: every candidate of generation 1 failed: the command says: I do not like it" in error, error
+
+
+def test_a_command_that_is_not_there(few, shared, tmp_path):
+    config = by_command(one_generation(few), shared)
+    config["fitness"]["command"] = ["no-such-program", "x"]
+    for options in (["--check"], []):
+        result = tools.merge(config, tmp_path / "out.h5", *options, code=2)
+        assert "fitness.command: no-such-program: there is no such program in PATH" in result.err, result
+    (tmp_path / "text").write_text("no program")
+    for path, message in ((tmp_path / "missing", "there is no such program"), (tmp_path / "text", "is no program that can be run")):
+        config["fitness"]["command"] = [str(path)]
+        assert f"fitness.command: {path}: {message}" in tools.merge(config, tmp_path / "out.h5", code=2).err
+    (tmp_path / "script").write_text("#!/no/such/interpreter\n")
+    (tmp_path / "script").chmod(0o755)
+    config["fitness"]["command"] = [str(tmp_path / "script")]
+    result = tools.merge(config, tmp_path / "out.h5", code=1)
+    assert "script ended with exit code 127" in result.err and "cannot be run: No such file or directory" in result.err, result
+    config["fitness"]["command"] = [sys.executable, "no-such-script.py"]
+    assert "can't open file" in tools.merge(config, tmp_path / "out.h5", code=1).err
+
+
+# ---- the process -------------------------------------------------------------------------------------------------------
+
+
+def test_what_the_process_gets(few, shared, tmp_path):
+    """No variable and no open file of MPI, a group of its own, a complete folder; one process a group while all is well."""
+    tell = tmp_path / "tell"
+    config = by_command(one_generation(few), shared, cheap=True, tell=str(tell))
+    tools.merge(config, tmp_path / "out.h5", ranks=2)
+    lines = [json.loads(line) for line in tell.read_text().splitlines()]
+    for line in lines:
+        assert not [name for name in line["environment"] if name.startswith(("OMPI_", "PMIX_", "PMI_", "PRTE_"))]
+        assert line["files"] == 5  # stdin, stdout, stderr, the script's log, the folder that is listed
+        assert line["group"] == line["pid"]
+        assert line["folder"] == ["config.json", "model.safetensors"]
+        about = line["request"]["about"]
+        assert set(about) == set(line["request"]["tasks"])
+        for task, known in about.items():
+            assert known["group"] == task and known["data"] == str(few.resolve()) and known["model"] == task
+            assert pathlib.Path(known["head"]) == (tools.SMALL_SEARCH / task).resolve()
+    groups = {line["environment"]["NPS_GROUP"]: line["pid"] for line in lines}
+    assert set(groups) <= {"0", "1"} and {line["pid"] for line in lines} == set(groups.values())
+    for group in groups:
+        ids = [line["request"]["id"] for line in lines if line["environment"]["NPS_GROUP"] == group]
+        assert ids == list(range(1, len(ids) + 1))
+
+
+def test_a_command_that_ends_after_each_answer(few, shared, tmp_path):
+    config = one_generation(few)
+    tools.merge(by_command(config, shared, cheap=True), tmp_path / "long.h5")
+    config = by_command(config, shared, cheap=True, **{"one shot": True})
+    result = tools.merge(config, tmp_path / "short.h5")
+    assert "worst" not in result.err, result
+    assert tools.search_content(tmp_path / "short.h5") == tools.search_content(tmp_path / "long.h5")
+
+
+def processes_of(path):
+    """Processes whose command line has a path in it."""
+    found = []
+    for cmdline in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = cmdline.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if any(str(path).encode() in word for word in words) and int(cmdline.parent.name) != os.getpid():
+            found.append(int(cmdline.parent.name))
+    return found
+
+
+def hanging(few, shared, tmp_path):
+    """A run whose first candidate hangs, with children in sessions of their own."""
+    tell = tmp_path / "tell"
+    config = by_command(one_generation(few), shared, timeout=1000, cheap=True, tell=str(tell), faults={6: "hang with children"})
+    return config, lambda: tell.exists() and len(tell.read_text().splitlines()) == 6
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_nothing_stays_when_the_run_is_killed(how, few, shared, tmp_path):
+    config, hangs = hanging(few, shared, tmp_path)
+    (tmp_path / "config.yaml").write_text(json.dumps(config))
+    process = tools.start(tools.MERGE, tmp_path / "config.yaml", tmp_path / "out.h5")
+    try:
+        assert tools.wait_for(hangs, limit=60)
+        assert len(list(shared.glob(FOLDERS))) == 1 and len(processes_of(tmp_path / "tell")) >= 3
+        process.send_signal(how)
+        process.wait(60)
+        assert tools.wait_for(lambda: not processes_of(tmp_path / "tell"), limit=30), processes_of(tmp_path / "tell")
+        assert tools.wait_for(lambda: not list(shared.iterdir()), limit=30)
+    finally:
+        tools.finish(process)
+
+
+def test_a_run_that_is_asked_to_stop(few, shared, tmp_path):
+    """It does not wait for the answer, and goes on later."""
+    config, hangs = hanging(few, shared, tmp_path)
+    (tmp_path / "config.yaml").write_text(json.dumps(config))
+    process = tools.start(tools.MERGE, tmp_path / "config.yaml", tmp_path / "out.h5")
+    assert tools.wait_for(hangs, limit=60)
+    process.send_signal(signal.SIGUSR1)
+    result = tools.finish(process)
+    assert result.code == 4 and "--resume" in result.err, result
+    del config["fitness"]["command"]
+    good = by_command(config, shared, cheap=True)
+    tools.merge({**config, "fitness": {**config["fitness"], "command": good["fitness"]["command"]}}, tmp_path / "good.h5")
+    assert len(list(shared.iterdir())) == 0
+
+
+def test_folders_of_killed_runs_are_removed(few, shared, tmp_path):
+    """Those of this host that nobody holds; not others."""
+    stale = shared / FOLDERS.replace("*", "abcdef")
+    other = shared / "nps-merge-another.host-abcdef"
+    for folder in (stale, other):
+        (folder / "3").mkdir(parents=True)
+        (folder / "3/model.safetensors").write_bytes(b"x")
+    tools.merge(by_command(one_generation(few), shared, cheap=True), tmp_path / "out.h5")
+    assert list(shared.iterdir()) == [other]
+    tools.shutil.rmtree(other)
+    config = by_command(one_generation(few), tmp_path / "missing", cheap=True)
+    assert "fitness.directory: " in tools.merge(config, tmp_path / "out2.h5", code=2).err
+
+
+# ---- other scores ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("direction", ["max", "min"])
+def test_values(direction, few, shared, tmp_path):
+    """Any number counts; the best candidate has the largest, or the smallest."""
+    more = {"metric": "value", "direction": direction}
+    config = by_command(one_generation(few), shared, cheap=True, always="value", fitness=more)
+    result = tools.merge(config, tmp_path / "out", "--log", tmp_path / "log")
+    with h5py.File(tmp_path / "out/findings.h5") as file:
+        group = file["search/prune/plain"]
+        values, best = group["nll_sum"][:, 0] / group["total"][:, 0], int(group.attrs["best"])
+    values = values if direction == "min" else -values
+    chosen = values.min() if direction == "min" else values.max()
+    assert values[best] == chosen
+    scores = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    scores = next(event for event in scores if event["event"] == "scores")
+    assert scores["average"]["calibration"]["merged"]["accuracy"] is None
+    assert scores["average"]["calibration"]["merged"]["value"] is not None, result
+    assert "Values on the calibration data" in (tmp_path / "out/README.md").read_text()
+
+
+def test_values_and_accuracies_do_not_mix_silently(few, shared, tmp_path):
+    config = by_command(one_generation(few), shared, cheap=True, always="value", fitness={"metric": "accuracy"})
+    error = tools.merge(config, tmp_path / "out.h5", code=1).err
+    assert "task 'plain': expected \"correct\", a whole number" in error, error
+
+
+def test_held_out_samples_are_asked_for(few, shared, tmp_path):
+    """A command that does not say that it knows of them is not believed."""
+    config = by_command(one_generation(few), shared, cheap=True, always="two answers", fitness={"holdout": 0.5})
+    config["fitness"]["command"][-1] = json.dumps({"cheap": True, "always": "forgetful"})
+    error = tools.merge(config, tmp_path / "out.h5", code=1).err
+    assert 'expected "held": ' in error, error

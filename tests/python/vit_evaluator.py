@@ -2,7 +2,8 @@
 transformers. Requests come on stdin, answers go to stdout, one JSON object a line.
 
 An argument, a JSON object, makes it misbehave: "faults" {id of a request: FAULT}, "always": FAULT, "some": FAULT where a hash of
-the model says so, "one shot": it ends after each answer; "tell": a file for what it knows of itself.
+the model says so, "one shot": it ends after each answer; "tell": a file for what it knows of itself; "cheap": scores are made up
+of a hash of the model.
 """
 
 import hashlib
@@ -15,8 +16,11 @@ import struct
 import sys
 import time
 
-import h5py
-import numpy as np
+try:
+    import h5py
+    import numpy as np
+except ImportError:  # enough for cheap scores, with python3 -S too
+    pass
 
 
 def erf(x):
@@ -92,7 +96,18 @@ def is_held(i, holdout):
     return math.floor((i + 1) * holdout) > math.floor(i * holdout)
 
 
+CHEAP = False
+
+
+def made_up(request, task):
+    model = (pathlib.Path(request["model"]) / "model.safetensors").read_bytes()
+    digest = hashlib.sha256(model + task.encode()).digest()
+    return {"correct": digest[0] % 17, "total": 16, "nll_sum": digest[1] / 16}
+
+
 def score(request, task):
+    if CHEAP:
+        return made_up(request, task)
     about = request["about"][task]
     with h5py.File(about["data"]) as file:
         images, labels = file[about["group"]]["inputs"][:], file[about["group"]]["labels"][:]
@@ -173,6 +188,7 @@ FAULTS = {
     "text": lambda request: write(spoiled(request, nll_sum="0.1")),
     "a task too few": lambda request: write(without_a_task(request)),
     "error": lambda request: write(json.dumps({"id": request["id"], "error": "I do not like it"}) + "\n"),
+    "forgetful": lambda request: write(json.dumps({"id": request["id"], "scores": answer(request)["scores"]}) + "\n"),
     "two answers": lambda request: write(spoiled(request) * 2),
     "value": lambda request: write(json.dumps({"id": request["id"], "scores": {
         task: {"value": score(request, task)["nll_sum"], "total": 2} for task in request["tasks"]}}) + "\n"),
@@ -196,7 +212,9 @@ def tell(path, request):
 
 
 def main():
+    global CHEAP
     behaviour = json.loads(sys.argv[1]) if len(sys.argv) > 1 else {}
+    CHEAP = behaviour.get("cheap", False)
     for line in sys.stdin:
         request = json.loads(line)
         if "tell" in behaviour:
