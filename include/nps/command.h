@@ -5,7 +5,7 @@
  *  Nothing is forked: a process of MPI may hold memory that a network card writes to. The program starts itself anew by
  *  posix_spawn() as a small supervisor, without MPI's variables in its environment and with no file but the pipes, and this one
  *  starts the command in a process group of its own. When the process that asks ends, however it does, the supervisor sees its
- *  end of a socket close: it kills the command with all it has started and removes the folder. docs/adding-an-evaluator.md has
+ *  end of a socket close: it kills the command with all it has started and removes the folder. docs/command-evaluator.md has
  *  the protocol field by field. */
 #ifndef NPS_COMMAND_H
 #define NPS_COMMAND_H

@@ -345,3 +345,70 @@ def test_held_out_samples_are_asked_for(few, shared, tmp_path):
     config["fitness"]["command"][-1] = json.dumps({"cheap": True, "always": "forgetful"})
     error = tools.merge(config, tmp_path / "out.h5", code=1).err
     assert 'expected "held": ' in error, error
+
+
+# ---- the examples ------------------------------------------------------------------------------------------------------
+
+EXAMPLES = tools.ROOT / "examples/evaluators"
+
+
+def ask(script, *requests, options=(), env=None):
+    """Requests to one process of an evaluator: its answers, and what it said on stderr."""
+    lines = "".join(json.dumps(request) + "\n" for request in requests)
+    done = tools.subprocess.run(
+        [sys.executable, str(EXAMPLES / script), "--device", "cpu", *options], input=lines, capture_output=True, text=True,
+        timeout=tools.TIME_LIMIT, env=tools.environment(env))  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()], done.stderr
+
+
+def test_example_with_transformers(few, tmp_path):
+    """Images and texts: the scores of nps-eval."""
+    texts = tmp_path / "texts.h5"
+    with h5py.File(tools.MODELS / "bytes-llama/calibration.h5") as source, h5py.File(texts, "w") as target:
+        target["c/input_ids"] = source["c/input_ids"][:4]
+    cases = [("digits-vit", "plain", few), ("bytes-llama", "c", texts)]
+    requests = []
+    for family, group, data in cases:
+        folder = str(tools.MODELS / family / group)
+        about = {group: {"data": str(data), "group": group, "head": folder, "model": group}}
+        requests.append({"id": len(requests) + 1, "model": folder, "tasks": [group], "about": about})
+    replies, _ = ask("score_transformers.py", *requests)
+    for (family, group, data), request, reply in zip(cases, requests, replies, strict=True):
+        done = tools.run(tools.EVAL, request["model"], "--data", data, "--group", group, "--json")
+        native, scores = json.loads(done.out)["tasks"][group], reply["scores"][group]
+        assert reply["id"] == request["id"] and scores["total"] == native["total"], reply
+        assert abs(scores["correct"] - native["correct"]) <= (family == "bytes-llama")
+        assert scores["nll_sum"] / scores["total"] == pytest.approx(native["nll"], rel=1e-4)
+
+
+def test_example_with_the_harness(tmp_path):
+    """A module of that name stands for it: how it is called, and what is made of its results."""
+    (tmp_path / "lm_eval.py").write_text(
+        "import json, sys\n"
+        "def simple_evaluate(**how):\n"
+        "    print('Running loglikelihood requests: 100%')\n"
+        "    if 'broken' in how['tasks']: raise KeyError('broken')\n"
+        "    print(json.dumps(how), file=sys.stderr)\n"
+        "    return {'results': {t: {'alias': t, 'acc,none': 0.5, 'acc_stderr,none': 0.1, 'acc_norm,none': 0.75}\n"
+        "                        for t in how['tasks']}, 'n-samples': {t: {'original': 9, 'effective': 8} for t in how['tasks']}}\n"
+    )  # fmt: skip
+    env = {"PYTHONPATH": str(tmp_path)}
+    about = {"a": {"group": "arc_easy"}, "b": {"group": "b"}}
+    good = {"id": 1, "model": "/somewhere/1", "tasks": ["a", "b"], "about": about}
+    broken = {**good, "id": 2, "about": {**about, "a": {"group": "broken"}}}
+    replies, heard = ask("score_lm_eval.py", good, broken, options=["--limit", "5"], env=env)
+    assert replies == [{"id": 1, "scores": {"a": {"value": 0.75, "total": 8}, "b": {"value": 0.75, "total": 8}}},
+                       {"id": 2, "error": "KeyError: 'broken'"}]  # fmt: skip
+    how = json.loads(next(line for line in heard.splitlines() if line.startswith("{")))
+    assert how["model"] == "hf" and how["model_args"]["pretrained"] == "/somewhere/1" and how["limit"] == 5
+    assert how["tasks"] == ["arc_easy", "b"]
+    replies, _ = ask("score_lm_eval.py", good, options=["--metric", "acc"], env=env)
+    assert replies[0]["scores"]["a"]["value"] == 0.5
+
+
+@pytest.mark.parametrize("script", ["score_transformers.py", "score_lm_eval.py"])
+def test_examples_explain_themselves(script):
+    """Without the packages that they score with."""
+    done = tools.subprocess.run([sys.executable, "-S", str(EXAMPLES / script), "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and "command evaluator" in done.stdout
