@@ -87,24 +87,32 @@ int nps_watch_fsync(int fd, const char *path) {
 
 /* ---- the watchdog ---- */
 
-/* One write: lines of several ranks do not mix. */
-static void tell(const act_t *act, double silent) {
-  char text[1024];
-  int n = snprintf(text, sizeof text, "%s has been %s%s%s for %.0f s\n", watch.who,
+enum { LINE = 1024 };
+
+/* @return bytes of the line */
+static size_t describe(const act_t *act, double silent, char text[LINE]) {
+  int n = snprintf(text, LINE, "%s has been %s%s%s for %.0f s\n", watch.who,
                    act->doing ? act->doing : "waiting for the other ranks", act->what ? " " : "",
                    act->what ? act->what : "", silent);
-  if (n >= (int)sizeof text) n = (int)sizeof text - 1;
-  if (write(STDERR_FILENO, text, (size_t)n) < 0) return;
+  return n < LINE ? (size_t)n : LINE - 1;
 }
 
-/* With the lock. */
-static void look(void) {
+/* With the lock. @return bytes of what there is to tell, or 0 */
+static size_t look(char text[LINE]) {
   const act_t idle = {"busy", NULL};
   const act_t *act = watch.depth == 0 ? &idle : &watch.acts[watch.depth < DEPTH ? watch.depth - 1 : DEPTH - 1];
   const double silent = nps_now() - watch.since;
-  if (silent < watch.after || (!act->doing && !watch.tells_waiting)) return;
-  tell(act, silent);
+  if (silent < watch.after || (!act->doing && !watch.tells_waiting)) return 0;
   watch.after = 2 * silent;
+  return describe(act, silent, text);
+}
+
+/* One write: lines of several ranks do not mix. It may take long, and the work must not wait for it. */
+static void tell(const char *text, size_t n) {
+  pthread_mutex_unlock(&watch.lock);
+  const ssize_t written = write(STDERR_FILENO, text, n);
+  (void)written;
+  pthread_mutex_lock(&watch.lock);
 }
 
 static struct timespec in_seconds(double seconds) {
@@ -117,11 +125,13 @@ static struct timespec in_seconds(double seconds) {
 }
 
 static void *run(void *ctx) {
+  char text[LINE];
   pthread_mutex_lock(&watch.lock);
   while (!watch.stops) {
     const struct timespec next = in_seconds(fmin(watch.seconds / 4, 5));
     pthread_cond_timedwait(&watch.stopped, &watch.lock, &next);
-    if (!watch.stops) look();
+    const size_t n = watch.stops ? 0 : look(text);
+    if (n > 0) tell(text, n);
   }
   pthread_mutex_unlock(&watch.lock);
   return ctx;
