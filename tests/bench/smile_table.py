@@ -1,18 +1,16 @@
 #!/usr/bin/env python3
 """Table for docs/smile.md: (kg, k) against accuracy (or nll) and size on an example family.
 
-    NPS_BUILDDIR=build/tests python tests/bench/smile_table.py [FAMILY [accuracy|nll]]     (default: examples/models/digits-vit)
+    NPS_BUILDDIR=build/tests python tests/bench/smile_table.py [FAMILY] [--by nll] [--kg 16 …] [--k 32 …]
 """
+import argparse
 import json
 import os
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 BUILD = Path(os.environ.get("NPS_BUILDDIR", "build/tests"))
-ROUTERS, RANKS = (4, 16, 32), (4, 8, 16, 32)
-SCORE = sys.argv[2] if len(sys.argv) > 2 else "accuracy"
 
 
 def run(program, *words):
@@ -20,11 +18,11 @@ def run(program, *words):
     return done.stdout
 
 
-def averages(family, model, tasks, heads):
+def averages(family, model, tasks, heads, by):
     """Mean score over the tasks on calibration and test data."""
     words = [w for t in tasks for w in ("--group", t)] + [w for t in tasks if heads for w in ("--head", f"{t}={family / t}")]
     files = [family / f"{part}.h5" for part in ("calibration", "test")]
-    return [json.loads(run("nps-eval", model, "--data", f, *words, "--json"))["average"][SCORE] for f in files]
+    return [json.loads(run("nps-eval", model, "--data", f, *words, "--json"))["average"][by] for f in files]
 
 
 def parameters(model):
@@ -33,15 +31,21 @@ def parameters(model):
 
 
 def main():
-    family = Path(sys.argv[1] if len(sys.argv) > 1 else "examples/models/digits-vit").resolve()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("family", type=Path, nargs="?", default=Path("examples/models/digits-vit"))
+    parser.add_argument("--by", choices=("accuracy", "nll"), default="accuracy")
+    parser.add_argument("--kg", type=int, nargs="+", default=[4, 16, 32], help="directions of a router")
+    parser.add_argument("--k", type=int, nargs="+", default=[4, 8, 16, 32], help="rank of an expert")
+    options = parser.parse_args()
+    family, by = options.family.resolve(), options.by
     tasks = list(json.loads((family / "expected.json").read_text())["tasks"])
-    each = [averages(family, family / t, [t], False) for t in tasks]
+    each = [averages(family, family / t, [t], False, by) for t in tasks]
     print("| kg | k | calibration | test | parameters, of all models' |\n|---|---|---|---|---|")
-    print("| | the base | {:.4f} | {:.4f} | {:.1f} % |".format(*averages(family, family / "base", tasks, True), 100 / len(tasks)))
+    print("| | the base | {:.4f} | {:.4f} | {:.1f} % |".format(*averages(family, family / "base", tasks, True, by), 100 / len(tasks)))
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "smile.h5"
-        for k in RANKS:
-            for kg in ROUTERS:
+        for k in options.k:
+            for kg in options.kg:
                 config = {"merge_method": "smile", "base_model": str(family / "base"), "parameters": {"kg": kg, "k": k},
                           "models": [{"model": str(family / t)} for t in tasks]}  # fmt: skip
                 path = Path(folder) / "config.yaml"
@@ -49,7 +53,7 @@ def main():
                 run("nps-merge", path, out, "--force", "--quiet")
                 base, experts = parameters(out)
                 size = 100 * (base + experts) / (base * len(tasks))
-                print("| {} | {} | {:.4f} | {:.4f} | {:.1f} % |".format(kg, k, *averages(family, out, tasks, True), size), flush=True)
+                print("| {} | {} | {:.4f} | {:.4f} | {:.1f} % |".format(kg, k, *averages(family, out, tasks, True, by), size), flush=True)
     print("| | all models | {:.4f} | {:.4f} | 100.0 % |".format(*(sum(x) / len(tasks) for x in zip(*each))))
 
 

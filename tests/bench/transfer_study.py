@@ -30,7 +30,7 @@ def config_of(family, task, density, seed):
     return {
         "merge_method": "nps", "base_model": str(MODELS / family / "base"), "models": [{"model": str(MODELS / family / task)}],
         "dtype": "float32", "seed": seed, "nps": {"application": "transfer", "density": density},
-        "search": {}, "fitness": {"objective": "h_score", "tasks": tasks},
+        "search": {"generations": 5, "population": 8}, "fitness": {"objective": "h_score", "tasks": tasks},
     }  # fmt: skip
 
 

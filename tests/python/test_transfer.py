@@ -155,3 +155,24 @@ def test_without_general_tasks_there_is_no_path(samples, tmp_path):
     assert "H-score" not in result.out
     with h5py.File(tmp_path / "out.h5") as file:
         assert "transfer" not in file
+
+
+def test_of_texts(tmp_path):
+    """bytes-llama: no classifiers, accuracies of next bytes, ranked by nll among equals."""
+    family, data = tools.MODELS / "bytes-llama", tmp_path / "samples.h5"
+    with h5py.File(family / "calibration.h5") as source, h5py.File(data, "w") as target:
+        for task in ("c", "legal"):
+            target[f"{task}/input_ids"] = source[f"{task}/input_ids"][:6]
+    config = tools.recipe("bytes-llama", "nps", names=["legal"])
+    config["nps"] = {"application": "transfer", "density": 0.2}
+    config["search"] = {"generations": 2, "population": 4}
+    config["fitness"] = {"objective": "h_score", "tasks": [{"name": task, "data": str(data)} for task in ("c", "legal")]}
+    tools.merge(config, tmp_path / "legal.h5", ranks=2)
+    path = path_of(tmp_path, "legal")
+    scores = tools.evaluate(tmp_path / "legal.h5", "--data", data)["tasks"]
+    assert path["correct"][10].tolist() == [scores[t]["correct"] for t in ("legal", "c")], "λ = 1 is the output"
+    base = tools.evaluate(family / "base", "--data", data)["tasks"]
+    assert path["correct"][0].tolist() == [base[t]["correct"] for t in ("legal", "c")], "λ = 0 is the base"
+    h = [harmonic(c, t, 1) for c, t in zip(path["correct"], path["total"])]
+    np.testing.assert_allclose(path["h_score"], h, rtol=1e-14)
+    assert h[10] != h[0]
