@@ -15,8 +15,11 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
-/* Small metadata is gathered in blocks of this size instead of lying between the datasets. */
-#define META_BLOCK 65536
+/* Small metadata is gathered in blocks of this size instead of lying between the datasets; of the last one a part stays empty. */
+#define META_BLOCK 16384
+
+/* Written behind the end to learn why HDF5 could not. */
+#define PROBE_BYTES ((size_t)1 << 20)
 
 /* Room for the metadata that closing writes. */
 #define META_ROOM ((int64_t)4 << 20)
@@ -68,8 +71,8 @@ static int probe_write(int fd, const char *data, size_t bytes, off_t offset) {
 static int probe_end(int fd) {
   struct stat st;
   if (fstat(fd, &st) != 0) return errno;
-  char *zeros = nps_xcalloc(1, 16 * META_BLOCK);
-  int cause = probe_write(fd, zeros, 16 * META_BLOCK, st.st_size);
+  char *zeros = nps_xcalloc(1, PROBE_BYTES);
+  int cause = probe_write(fd, zeros, PROBE_BYTES, st.st_size);
   free(zeros);
   return cause;
 }

@@ -55,12 +55,12 @@ static double entropy(double p) { return p > 0 && p < 1 ? -p * log2(p) - (1 - p)
 /* Bytes of a target's part in an archive, an element. */
 static double predicted_width(const nps_run_state_t *run, const nps_target_t *target, double density) {
   const nps_recipe_nps_t *nps = &run->recipe->nps;
-  const double values = density * coded_bits(run->recipe->archive.value_bits);
+  const int bits = run->recipe->archive.value_bits;
   if (target->action == NPS_ACTION_HEAD) return (double)nps_dtype_size(target->dtype);
   if (target->action != NPS_ACTION_MERGE) return 0;
   if (nps->singular && nps_factors_splits(target, (const char *const *)nps->exclude, nps->exclude_count))
-    return values / 8;
-  return (entropy(density) + values) / 8 + NPS_ARCHIVE_OVERHEAD;
+    return density * bits / 8; /* what frequencies save goes into scales and tables */
+  return (entropy(density) + density * coded_bits(bits)) / 8 + NPS_ARCHIVE_OVERHEAD;
 }
 
 void nps_run_predict_archive(const nps_run_state_t *run, nps_run_output_t *output) {

@@ -33,6 +33,7 @@ sys.path += [str(ROOT / "tests/python"), str(ROOT / "tools")]
 import nps_merge  # noqa: E402
 import tools  # noqa: E402
 
+SEARCH = []  # settings of searches, from the command line
 BITS = {"digits-vit": 32, "bytes-llama": 16}
 
 
@@ -161,7 +162,7 @@ def archive_sizes(path, tasks):
 def archives(family, density, searched, settings):
     with tempfile.TemporaryDirectory() as folder:
         out, config = Path(folder) / "a.h5", ROOT / f"configs/{family.name}-compression.yaml"
-        options = [f"nps.density={density}", *settings] + ([] if searched else ["search.algorithm=none"])
+        options = [f"nps.density={density}", *settings] + (SEARCH if searched else ["search.algorithm=none"])
         words = [word for option in options for word in ("--set", option)]
         done = tools.run(tools.MERGE, config, out, "--quiet", *words, limit=3600)
         assert done.code == 0, done
@@ -206,7 +207,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--family", choices=BITS, nargs="*", default=list(BITS))
     parser.add_argument("--densities", type=float, nargs="*", default=[0.02, 0.05, 0.1, 0.2, 0.4])
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="changes of the shipped configs for searches")
     args = parser.parse_args()
+    SEARCH.extend(args.set)
     for name in args.family:
         table(Family(name), args.densities)
 

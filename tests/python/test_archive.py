@@ -1,6 +1,7 @@
 """Compressed archives: what is written against a naive oracle and the decoder of tools/nps_merge.py, what is read back."""
 
 import json
+import os
 import shutil
 import sys
 import zlib
@@ -221,6 +222,12 @@ def test_unknown_models_and_options(tmp_path, archive):
     merge(compression("digits-vit", ["plain"]), tmp_path / "m.h5")
     expand(f"{tmp_path}/m.h5#plain", tmp_path / "n.h5")
     assert "is no archive" in expand(f"{tmp_path}/n.h5#plain", tmp_path / "o", code=3).err
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.h5")
+    for path in (tmp_path / "a.h5", f"{tmp_path}/a.h5#plain"):
+        assert run(INSPECT, path, limit=30).code == 3
 
 
 def set_row(at, value):

@@ -5,6 +5,7 @@ models' configs and all metadata included, in equal parts; scores are nps-eval's
 """
 
 import json
+import re
 
 import h5py
 import pytest
@@ -68,3 +69,13 @@ def sum_of_models(file):
         if group in file:
             file[group].visititems(lambda _, x: sizes.append(x.id.get_storage_size()) if isinstance(x, h5py.Dataset) else None)
     return sum(sizes)
+
+
+@pytest.mark.parametrize("settings", [[], ["archive.value_bits=4", "nps.density=0.4"], ["archive.value_bits=16", "nps.partition=singular"]])
+def test_a_plan_predicts_what_is_stored(settings, tmp_path):
+    config, words = ROOT / "configs/digits-vit-compression.yaml", [w for s in [*settings, "search.algorithm=none"] for w in ("--set", s)]
+    told = merge(config, tmp_path / "a.h5", *words, ranks=2).out
+    planned = merge(config, tmp_path / "b.h5", "--plan", "--ranks", "64", *words).out
+    for task in TASKS["digits-vit"]:
+        stored = float(re.search(rf"^{task} .* ([0-9.]+) KiB +1/", told, re.M)[1])
+        assert abs(float(re.search(rf"archive: {task} takes about ([0-9.]+) KiB", planned)[1]) / stored - 1) < 0.05

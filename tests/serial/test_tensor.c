@@ -190,6 +190,27 @@ START_TEST(names_have_their_fnv_1a_hashes) {
 }
 END_TEST
 
+/* Whatever part is asked for: more columns than are worked on at a time, ranks that four does not divide. */
+START_TEST(a_matrix_of_low_rank_is_the_sum_of_its_products) {
+  enum { RANK = 7, ROWS = 5, COLUMNS = 1100 };
+  static float u[RANK * ROWS], v[RANK * COLUMNS], out[ROWS * COLUMNS];
+  for (int i = 0; i < RANK * ROWS; i++) u[i] = (float)sin(1 + 3 * i);
+  for (int i = 0; i < RANK * COLUMNS; i++) v[i] = (float)cos(2 + 7 * i) / 3;
+  const int64_t parts[][2] = {{0, ROWS * COLUMNS}, {0, 1}, {1099, 2}, {700, 2000}, {1100, 2200}, {5499, 1}};
+  for (int rank = 0; rank <= RANK; rank++)
+    for (size_t p = 0; p < sizeof parts / sizeof *parts; p++) {
+      const nps_low_rank_t m = {rank, ROWS, COLUMNS, u, v};
+      nps_low_rank_entries(&m, parts[p][0], parts[p][1], out);
+      for (int64_t i = 0; i < parts[p][1]; i++) {
+        const int64_t row = (parts[p][0] + i) / COLUMNS, column = (parts[p][0] + i) % COLUMNS;
+        double sum = 0;
+        for (int k = 0; k < rank; k++) sum += (double)u[k * ROWS + row] * (double)v[k * COLUMNS + column];
+        ck_assert_msg(out[i] == (float)sum, "rank %d, part %zu, entry %d", rank, p, (int)i);
+      }
+    }
+}
+END_TEST
+
 int main(void) {
   TCase *cases = tcase_create("tensor");
   tcase_add_test(cases, types_have_their_safetensors_names_and_sizes);
@@ -201,6 +222,7 @@ int main(void) {
   tcase_add_loop_test(cases, lanes_take_every_sixteenth_element_in_order, 0, SUMS);
   tcase_add_loop_test(cases, sums_do_not_depend_on_the_cut, 0, SUMS);
   tcase_add_loop_test(cases, sums_are_close_to_the_exact_one, 0, SUMS);
+  tcase_add_test(cases, a_matrix_of_low_rank_is_the_sum_of_its_products);
   tcase_add_test(cases, names_have_their_fnv_1a_hashes);
   return run_tests("tensor", cases);
 }
