@@ -265,9 +265,9 @@ def open_base(file, verify):
     attributes = file["base"].attrs
     if "path" not in attributes:
         return Datasets(file, "tensors")
-    if "+" in attributes["path"] and not pathlib.Path(attributes["path"]).exists():
-        raise ValueError(f"{file.filename}: its base is computed from a model and an adapter, {attributes['path']}, which "
-                         "this module does not do: expand the model with nps-convert")  # fmt: skip
+    if set("+#") & set(attributes["path"]) and not pathlib.Path(attributes["path"]).exists():
+        raise ValueError(f"{file.filename}: its base is not stored but computed, {attributes['path']}, which this module does "
+                         "not do: expand the model with nps-convert")  # fmt: skip
     beside = pathlib.Path(file.filename).parent / attributes["name"]
     path = next((p for p in (pathlib.Path(attributes["path"]), beside) if p.exists()), None)
     if path is None:

@@ -213,6 +213,15 @@ def test_a_base_that_moved_with_its_archive_is_found(tmp_path):
     assert nps_merge.load(f"{tmp_path}/two/a.h5#x", framework="numpy")["a.weight"][0, 0] == 0.5
 
 
+def test_a_base_that_is_a_model_of_an_archive(tmp_path, archive):
+    """It is computed, which the Python module does not do."""
+    config = {**compression("digits-vit", ["blur"]), "base_model": f"{archive}#plain"}
+    merge(config, tmp_path / "a.h5")
+    expand(f"{tmp_path}/a.h5#blur", tmp_path / "out")
+    with pytest.raises(ValueError, match="not stored but computed"):
+        nps_merge.open(f"{tmp_path}/a.h5#blur")
+
+
 def test_unknown_models_and_options(tmp_path, archive):
     assert "has no model 'plan', did you mean 'plain'?" in expand(f"{archive}#plan", tmp_path / "o", code=3).err
     assert "has no model 'zzzzzzz', but parity, plain" in expand(archive, tmp_path / "o", "--task", "zzzzzzz", code=3).err

@@ -85,6 +85,13 @@ def test_what_the_search_scores_is_what_expands(tmp_path):
         for key, within in (("accuracy", 1e-12), ("nll", 1e-5)):
             told = 0.75 * row["calibration"]["merged"][key] + 0.25 * row["held_out"]["merged"][key]
             assert abs(found[key] - told) < within
+    config["search"]["start_from"] = str(out)
+    merge(config, tmp_path / "b.h5")
+    with h5py.File(out) as a, h5py.File(tmp_path / "b.h5") as b:
+        for name in ("plain", "blur"):
+            ends = [file[f"search/prune/{name}"] for file in (a, b)]
+            assert len(ends[0]["genome"]) == (2 if ends[0].attrs["best"] else 1)
+            assert np.array_equal(ends[0]["genome"][ends[0].attrs["best"]], ends[1]["genome"][ends[1].attrs["start"]])
 
 
 @pytest.fixture(scope="module")
