@@ -108,6 +108,7 @@ export NPS_SRCDIR="$root" NPS_BUILDDIR="$build"
 must packages 2700 jobs/install-deps.sh --tests
 must python 2400 tests/venv.sh
 venv=$(tests/venv.sh --path)
+must models 900 "$venv/bin/python" tests/models/minilm_fetch.py
 must build 1200 jobs/build.sh "$build" --enable-werror
 check_in check "$build"
 must build-sanitizers 1200 jobs/build.sh "$build-sanitizers" --enable-werror --enable-sanitizers CFLAGS='-O1 -g'

@@ -161,11 +161,18 @@ nps_err_t nps_made_end(nps_model_t *made);
 /** Give the name of the tensor that a made one begins with, or a stored one's own. Local. */
 const char *nps_model_origin(const nps_model_t *model, int tensor);
 
+/** Name the stored tensors of a model as another names them, where the names differ by what stands before them: transformers
+ *  calls a tensor "bert.X" in a model with a head, and "X" in the body alone. Local. It must be done before anything else
+ *  knows the tensors by their places.
+ *  @param[out] changed  whether there was such a difference */
+nps_err_t nps_model_name_like(nps_model_t *model, const nps_model_t *like, bool *changed);
+
 /* ---- matching: what the merged model consists of ---- */
 
 typedef enum nps_action {
   NPS_ACTION_MERGE, /**< floating point: the method is applied */
-  NPS_ACTION_COPY,  /**< integers and booleans: copied from the first source; the other sources must be equal */
+  NPS_ACTION_COPY,  /**< integers and booleans: copied from the first source; the other sources must be equal. A model
+                         may lack those of the base */
   NPS_ACTION_HEAD   /**< an extra tensor of the head model: copied, in its type there */
 } nps_action_t;
 

@@ -122,7 +122,7 @@ nps_err_t nps_inspect_run(const nps_comm_t *comm, const char *path, const char *
   nps_model_t *model = NULL, *base = NULL;
   nps_inspect_t *inspect = NULL;
   NPS_GOTO(nps_run_open_model(comm, path, &model));
-  if (against) NPS_GOTO(nps_run_open_model(comm, against, &base));
+  if (against) NPS_GOTO(nps_run_open_beside(comm, against, model, &base));
   NPS_GOTO(nps_inspect_scan(comm, model, base, report, &inspect));
   if (spectrum > 0) NPS_GOTO(nps_inspect_scan_spectra(comm, inspect, spectrum, report));
   NPS_GOTO(nps_comm_agree(comm, nps_comm_rank(comm) == 0 ? tell(inspect, path, as_json, report) : NPS_OK));

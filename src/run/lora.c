@@ -281,7 +281,7 @@ static nps_err_t extract(nps_lora_t *lora) {
   int64_t bytes = 0;
   nps_err_t err;
   NPS_GOTO(nps_run_open_model(lora->comm, request->source, &lora->model));
-  NPS_GOTO(nps_run_open_model(lora->comm, request->base, &lora->base));
+  NPS_GOTO(nps_run_open_beside(lora->comm, request->base, lora->model, &lora->base));
   NPS_GOTO(nps_run_refuse_adapter(lora->model));
   NPS_GOTO(nps_run_refuse_adapter(lora->base));
   NPS_GOTO(nps_comm_agree(lora->comm, check_target(lora)));

@@ -25,6 +25,12 @@ nps_err_t nps_run_open_model(const nps_comm_t *comm, const char *model, nps_mode
   return nps_archive_verify(comm, (const nps_model_t *const *)out, 1);
 }
 
+nps_err_t nps_run_open_beside(const nps_comm_t *comm, const char *base, const nps_model_t *model, nps_model_t **out) {
+  bool changed;
+  NPS_TRY(nps_run_open_model(comm, base, out));
+  return nps_model_name_like(*out, model, &changed);
+}
+
 nps_err_t nps_run_refuse_adapter(const nps_model_t *model) {
   if (model->form != NPS_FORM_ADAPTER) return NPS_OK;
   return nps_fail(NPS_ERR_INPUT, "%s: is a PEFT adapter by itself, expected BASE+%s", model->path, model->path);

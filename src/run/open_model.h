@@ -11,6 +11,9 @@
  *  @param[out] out  freed with nps_model_free() */
 nps_err_t nps_run_open_model(const nps_comm_t *comm, const char *model, nps_model_t **out);
 
+/** Open a model that another is compared with, by whose names its tensors go (nps_model_name_like()). Collective. */
+nps_err_t nps_run_open_beside(const nps_comm_t *comm, const char *base, const nps_model_t *model, nps_model_t **out);
+
 /** Refuse an adapter by itself where a model is needed. Local. */
 nps_err_t nps_run_refuse_adapter(const nps_model_t *model);
 

@@ -70,6 +70,27 @@ static void find_head(nps_run_state_t *run) {
     if (strcmp(recipe->models[m].name, recipe->output_head) == 0) run->head = run->input_of[m];
 }
 
+/* Which model's names the output has: one whose head it takes, which may put its body's name before them, else the base's. */
+static const nps_model_t *named_like(const nps_run_state_t *run) {
+  const nps_application_t application = run->recipe->nps.application;
+  const bool by_base = application == NPS_APPLICATION_COMPRESSION || run->history.updates;
+  const bool heads = run->input_count == 2 || application == NPS_APPLICATION_TRANSFER;
+  if (run->head >= 0) return run->inputs[run->head];
+  return run->inputs[run->base == 0 && run->input_count > 1 && heads && !by_base];
+}
+
+/* Names that differ by what stands before them become the same. */
+static nps_err_t align_names(nps_run_state_t *run) {
+  const nps_model_t *like = named_like(run);
+  nps_err_t err = NPS_OK;
+  for (int i = 0; i < run->input_count; i++) {
+    bool changed = false;
+    err = nps_err_worse(err, nps_model_name_like(run->inputs[i], like, &changed));
+    if (changed) nps_note("%s: its tensors are named as in %s", run->inputs[i]->name, like->name);
+  }
+  return err;
+}
+
 /* Whether models[m] takes part as the method counts models; the base of a task-vector method does not. */
 static bool takes_part(const nps_run_state_t *run, int input) {
   return run->method->base == NPS_BASE_LISTED || input != run->base;
@@ -159,7 +180,8 @@ static nps_err_t look_at_files(nps_run_state_t *run) {
   err = nps_err_worse(err, opened);
   find_head(run);
   if (opened != NPS_OK || !run->method) return err;
-  nps_err_t composed = nps_run_align(run);
+  nps_err_t composed = align_names(run);
+  if (composed == NPS_OK) composed = nps_run_align(run);
   if (composed == NPS_OK) composed = nps_run_compose(run);
   err = nps_err_worse(err, composed);
   return composed == NPS_OK ? nps_err_worse(err, nps_run_find_tasks(run)) : err;

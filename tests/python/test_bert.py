@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import texts
 import tools
-from texts import torch, transformers
+from texts import transformers
 
 SMALL = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 40, "vocab_size": 29,
@@ -42,31 +42,9 @@ def random_texts(model):
     return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
 
 
-def expected(model, inputs):
-    with torch.no_grad():
-        logits = model.double()(**{name: torch.from_numpy(value).long() for name, value in inputs.items()}).logits
-        return torch.log_softmax(logits, -1).numpy()
-
-
 def check(model, folder, tmp_path, *options):
-    inputs, labels = random_texts(model), model.config.num_labels
-    want = expected(model, inputs)
-    with h5py.File(tmp_path / "data.h5", "w") as file:
-        for label in range(labels):
-            for name, value in inputs.items():
-                file[f"all-{label}/{name}"] = value
-            file[f"all-{label}/labels"] = np.full(len(LENGTHS), label, np.int32)
-        for i in range(len(LENGTHS)):
-            for label in range(labels):
-                for name, value in inputs.items():
-                    file[f"{i}-{label}/{name}"] = value[i : i + 1]
-                file[f"{i}-{label}/labels"] = np.array([label], np.int32)
-    tasks = tools.evaluate(folder, "--data", tmp_path / "data.h5", *options)["tasks"]
-    found = np.array([[-tasks[f"{i}-{label}"]["nll"] for label in range(labels)] for i in range(len(LENGTHS))])
-    tools.check_log_probabilities(found, want)
-    for label in range(labels):  # a batch of several texts
-        assert tasks[f"all-{label}"]["nll"] == pytest.approx(-want[:, label].mean(), abs=1e-4)
-        assert tasks[f"all-{label}"]["correct"] == (want.argmax(-1) == label).sum()
+    inputs = random_texts(model)
+    texts.check_classifier(inputs, texts.class_log_probabilities(model, inputs), folder, tmp_path / "data.h5", *options)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -83,7 +61,7 @@ def test_more_tokens_than_the_kernel_takes_at_once(tmp_path):
     ids = texts.random_ids(29, rows=3, tokens=150)
     mask = np.ones_like(ids)
     mask[1, 70:] = 0
-    want = expected(model, {"input_ids": ids, "attention_mask": mask})[np.arange(3), [0, 3, 2]]
+    want = texts.class_log_probabilities(model, {"input_ids": ids, "attention_mask": mask})[np.arange(3), [0, 3, 2]]
     with h5py.File(tmp_path / "data.h5", "w") as file:
         for name, value in (("input_ids", ids), ("attention_mask", mask), ("labels", np.array([0, 3, 2], np.int32))):
             file[f"text/{name}"] = value

@@ -60,10 +60,11 @@ def test_installed_tree(tmp_path):
         *(f"share/man/man1/{p}.1" for p in PROGRAMS),
         *(f"share/bash-completion/completions/{p}" for p in PROGRAMS),
         *(f"share/zsh/site-functions/_{p}" for p in PROGRAMS),
-        *(f"share/nps-merge/python/{f}.py" for f in ("nps_merge", "plot_search", "plot_spectrum", "prepare_data")),
+        *(f"share/nps-merge/python/{f}.py" for f in ("nps_merge", "clip_head", "plot_search", "plot_spectrum", "prepare_data")),
     }
     read = "import nps_merge; print(len(nps_merge.open('bytes-llama/base')))"
     env = {**tools.environment(), "PYTHONPATH": str(prefix / "share/nps-merge/python"), "PYTHONDONTWRITEBYTECODE": "1"}
     result = subprocess.run([sys.executable, "-c", read], cwd=tools.MODELS, env=env, capture_output=True, text=True)
     assert result.returncode == 0 and result.stdout == "39\n", result
-    assert all(os.access(prefix / "share/nps-merge/python" / f, os.X_OK) for f in ("plot_search.py", "plot_spectrum.py", "prepare_data.py"))
+    programs = ("clip_head.py", "plot_search.py", "plot_spectrum.py", "prepare_data.py")
+    assert all(os.access(prefix / "share/nps-merge/python" / f, os.X_OK) for f in programs)

@@ -86,3 +86,31 @@ def check_long(model, folder, tmp_path):
         for name, (correct, total, nll) in want.items():
             assert (found[name]["correct"], found[name]["total"]) == (correct, total)
             assert found[name]["nll"] == pytest.approx(nll, abs=1e-5)
+
+
+def class_log_probabilities(model, inputs):
+    """[texts][classes] of a classifier, in float64. inputs: {name: [texts][tokens]}"""
+    with torch.no_grad():
+        logits = model.double()(**{name: torch.from_numpy(value).long() for name, value in inputs.items()}).logits
+        return torch.log_softmax(logits, -1).numpy()
+
+
+def check_classifier(inputs, want, folder, path, *options):
+    """Every class of every text alone, and all texts in one batch. path: of the data that are written"""
+    count, labels = want.shape
+    with h5py.File(path, "w") as file:
+        for label in range(labels):
+            for name, value in inputs.items():
+                file[f"all-{label}/{name}"] = value
+            file[f"all-{label}/labels"] = np.full(count, label, np.int32)
+        for i in range(count):
+            for label in range(labels):
+                for name, value in inputs.items():
+                    file[f"{i}-{label}/{name}"] = value[i : i + 1]
+                file[f"{i}-{label}/labels"] = np.array([label], np.int32)
+    tasks = tools.evaluate(folder, "--data", path, *options)["tasks"]
+    found = np.array([[-tasks[f"{i}-{label}"]["nll"] for label in range(labels)] for i in range(count)])
+    tools.check_log_probabilities(found, want)
+    for label in range(labels):
+        assert tasks[f"all-{label}"]["nll"] == pytest.approx(-want[:, label].mean(), abs=1e-4)
+        assert tasks[f"all-{label}"]["correct"] == (want.argmax(-1) == label).sum()

@@ -89,6 +89,70 @@ START_TEST(the_base_decides_what_is_merged) {
 }
 END_TEST
 
+START_TEST(a_model_may_lack_a_buffer_of_the_base) {
+  fake_t f[3];
+  make_three(f);
+  f[2].model.tensor_count = 2; /* a, b */
+  const nps_model_t *const inputs[] = {&f[0].model, &f[1].model, &f[2].model};
+  nps_layout_t *layout = NULL;
+  ck_assert_int_eq(nps_layout_match(inputs, 3, 0, -1, NULL, &layout), NPS_OK);
+  ck_assert_int_eq(layout->count, 3);
+  ck_assert_int_eq(layout->targets[1].action, NPS_ACTION_COPY);
+  ck_assert_int_eq(layout->targets[1].source[1], 2);
+  ck_assert_int_eq(layout->targets[1].source[2], -1);
+  nps_layout_free(layout);
+}
+END_TEST
+
+/* A catalogue with names of its own, as they are freed when they change. */
+static nps_model_t *named(const char *const *names) {
+  nps_model_t *model = nps_xcalloc(1, sizeof *model);
+  for (; names[model->tensor_count]; model->tensor_count++) {
+    model->tensors = nps_xrealloc(model->tensors, (size_t)model->tensor_count + 1, sizeof *model->tensors);
+    model->tensors[model->tensor_count] =
+        (nps_tensor_info_t){.name = nps_xstrdup(names[model->tensor_count]), .count = 1};
+  }
+  model->name = nps_xstrdup("named");
+  model->path = nps_xstrdup("/models/named");
+  return model;
+}
+
+/* Names of `model`, in byte order and separated by spaces, once they are like those of the other. */
+static char *renamed(const char *const *names, const char *const *like_names, bool expect_change) {
+  nps_model_t *model = named(names), *like = named(like_names);
+  nps_text_t text = {0};
+  bool changed;
+  ck_assert_int_eq(nps_model_name_like(model, like, &changed), NPS_OK);
+  ck_assert_int_eq(changed, expect_change);
+  for (int i = 0; i < model->tensor_count; i++) nps_text_add(&text, "%s%s", i ? " " : "", model->tensors[i].name);
+  nps_model_free(model);
+  nps_model_free(like);
+  return text.text;
+}
+
+static void check_renamed(const char *const *names, const char *const *like, bool change, const char *expected) {
+  char *found = renamed(names, like, change);
+  ck_assert_str_eq(found, expected);
+  free(found);
+}
+
+START_TEST(names_differ_by_what_stands_before_them) {
+  static const char *const bare[] = {"embeddings.ids", "embeddings.word", "encoder.0.w", "pooler.w", NULL};
+  static const char *const full[] = {"bert.embeddings.word", "bert.encoder.0.w", "bert.pooler.w", "classifier.w", NULL};
+  static const char *const both[] = {"classifier.w", "encoder.0.w", "pooler.w", NULL};
+  static const char *const other[] = {"a.w", "b.a.w", "b.c.w", NULL};
+  static const char *const deep[] = {"x.y.bert.encoder.0.w", "x.y.bert.pooler.w", NULL};
+  check_renamed(bare, full, true, "bert.embeddings.ids bert.embeddings.word bert.encoder.0.w bert.pooler.w");
+  check_renamed(full, bare, true, "classifier.w embeddings.word encoder.0.w pooler.w");
+  check_renamed(both, full, true, "bert.encoder.0.w bert.pooler.w classifier.w");
+  check_renamed(full, both, true, "classifier.w embeddings.word encoder.0.w pooler.w");
+  check_renamed(full, deep, true, "classifier.w x.y.bert.embeddings.word x.y.bert.encoder.0.w x.y.bert.pooler.w");
+  check_renamed(bare, bare, false, "embeddings.ids embeddings.word encoder.0.w pooler.w");
+  check_renamed(other, other, false, "a.w b.a.w b.c.w");
+  check_renamed(other, bare, false, "a.w b.a.w b.c.w");
+}
+END_TEST
+
 START_TEST(a_single_model_brings_its_head) {
   fake_t f[3];
   make_three(f);
@@ -194,6 +258,8 @@ int main(void) {
   tcase_add_test(cases, the_base_decides_what_is_merged);
   tcase_add_test(cases, a_single_model_brings_its_head);
   tcase_add_test(cases, without_a_base_the_common_tensors_are_merged);
+  tcase_add_test(cases, a_model_may_lack_a_buffer_of_the_base);
+  tcase_add_test(cases, names_differ_by_what_stands_before_them);
   tcase_add_test(cases, misfits_are_all_listed);
   tcase_add_test(cases, nothing_in_common_is_an_error);
   tcase_add_test(cases, quantised_models_are_refused);
