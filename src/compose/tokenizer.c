@@ -34,12 +34,24 @@ static nps_err_t take_model(nps_tokenizer_t *t) {
   return NPS_OK;
 }
 
+/* Of entries with the same content the first counts. */
+static void index_added(nps_tokenizer_t *t) {
+  json_t *entry;
+  size_t i;
+  json_object_clear(t->added);
+  json_array_foreach(json_object_get(t->root, "added_tokens"), i, entry) {
+    const char *content = json_string_value(json_object_get(entry, "content"));
+    if (content && !json_object_get(t->added, content)) json_object_set(t->added, content, entry);
+  }
+}
+
 static nps_err_t take_added(nps_tokenizer_t *t) {
   json_t *entry;
   size_t i;
   json_array_foreach(json_object_get(t->root, "added_tokens"), i, entry) {
     NPS_TRY(add_id(t, json_string_value(json_object_get(entry, "content")), json_object_get(entry, "id")));
   }
+  index_added(t);
   return NPS_OK;
 }
 
@@ -79,6 +91,7 @@ nps_err_t nps_tokenizer_read(const nps_model_t *model, nps_tokenizer_t **out) {
   *out = NULL;
   t->where = nps_xstrdup(model->path);
   t->vocab = json_object();
+  t->added = json_object();
   NPS_GOTO(nps_sidecars_read(model, &t->files, &t->file_count));
   NPS_GOTO(parse_file(t, "tokenizer.json", &t->root));
   if (!t->root) goto done;
@@ -97,6 +110,7 @@ void nps_tokenizer_free(nps_tokenizer_t *t) {
   nps_sidecars_free(t->files, t->file_count);
   json_decref(t->root);
   json_decref(t->vocab);
+  json_decref(t->added);
   free(t->where);
   free(t);
 }
@@ -119,13 +133,7 @@ const char **nps_tokenizer_list(const nps_tokenizer_t *t) {
 /* ---- changing ---- */
 
 const json_t *nps_tokenizer_added(const nps_tokenizer_t *t, const char *token) {
-  json_t *entry;
-  size_t i;
-  json_array_foreach(json_object_get(t->root, "added_tokens"), i, entry) {
-    const char *content = json_string_value(json_object_get(entry, "content"));
-    if (content && strcmp(content, token) == 0) return entry;
-  }
-  return NULL;
+  return json_object_get(t->added, token);
 }
 
 void nps_tokenizer_add(nps_tokenizer_t *t, const char *token, const json_t *entry) {
@@ -141,6 +149,7 @@ void nps_tokenizer_add(nps_tokenizer_t *t, const char *token, const json_t *entr
   if (entry) json_object_update(own, (json_t *)(uintptr_t)entry);
   json_object_set_new(own, "id", json_integer(id));
   json_array_append_new(list, own);
+  if (!json_object_get(t->added, token)) json_object_set(t->added, token, own);
   t->changed = true;
 }
 
@@ -160,22 +169,27 @@ static bool has_small_id(const nps_tokenizer_t *t, const json_t *entry, int64_t 
   return json_integer_value(json_object_get(entry, "id")) < limit;
 }
 
-static bool stays(const nps_tokenizer_t *t, const char *token, size_t size, int64_t limit) {
-  char *text = nps_xstrndup(token, size);
-  const int64_t id = nps_tokenizer_id(t, text);
-  free(text);
-  return id < limit;
+/* Whether two tokens and what they merge into stay: the second without the mark of tokens inside of words, if any. */
+static bool stay(const nps_tokenizer_t *t, const char *a, const char *b, int64_t limit) {
+  const json_t *prefix = json_object_get(json_object_get(t->root, "model"), "continuing_subword_prefix");
+  const char *mark = json_is_string(prefix) ? json_string_value(prefix) : "";
+  const size_t skip = strncmp(b, mark, strlen(mark)) == 0 ? strlen(mark) : 0;
+  char *both = nps_xstrf("%s%s", a, b + skip);
+  const bool small =
+      nps_tokenizer_id(t, a) < limit && nps_tokenizer_id(t, b) < limit && nps_tokenizer_id(t, both) < limit;
+  free(both);
+  return small;
 }
 
 /* A merge is "a b" or ["a", "b"]. */
 static bool merges_small_ids(const nps_tokenizer_t *t, const json_t *entry, int64_t limit) {
   const char *text = json_string_value(entry), *blank = text ? strchr(text, ' ') : NULL;
-  if (blank) return stays(t, text, (size_t)(blank - text), limit) && stays(t, blank + 1, strlen(blank + 1), limit);
-  for (size_t i = 0; i < json_array_size(entry); i++) {
-    const char *part = json_string_value(json_array_get(entry, i));
-    if (part && !stays(t, part, strlen(part), limit)) return false;
-  }
-  return true;
+  const char *a = json_string_value(json_array_get(entry, 0)), *b = json_string_value(json_array_get(entry, 1));
+  if (!blank) return !a || !b || stay(t, a, b, limit);
+  char *first = nps_xstrndup(text, (size_t)(blank - text));
+  const bool small = stay(t, first, blank + 1, limit);
+  free(first);
+  return small;
 }
 
 static void strip_vocab(json_t *vocab, int64_t limit) {
@@ -197,6 +211,7 @@ nps_err_t nps_tokenizer_strip(nps_tokenizer_t *t, int64_t limit) {
   if (json_is_array(added)) json_object_set_new(t->root, "added_tokens", filtered(added, has_small_id, t, limit));
   strip_vocab(json_object_get(model, "vocab"), limit);
   strip_vocab(t->vocab, limit);
+  index_added(t);
   t->next = limit;
   t->changed = true;
   return NPS_OK;

@@ -12,6 +12,7 @@ typedef struct nps_tokenizer {
   int file_count;
   json_t *root;  /**< of tokenizer.json */
   json_t *vocab; /**< every token with its id, added ones too */
+  json_t *added; /**< root's added_tokens by their contents */
   int64_t next;  /**< the largest id + 1 */
   bool changed;  /**< root is no longer what the file holds */
 } nps_tokenizer_t;

@@ -58,7 +58,16 @@ static nps_err_t take_tokenizer(work_t *w, const nps_model_t *model) {
                   model->path, model->path);
 }
 
-/* Adds the tokens of a model that the merged vocabulary lacks: first ordinary ones of all models, then added ones. */
+/* Whether a token is an added one of some model. */
+static bool is_added(const work_t *w, const char *token) {
+  for (int m = 0; m < w->spec->model_count; m++) {
+    const nps_tokenizer_t *from = w->tokenizers[m];
+    if (from && nps_tokenizer_added(from, token) && nps_tokenizer_id(from, token) < w->sizes[m]) return true;
+  }
+  return false;
+}
+
+/* Adds the tokens of a model that the merged vocabulary lacks: first those that are ordinary in all models, then added ones. */
 static void add_tokens(work_t *w, int model, bool added) {
   const nps_tokenizer_t *from = w->tokenizers[model];
   if (!from || model == w->spec->base) return;
@@ -67,8 +76,8 @@ static void add_tokens(work_t *w, int model, bool added) {
     if (!list[id]) continue;
     const json_t *entry = nps_tokenizer_added(from, list[id]);
     if ((entry != NULL) != added) continue;
-    const bool known = nps_tokenizer_id(w->merged, list[id]) >= 0;
-    if (added ? nps_tokenizer_added(w->merged, list[id]) != NULL : known) continue;
+    if (!added && (nps_tokenizer_id(w->merged, list[id]) >= 0 || is_added(w, list[id]))) continue;
+    if (added && nps_tokenizer_added(w->merged, list[id])) continue;
     nps_tokenizer_add(w->merged, list[id], entry);
   }
   free(list);
@@ -128,6 +137,10 @@ static nps_err_t make_rules(const work_t *w, nps_alignment_t *a) {
       err = nps_fail(NPS_ERR_CONFIG, "tokenizer.tokens: '%s': force needs a source", choice->token);
   }
   qsort(a->rules, (size_t)a->rule_count, sizeof *a->rules, by_token);
+  for (int i = 1; i < a->rule_count && err == NPS_OK; i++)
+    if (a->rules[i].token == a->rules[i - 1].token)
+      err = nps_fail(NPS_ERR_CONFIG, "tokenizer.tokens: two of these tokens have one id, %d, in the merged vocabulary",
+                     (int)a->rules[i].token);
   return err;
 }
 

@@ -40,6 +40,7 @@ nps_err_t nps_adapter_open_alone(nps_model_t *model) {
   NPS_GOTO(nps_safetensors_read(model, 0));
   NPS_GOTO(nps_model_sort(model));
   NPS_GOTO(nps_file_read(config, (size_t)64 << 20, &model->config_json, NULL));
+  NPS_GOTO(nps_model_add_file(model, config));
   err = nps_config_check(model->config_json, config);
 done:
   free(weights);

@@ -119,7 +119,11 @@ nps_err_t nps_run_read_sidecars(nps_run_state_t *run) {
   count = run->tokenizer ? run->tokenizer_count : own_count;
   tokenizer = copy_files(run->tokenizer ? run->tokenizer : own, count);
   nps_sidecars_pick(tokenizer, count, own, own_count, recipe->copy_tokenizer, &run->sidecars, &run->sidecar_count);
-  if (!recipe->chat_template || !recipe->copy_tokenizer) return NPS_OK;
+  if (!recipe->chat_template) return NPS_OK;
+  if (!recipe->copy_tokenizer) {
+    nps_note("chat_template: is not written, as no tokenizer is");
+    return NPS_OK;
+  }
   return nps_chat_template_set(recipe->chat_template, (const nps_model_t *const *)models, sources, &run->sidecars,
                                &run->sidecar_count);
 }

@@ -395,7 +395,7 @@ def by_token(folder):
     found = {}
     for name, stored in tools.read_model(folder).items():
         value = tools.values(stored)
-        if name in ("lm_head.weight", "model.embed_tokens.weight"):
+        if name.endswith(("lm_head.weight", "embed_tokens.weight", "wte.weight")):
             value = value[rows + [i for i in range(len(value)) if i not in set(rows)]]
         found[name] = value
     return found, tokens

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Merge with mergekit, several configs in one process: run_mergekit.py CONFIG OUT [CONFIG OUT …]"""
+"""Merge with mergekit, several configs in one process: run_mergekit.py [--copy-tokenizer] CONFIG OUT [CONFIG OUT …]"""
 
 import logging
 import pathlib
@@ -11,9 +11,12 @@ from mergekit.merge import run_merge
 from mergekit.options import MergeOptions
 
 logging.disable(logging.WARNING)
-for config, out in zip(sys.argv[1::2], sys.argv[2::2]):
+words = sys.argv[1:]
+copy_tokenizer = words[0] == "--copy-tokenizer"
+words = words[copy_tokenizer:]
+for config, out in zip(words[::2], words[1::2]):
     run_merge(
         MergeConfiguration.model_validate(yaml.safe_load(pathlib.Path(config).read_text())),
         out,
-        MergeOptions(copy_tokenizer=False, write_model_card=False, quiet=True),
+        MergeOptions(copy_tokenizer=copy_tokenizer, write_model_card=False, quiet=True),
     )
