@@ -44,19 +44,24 @@ static nps_err_t choose(const nps_run_state_t *run, nps_token_choice_t *choices)
   return err;
 }
 
-/* A model of which only the tokenizer is wanted: its weights need not be there. */
-static nps_err_t find_other(const nps_run_state_t *run, nps_model_t *other) {
+/* A model of which only the tokenizer is wanted: in a folder its weights need not be there. */
+static nps_err_t find_other(const nps_run_state_t *run, nps_model_t **other) {
   struct stat st;
-  NPS_TRY(locate(run, run->recipe->tokenizer.model, &other->path));
-  other->name = run->recipe->tokenizer.model;
-  const bool folder = stat(other->path, &st) == 0 && S_ISDIR(st.st_mode);
-  other->form = folder ? NPS_FORM_FOLDER : nps_output_is_hdf5(other->path) ? NPS_FORM_HDF5 : NPS_FORM_SAFETENSORS;
-  return NPS_OK;
+  char *name = run->recipe->tokenizer.model, *path = NULL;
+  NPS_TRY(locate(run, name, &path));
+  if (stat(path, &st) == 0 && S_ISDIR(st.st_mode)) {
+    *other = nps_xcalloc(1, sizeof **other);
+    **other = (nps_model_t){.name = nps_xstrdup(name), .path = path, .form = NPS_FORM_FOLDER};
+    return NPS_OK;
+  }
+  nps_err_t err = nps_model_open(path, name, other);
+  free(path);
+  return err;
 }
 
 nps_err_t nps_run_align(nps_run_state_t *run) {
   const nps_recipe_tokenizer_t *recipe = &run->recipe->tokenizer;
-  nps_model_t other = {0};
+  nps_model_t *other = NULL;
   if (!recipe->given) return NPS_OK;
   nps_token_choice_t *choices = nps_xcalloc((size_t)recipe->token_count + 1, sizeof *choices);
   nps_err_t err = choose(run, choices);
@@ -67,13 +72,13 @@ nps_err_t nps_run_align(nps_run_state_t *run) {
                                   .source = recipe->source == NPS_TOKENIZER_BASE    ? NPS_TOKENS_BASE
                                             : recipe->source == NPS_TOKENIZER_UNION ? NPS_TOKENS_UNION
                                                                                     : NPS_TOKENS_MODEL,
-                                  .other = &other,
+                                  .other = other,
                                   .choices = choices,
                                   .choice_count = recipe->token_count,
                                   .pad = recipe->pad};
   if (err == NPS_OK) err = nps_tokens_align(&spec, &run->alignment, &run->tokenizer, &run->tokenizer_count);
   free(choices);
-  free(other.path);
+  nps_model_free(other);
   return err;
 }
 

@@ -1,5 +1,6 @@
 """A base with an adapter: as the peft library merges it, or as NumPy does."""
 
+import hashlib
 import json
 import shutil
 
@@ -380,6 +381,11 @@ def test_ia3_adapters_merge_as_adapters(tmp_path):
         want = oracle.ties(start[name], [t[name] for t in tuned], masks[name], [1, 1])
         assert dtype == "F32" and np.abs(x - want).max() < 1e-6, name
     assert "library_name: peft" in (tmp_path / "out/README.md").read_text()
+    inputs = {i["path"]: i["sha256"] for i in json.loads((tmp_path / "out/provenance.json").read_text())["inputs"]}
+    files = ("adapter_config.json", "adapter_model.safetensors")
+    assert inputs.keys() == {str(tmp_path / n / f) for n in ("start", "a", "b") for f in files}
+    small = tmp_path / "a/adapter_config.json"  # one block: the hash of its hash
+    assert inputs[str(small)] == hashlib.sha256(hashlib.sha256(small.read_bytes()).digest()).hexdigest()
     result = tools.merge(config, tmp_path / "out.h5", code=2)
     assert "an adapter, a folder" in result.err
     for program, arguments in ((tools.CONVERT, [tmp_path / "o"]), (tools.EVAL, ["--data", DIGITS / "calibration.h5", "--head", DIGITS / "plain"])):

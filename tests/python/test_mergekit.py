@@ -126,6 +126,29 @@ def test_tokens_beyond_the_rows_of_the_base(tmp_path):
     assert merged.get_vocab() == {token: i for i, token in enumerate(tokens[:-1])}
 
 
+def test_tokenizers_of_composed_models(tmp_path):
+    """BASE+ADAPTER has its base's tokenizer, and a model in an archive that of the archive's base."""
+    models = mergekit_cases.write_token_models(tmp_path)
+    tuned = tools.copy_folder(models["c"], tmp_path / "tuned")
+    tensors = {n: (d, x + np.float32(0.5)) for n, (d, x) in tools.read_model(tuned).items()}
+    tools.write_safetensors(tuned / "model.safetensors", tensors)
+    archive = {"merge_method": "nps", "base_model": str(models["c"]), "models": [{"model": str(tuned)}],
+               "nps": {"application": "compression", "density": 0.5, "subspaces": 1}}  # fmt: skip
+    tools.merge(archive, tmp_path / "c.h5")
+    (tmp_path / "adapter").mkdir()
+    q = "base_model.model.model.layers.0.self_attn.q_proj.lora"
+    lora = {f"{q}_A.weight": ("F32", np.ones((1, 16), np.float32)), f"{q}_B.weight": ("F32", np.ones((16, 1), np.float32))}
+    tools.write_safetensors(tmp_path / "adapter/adapter_model.safetensors", lora)
+    (tmp_path / "adapter/adapter_config.json").write_text('{"peft_type": "LORA", "r": 1, "lora_alpha": 1}')
+    config = yaml.safe_load(mergekit_cases.text_of("another model's", models, mergekit_cases.TOKENS))
+    found = []
+    for source in (str(models["c"]), f"{models['c']}+adapter", "c.h5#tuned", "c.h5"):
+        out = tmp_path / "out"
+        tools.merge(tools.write_config(tmp_path / "t.yaml", {**config, "tokenizer_source": source}), out, "--force")
+        found.append([(out / f).read_bytes() for f in ("model.safetensors", "tokenizer.json")])
+    assert found[1:] == [found[0]] * 3
+
+
 def test_two_tokens_with_one_id(tmp_path):
     models = mergekit_cases.write_token_models(tmp_path)
     tokenizer = json.loads((models["base"] / "tokenizer.json").read_text())
