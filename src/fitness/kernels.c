@@ -241,26 +241,42 @@ void nps_kernel_rope(float *x, int64_t positions, int64_t heads, int64_t width, 
 /* Inlined, so that they are compiled for the instruction set of the function that they are part of. */
 #define PART static inline __attribute__((always_inline))
 
-/* out[j] = factor·Σ_c a[c·step]·b[c][j] for `columns` columns, at most LANES, four terms at a time. */
-PART void combine(int columns, int64_t k, const float *a, int64_t step, const float *b, int64_t ldb, float factor,
-                  float *out) {
-  float sum[LANES] = {0};
+/* Rows that are made at once, so that b is read from memory fewer times. */
+enum { TOGETHER = 4 };
+
+/* out[r][j] = Σ_c a[r·lda + c·step]·b[c][j] for rows r, at most TOGETHER, and `columns` columns, at most LANES; four terms at a
+ * time. The order of a sum does not depend on the rows. */
+PART void combine(int rows, int columns, int64_t k, const float *a, int64_t lda, int64_t step, const float *b,
+                  int64_t ldb, float out[TOGETHER][LANES]) {
+  float sum[TOGETHER][LANES] = {{0}};
   int64_t c = 0;
   for (; c + 4 <= k; c += 4) {
-    const float a0 = a[c * step], a1 = a[(c + 1) * step], a2 = a[(c + 2) * step], a3 = a[(c + 3) * step];
     const float *b0 = b + c * ldb, *b1 = b0 + ldb, *b2 = b1 + ldb, *b3 = b2 + ldb;
-    for (int j = 0; j < columns; j++) sum[j] += (a0 * b0[j] + a1 * b1[j]) + (a2 * b2[j] + a3 * b3[j]);
+    for (int r = 0; r < rows; r++) {
+      const float *x = a + r * lda + c * step, a0 = x[0], a1 = x[step], a2 = x[2 * step], a3 = x[3 * step];
+      for (int j = 0; j < columns; j++) sum[r][j] += (a0 * b0[j] + a1 * b1[j]) + (a2 * b2[j] + a3 * b3[j]);
+    }
   }
   for (; c < k; c++)
-    for (int j = 0; j < columns; j++) sum[j] += a[c * step] * b[c * ldb + j];
-  for (int j = 0; j < columns; j++) out[j] = sum[j] * factor;
+    for (int r = 0; r < rows; r++)
+      for (int j = 0; j < columns; j++) sum[r][j] += a[r * lda + c * step] * b[c * ldb + j];
+  memcpy(out, sum, sizeof sum);
 }
 
-/* scores[t][i] = key t · query i: queries lie in the lanes, so that softmax over tokens needs no sum across lanes. */
+/* scores[t][i] = key t · query i for some tokens: queries lie in the lanes, so that softmax over tokens needs no sum across
+ * lanes. */
+PART void make_scores_of(const nps_attention_t *a, int rows, int64_t t, int64_t lanes) {
+  float product[TOGETHER][LANES];
+  for (int64_t i = 0; i < lanes; i += LANES) {
+    combine(rows, LANES, a->width, a->keys + t * a->ldk, a->ldk, 1, a->query + i, a->ldq, product);
+    for (int r = 0; r < rows; r++) memcpy(a->scores + (t + r) * lanes + i, product[r], sizeof product[r]);
+  }
+}
+
 PART void make_scores(const nps_attention_t *a, int64_t lanes) {
-  for (int64_t t = 0; t < a->tokens; t++)
-    for (int64_t i = 0; i < lanes; i += LANES)
-      combine(LANES, a->width, a->keys + t * a->ldk, 1, a->query + i, a->ldq, 1, a->scores + t * lanes + i);
+  int64_t t = 0;
+  for (; t + TOGETHER <= a->tokens; t += TOGETHER) make_scores_of(a, TOGETHER, t, lanes);
+  for (; t < a->tokens; t++) make_scores_of(a, 1, t, lanes);
 }
 
 /* Queries lie in the lanes: a token's biases for them follow each other. */
@@ -303,16 +319,27 @@ PART void exp_columns(float *x, int64_t tokens, int64_t lanes, float scale, doub
   }
 }
 
-PART void make_outputs(const nps_attention_t *a, int64_t lanes, const double *sum) {
-  const int64_t whole = a->width / LANES * LANES;
-  for (int64_t i = 0; i < a->queries; i++) {
-    const float factor = (float)(1.0 / sum[i]), *share = a->scores + i;
-    float *out = a->out + i * a->ldo;
-    for (int64_t j = 0; j < whole; j += LANES)
-      combine(LANES, a->tokens, share, lanes, a->value + j, a->ldv, factor, out + j);
-    if (whole < a->width)
-      combine((int)(a->width - whole), a->tokens, share, lanes, a->value + whole, a->ldv, factor, out + whole);
+/* Columns from j on of some queries' outputs. */
+PART void make_outputs_of(const nps_attention_t *a, int rows, int columns, int64_t i, int64_t j, int64_t lanes,
+                          const double *sum) {
+  float product[TOGETHER][LANES];
+  combine(rows, columns, a->tokens, a->scores + i, 1, lanes, a->value + j, a->ldv, product);
+  for (int r = 0; r < rows; r++) {
+    const float factor = (float)(1.0 / sum[i + r]);
+    for (int k = 0; k < columns; k++) a->out[(i + r) * a->ldo + j + k] = product[r][k] * factor;
   }
+}
+
+PART void make_rows(const nps_attention_t *a, int rows, int64_t i, int64_t lanes, const double *sum) {
+  int64_t j = 0;
+  for (; j + LANES <= a->width; j += LANES) make_outputs_of(a, rows, LANES, i, j, lanes, sum);
+  if (j < a->width) make_outputs_of(a, rows, (int)(a->width - j), i, j, lanes, sum);
+}
+
+PART void make_outputs(const nps_attention_t *a, int64_t lanes, const double *sum) {
+  int64_t i = 0;
+  for (; i + TOGETHER <= a->queries; i += TOGETHER) make_rows(a, TOGETHER, i, lanes, sum);
+  for (; i < a->queries; i++) make_rows(a, 1, i, lanes, sum);
 }
 
 NPS_VECTOR_CLONES

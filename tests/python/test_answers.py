@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import texts
 import tools
-from texts import torch, transformers
+from texts import torch, transformers, write
 
 SAMPLES, CHOICES, TOKENS, VOCABULARY = 7, 3, 12, 13
 
@@ -49,15 +49,6 @@ def likelihoods(model, data):
             places = np.flatnonzero(data["answer_mask"][i, c, :length])
             found[i, c] = sum(table[p - 1, ids[p]] for p in places)
     return found
-
-
-def write(path, groups):
-    with h5py.File(path, "w") as file:
-        for name, (data, metric) in groups.items():
-            for key, value in data.items():
-                file[f"{name}/{key}"] = value
-            if metric:
-                file[name].attrs["metric"] = metric
 
 
 def scores_of(values, labels):

@@ -32,6 +32,16 @@ def random_ids(vocabulary, rows=2, tokens=9, seed=3):
     return np.random.default_rng(seed).integers(0, vocabulary, (rows, tokens)).astype(np.int32)
 
 
+def write(path, groups):
+    """{name: (datasets, metric)}"""
+    with h5py.File(path, "w") as file:
+        for name, (data, metric) in groups.items():
+            for key, value in data.items():
+                file[f"{name}/{key}"] = value
+            if metric:
+                file[name].attrs["metric"] = metric
+
+
 def expected(model, ids):
     """[rows][tokens − 1][vocabulary] log-probabilities in float64."""
     with torch.no_grad():
