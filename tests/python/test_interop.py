@@ -305,7 +305,7 @@ def small_inputs(family):
 
 @pytest.mark.parametrize("family", SMALL_FAMILIES)
 def test_families_load_with_equal_logits(family, tmp_path):
-    """What transformers saved, merged with itself: the same network. With slices, where the family has one stack of layers,
+    """What transformers saved, merged with itself, as a folder and after nps-convert: the same network. With slices, where the family has one stack of layers,
     of which the second is left out: as transformers without that layer."""
     name, sizes = SMALL_FAMILIES[family]
     cls = getattr(transformers, name)
@@ -315,10 +315,13 @@ def test_families_load_with_equal_logits(family, tmp_path):
     config = {"merge_method": "linear", "models": [{"model": "model"}, {"model": "model"}],
               "parameters": {"weight": 0.5}}  # fmt: skip
     tools.merge(config, tmp_path / "out", ranks=2)
-    merged, info = cls.from_pretrained(tmp_path / "out", output_loading_info=True)
-    assert not info["missing_keys"] and not info["unexpected_keys"]
+    tools.merge(config, tmp_path / "out.h5")
+    tools.run(tools.CONVERT, tmp_path / "out.h5", tmp_path / "converted")
     expected = logits(model, **small_inputs(family))
-    assert torch.equal(logits(merged, **small_inputs(family)), expected)
+    for folder in ("out", "converted"):
+        merged, info = cls.from_pretrained(tmp_path / folder, output_loading_info=True)
+        assert not info["missing_keys"] and not info["unexpected_keys"]
+        assert torch.equal(logits(merged, **small_inputs(family)), expected)
     cut = {"merge_method": "passthrough", "slices": [{"sources": [{"model": "model", "layer_range": [0, 1]}]}]}
     if family == "t5":
         assert "several stacks" in tools.merge(cut, tmp_path / "cut", code=3).err
