@@ -248,8 +248,10 @@ enum { TOGETHER = 4 };
  * time. The order of a sum does not depend on the rows. */
 PART void combine(int rows, int columns, int64_t k, const float *a, int64_t lda, int64_t step, const float *b,
                   int64_t ldb, float out[TOGETHER][LANES]) {
-  float sum[TOGETHER][LANES] = {{0}};
+  float sum[TOGETHER][LANES];
   int64_t c = 0;
+  for (int r = 0; r < rows; r++)
+    for (int j = 0; j < LANES; j++) sum[r][j] = 0;
   for (; c + 4 <= k; c += 4) {
     const float *b0 = b + c * ldb, *b1 = b0 + ldb, *b2 = b1 + ldb, *b3 = b2 + ldb;
     for (int r = 0; r < rows; r++) {
@@ -260,7 +262,7 @@ PART void combine(int rows, int columns, int64_t k, const float *a, int64_t lda,
   for (; c < k; c++)
     for (int r = 0; r < rows; r++)
       for (int j = 0; j < columns; j++) sum[r][j] += a[r * lda + c * step] * b[c * ldb + j];
-  memcpy(out, sum, sizeof sum);
+  memcpy(out, sum, (size_t)rows * sizeof *sum);
 }
 
 /* scores[t][i] = key t · query i for some tokens: queries lie in the lanes, so that softmax over tokens needs no sum across
