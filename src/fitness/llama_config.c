@@ -56,10 +56,11 @@ static nps_err_t read_ropes(const nps_net_t *net, const json_t *config, nps_llam
   nps_err_t err = NPS_OK;
   for (int k = 0; k < 2; k++) {
     json_t *own = json_copy((json_t *)(uintptr_t)config), *object = json_object_get(config, "rope_parameters");
-    json_t *theta = json_object_get(config, kinds[k].theta);
-    json_object_set(own, "rope_parameters", json_object_get(object, kinds[k].kind));
+    json_t *theta = json_object_get(config, kinds[k].theta), *nested = json_object_get(object, kinds[k].kind);
+    json_object_del(own, "rope_parameters");
+    if (nested) json_object_set(own, "rope_parameters", nested);
     if (k == 1) json_object_del(own, "rope_scaling");
-    if (theta)
+    if (theta && !json_is_null(theta))
       json_object_set(own, "rope_theta", theta);
     else
       json_object_set_new(own, "rope_theta", json_real(kinds[k].standard));

@@ -50,16 +50,23 @@ static int64_t measure_stacks(place_t *places, int count) {
 
 const char *const nps_layer_keys[] = {"num_hidden_layers", "n_layer", "num_layers", NULL};
 
-static int64_t config_layers(const char *config_json) {
+/* Layers of a model's stacks; 0: not told. */
+typedef struct {
+  int64_t main, decoder; /* decoder: of encoder-decoders, where it may differ */
+} lengths_t;
+
+static int64_t count_at(const json_t *root, const char *key) {
+  const json_t *value = json_object_get(root, key);
+  return json_is_integer(value) && json_integer_value(value) > 0 ? json_integer_value(value) : 0;
+}
+
+static lengths_t config_layers(const char *config_json) {
   json_error_t error;
   json_t *root = config_json ? json_loads(config_json, 0, &error) : NULL;
-  int64_t layers = 0;
-  for (int i = 0; nps_layer_keys[i] && layers == 0; i++) {
-    const json_t *value = json_object_get(root, nps_layer_keys[i]);
-    if (json_is_integer(value) && json_integer_value(value) > 0) layers = json_integer_value(value);
-  }
+  lengths_t lengths = {.decoder = count_at(root, "num_decoder_layers")};
+  for (int i = 0; nps_layer_keys[i] && lengths.main == 0; i++) lengths.main = count_at(root, nps_layer_keys[i]);
   json_decref(root);
-  return layers;
+  return lengths;
 }
 
 void nps_layer_positions(const char *const *names, int count, const char *config_json, double *t) {
@@ -67,13 +74,13 @@ void nps_layer_positions(const char *const *names, int count, const char *config
   for (int i = 0; i < count; i++) places[i] = parse_name(names[i], i);
   qsort(places, (size_t)count, sizeof *places, compare_stacks);
   const int64_t longest = measure_stacks(places, count);
-  int64_t layers = config_layers(config_json);
-  if (layers == 0) layers = longest;
+  lengths_t lengths = config_layers(config_json);
+  if (lengths.main == 0) lengths.main = longest;
   for (int i = 0; i < count; i++) {
     const place_t *p = &places[i];
     t[p->at] = 0;
-    if (p->prefix == 0 || p->length != layers) continue;
-    t[p->at] = layers == 1 ? 1 : (double)p->index / (double)(layers - 1);
+    if (p->prefix == 0 || (p->length != lengths.main && p->length != lengths.decoder)) continue;
+    t[p->at] = p->length == 1 ? 1 : (double)p->index / (double)(p->length - 1);
   }
   free(places);
 }
@@ -84,8 +91,8 @@ nps_err_t nps_stack_find(const nps_model_t *model, nps_stack_t *out) {
   for (int i = 0; i < count; i++) places[i] = parse_name(model->tensors[i].name, i);
   qsort(places, (size_t)count, sizeof *places, compare_stacks);
   const int64_t longest = measure_stacks(places, count);
-  int64_t layers = config_layers(model->config_json);
-  if (layers == 0) layers = longest;
+  const lengths_t lengths = config_layers(model->config_json);
+  const int64_t layers = lengths.main > 0 ? lengths.main : longest;
   const place_t *found = NULL, *other = NULL;
   for (int i = 0; i < count; i++) {
     if (places[i].prefix == 0 || places[i].length != layers) continue;
@@ -97,6 +104,9 @@ nps_err_t nps_stack_find(const nps_model_t *model, nps_stack_t *out) {
   nps_err_t err = NPS_OK;
   if (!found)
     err = nps_fail(NPS_ERR_INPUT, "%s: %s: has no stack of layers to cut slices from", model->name, model->path);
+  else if (lengths.decoder > 0 && lengths.decoder != layers)
+    err = nps_fail(NPS_ERR_INPUT, "%s: %s: has stacks of %lld and %lld layers: slices of such models are not built yet",
+                   model->name, model->path, (long long)layers, (long long)lengths.decoder);
   else if (other)
     err = nps_fail(
         NPS_ERR_INPUT,

@@ -28,6 +28,7 @@ nps_err_t nps_spill_read(const nps_spill_t *spill, int64_t at, size_t n, char *t
   while (n > 0) {
     const ssize_t got = pread(spill->fd, to, n, at);
     if (got < 0 && errno == EINTR) continue;
+    if (got == 0) errno = EIO;
     if (got <= 0) return nps_fail(NPS_ERR_IO, "%s: cannot be read back: %s", spill->path, strerror(errno));
     to += got;
     at += got;

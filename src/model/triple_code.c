@@ -59,7 +59,9 @@ nps_err_t nps_triples_encode(int bits, int64_t rank, int64_t rows, int64_t colum
   nps_err_t err = NPS_OK;
   *row = (nps_triple_row_t){.rank = rank};
   if (all * width_of(bits) > MOST_BYTES / 2)
-    return nps_fail(NPS_ERR_RUNTIME, "a matrix of %lld × %lld with %lld triples is too large for an archive",
+    return nps_fail(NPS_ERR_RUNTIME,
+                    "a matrix of %lld × %lld with %lld triples is too large for an archive: lower the density or "
+                    "archive.value_bits",
                     (long long)rows, (long long)columns, (long long)rank);
   if (rank == 0) return NPS_OK;
   NPS_GOTO(nps_buffer_alloc((size_t)(all * width_of(bits)), "singular vectors", &bytes));

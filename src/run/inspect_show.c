@@ -201,7 +201,7 @@ static void show_archive(const json_t *models, nps_report_t *report) {
   json_t *model;
   char size[32];
   json_array_foreach(models, i, model)
-      nps_report_line(report, "archive     #%s: %s, %lld entries kept, rounding %.2f %%",
+      nps_report_line(report, "archive     #%s: %s, %lld numbers kept, rounding %.2f %%",
                       json_string_value(json_object_get(model, "name")),
                       nps_format_bytes((double)json_integer_value(json_object_get(model, "bytes")), size),
                       (long long)json_integer_value(json_object_get(model, "kept")),

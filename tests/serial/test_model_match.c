@@ -247,6 +247,8 @@ START_TEST(layers_are_found_in_names) {
   nps_layer_positions(names, 9, "{\"n_layer\": 2}", t);
   const double vision[9] = {0, 0, 0, 0, 0, 1, 0, 0, 0};
   for (int i = 0; i < 9; i++) ck_assert_msg(near(t[i], vision[i]), "%s: %g", names[i], t[i]);
+  nps_layer_positions(names, 9, "{\"num_layers\": 2, \"num_decoder_layers\": 3}", t);
+  for (int i = 0; i < 9; i++) ck_assert_msg(near(t[i], text[i] + vision[i]), "%s: %g", names[i], t[i]);
   nps_layer_positions(names, 1, NULL, t);
   ck_assert(near(t[0], 1));
 }
