@@ -23,7 +23,7 @@ class NpsMerge(AutotoolsPackage):
     depends_on("jansson")
     depends_on("openssl@1.1:")
     depends_on("zlib-api")
-    depends_on("check@0.15:", type="build", when="+tests")
+    depends_on("check@0.15:", when="+tests")
 
     def autoreconf(self, spec, prefix):
         Executable("./autogen.sh")()
@@ -39,3 +39,6 @@ class NpsMerge(AutotoolsPackage):
             f"SCALAPACK_LIBS={spec['scalapack'].libs.ld_flags}",
             "--enable-tests" if spec.satisfies("+tests") else "--disable-tests",
         ]
+
+    def setup_run_environment(self, env):
+        env.prepend_path("PYTHONPATH", f"{self.prefix}/share/nps-merge/python")
