@@ -112,7 +112,8 @@ def test_folder_has_the_findings(tmp_path):
     tools.merge(config, tmp_path / "out", ranks=2)
     with h5py.File(tmp_path / "out/findings.h5") as file:
         assert "search/fuse/genome" in file and "subspaces/kept" in file
-    assert "## Scores" in (tmp_path / "out/README.md").read_text()
+    card = (tmp_path / "out/README.md").read_text()
+    assert "## Scores" in card and all(f"\n| {name} | 0." in card for name in [*TASKS[:2], "average"])
 
 
 def test_starting_from_an_earlier_search(tmp_path):
