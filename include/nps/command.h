@@ -58,6 +58,10 @@ typedef enum nps_asked {
 nps_asked_t nps_command_ask(nps_command_t *command, const json_t *request, bool (*go_on)(void *ctx), void *ctx,
                             json_t **answer, char **why);
 
+/** Whether the last request failed as the program cannot be run here at all: its process was not to be had, or ended with exit code
+ *  127 before any answer. */
+bool nps_command_cannot_run(const nps_command_t *command);
+
 /** Note that the last answer made no sense: the process is started anew for the next request. */
 void nps_command_distrust(nps_command_t *command);
 
@@ -78,6 +82,10 @@ char *nps_command_scores(const json_t *answer, const nps_expected_t *expected, c
 
 /** A folder of this process for models that are handed over. */
 typedef struct nps_handover nps_handover_t;
+
+/** Check that models can be handed over in a directory, as far as its kind and rights go. NULL: nothing to check.
+ *  NPS_ERR_CONFIG. */
+nps_err_t nps_handover_check(const char *directory);
 
 /** Make the folder, and remove those of processes on this host that were killed.
  *  @param directory  where; NULL: /dev/shm, TMPDIR or /tmp, the first that has room

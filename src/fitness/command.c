@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 /* An answer is a line of at most so many bytes. */
@@ -146,6 +147,13 @@ void nps_command_free(nps_command_t *c) {
 
 void nps_command_distrust(nps_command_t *c) { stop(c); }
 
+bool nps_command_cannot_run(const nps_command_t *c) {
+  const nps_child_t *child = &c->child;
+  if (c->start_error) return true;
+  return c->answers == 0 && child->ended && child->known && WIFEXITED(child->status) &&
+         WEXITSTATUS(child->status) == 127;
+}
+
 /* ---- what went wrong ---- */
 
 /* The end of stderr: a few whole lines, indented. */
@@ -197,7 +205,8 @@ typedef struct {
   nps_command_t *c;
   const char *line;
   size_t size, sent;
-  double until;
+  double asked; /* when it was last looked, by nps_now() */
+  double spent; /* seconds of waiting */
 } asking_t;
 
 static void send_more(asking_t *a) {
@@ -209,6 +218,13 @@ static void send_more(asking_t *a) {
     close(child->in);
     child->in = -1;
   }
+}
+
+/* Counts the time since the last turn; not that in which this process, and with it the command, was suspended. */
+static void count_time(asking_t *a) {
+  const double now = nps_now(), most = 1;
+  a->spent += now - a->asked < most ? now - a->asked : most;
+  a->asked = now;
 }
 
 /* Moves on what can be moved on, or waits for a moment. */
@@ -238,7 +254,7 @@ static char *find_trouble(const asking_t *a) {
   if (c->child.out < 0) nps_child_look(&c->child, 1); /* most often it is about to end */
   if (c->child.ended) return nps_child_end(&c->child);
   if (c->child.out < 0) return nps_xstrdup("closed its stdout");
-  if (nps_now() > a->until) return nps_xstrf("gave no answer within %g s", c->options.timeout);
+  if (a->spent > c->options.timeout) return nps_xstrf("gave no answer within %g s", c->options.timeout);
   return NULL;
 }
 
@@ -268,8 +284,14 @@ static nps_asked_t exchange(asking_t *a, bool (*go_on)(void *ctx), void *ctx, ch
   while (!has_line(a->c) && !(*trouble = find_trouble(a))) {
     if (!go_on(ctx)) return NPS_ASKED_GIVEN_UP;
     turn(a);
+    count_time(a);
   }
-  return *trouble ? NPS_ASKED_FAILED : NPS_ASKED_ANSWERED;
+  if (!*trouble) return NPS_ASKED_ANSWERED;
+  poll(NULL, 0, TURN_MILLISECONDS); /* what ends a whole job may end the command first */
+  if (go_on(ctx)) return NPS_ASKED_FAILED;
+  free(*trouble);
+  *trouble = NULL;
+  return NPS_ASKED_GIVEN_UP;
 }
 
 /* A process that has done its work well, and ends: it is no failure of the request that comes too late for it. */
@@ -277,9 +299,16 @@ static bool has_retired(const nps_command_t *c) {
   return c->child.ended && c->child.known && c->child.status == 0 && c->answers > 0 && c->out.size == 0;
 }
 
+/* Whether it has printed more than its last answer, which the next would be taken for. */
+static bool has_said_more(nps_command_t *c) {
+  take(c, &c->child.out, false);
+  while (c->out.size > 0 && strchr(" \r\n\t", c->out.text[c->out.size - 1])) c->out.size--;
+  return c->out.size > 0;
+}
+
 /* Makes the process one that can be asked. */
 static void make_ready(nps_command_t *c) {
-  if (c->running && nps_child_look(&c->child, 0)) stop(c);
+  if (c->running && (nps_child_look(&c->child, 0) || has_said_more(c))) stop(c);
   if (!c->running) start(c);
 }
 
@@ -290,7 +319,7 @@ static nps_asked_t ask(nps_command_t *c, const char *line, bool (*go_on)(void *c
       *trouble = nps_xstrf("cannot be started: %s", strerror(c->start_error));
       return NPS_ASKED_FAILED;
     }
-    asking_t a = {.c = c, .line = line, .size = strlen(line), .until = nps_now() + c->options.timeout};
+    asking_t a = {.c = c, .line = line, .size = strlen(line), .asked = nps_now()};
     const nps_asked_t how = exchange(&a, go_on, ctx, trouble);
     if (how != NPS_ASKED_FAILED || !has_retired(c)) return how;
     free(*trouble);

@@ -19,6 +19,7 @@
 #define KEPT "files"
 #define TENSORS "model.safetensors"
 #define MEMORY_FOLDER "/dev/shm"
+#define UNIQUE "XXXXXX" /* of a folder's name, as mkdtemp() wants it */
 enum { TMPFS = 0x01021994, RAMFS = (int)0x858458f6 };
 
 struct nps_handover {
@@ -34,7 +35,12 @@ struct nps_handover {
 
 static double room_in(const char *directory) {
   struct statvfs fs;
-  if (access(directory, W_OK | X_OK) != 0 || statvfs(directory, &fs) != 0) return -1;
+  struct stat st;
+  if (access(directory, W_OK | X_OK) != 0 || stat(directory, &st) != 0 || statvfs(directory, &fs) != 0) return -1;
+  if (!S_ISDIR(st.st_mode)) {
+    errno = ENOTDIR;
+    return -1;
+  }
   return (double)fs.f_bavail * (double)fs.f_frsize;
 }
 
@@ -56,13 +62,18 @@ static const char *choose_directory(int64_t bytes, char **tried) {
   return NULL;
 }
 
+nps_err_t nps_handover_check(const char *directory) {
+  if (!directory || room_in(directory) >= 0) return NPS_OK;
+  return nps_fail(NPS_ERR_CONFIG, "fitness.directory: %s: %s", directory, strerror(errno));
+}
+
 static nps_err_t find_directory(const char *given, int64_t bytes, const char **out) {
   char need[32], have[32], *tried = NULL;
   nps_format_bytes((double)bytes, need);
   if (given) {
+    NPS_TRY(nps_handover_check(given));
     const double room = room_in(given);
     *out = given;
-    if (room < 0) return nps_fail(NPS_ERR_CONFIG, "fitness.directory: %s: %s", given, strerror(errno));
     if (room >= (double)bytes) return NPS_OK;
     return nps_fail(NPS_ERR_IO, "fitness.directory: handing models over needs %s, %s has %s", need, given,
                     nps_format_bytes(room, have));
@@ -107,7 +118,8 @@ static void remove_stale(const char *directory, const char *prefix) {
   DIR *dir = opendir(directory);
   if (!dir) return;
   for (struct dirent *e; (e = readdir(dir));) {
-    if (strncmp(e->d_name, prefix, strlen(prefix)) != 0) continue;
+    if (strncmp(e->d_name, prefix, strlen(prefix)) != 0 || strlen(e->d_name) != strlen(prefix) + strlen(UNIQUE))
+      continue;
     char *path = nps_xstrf("%s/%s", directory, e->d_name);
     const int fd = lock_folder(path);
     if (fd >= 0) nps_folder_remove(path);
@@ -124,7 +136,7 @@ static nps_err_t make_folder(const char *directory, const char *prefix, nps_hand
   enum { TRIES = 20 };
   for (int i = 0; i < TRIES; i++) {
     free(h->path);
-    h->path = nps_xstrf("%s/%sXXXXXX", directory, prefix);
+    h->path = nps_xstrf("%s/%s" UNIQUE, directory, prefix);
     if (!mkdtemp(h->path)) return fail_errno(h->path);
     h->lock = lock_folder(h->path);
     if (h->lock >= 0) return NPS_OK;
@@ -132,7 +144,7 @@ static nps_err_t make_folder(const char *directory, const char *prefix, nps_hand
   }
   h->lock = -1; /* locks are not to be had here: a killed run's folder stays */
   free(h->path);
-  h->path = nps_xstrf("%s/%sXXXXXX", directory, prefix);
+  h->path = nps_xstrf("%s/%s" UNIQUE, directory, prefix);
   return mkdtemp(h->path) ? NPS_OK : fail_errno(h->path);
 }
 

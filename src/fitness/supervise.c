@@ -62,6 +62,7 @@ static _Noreturn void become_command(char **words, pid_t supervisor) {
   prctl(PR_SET_PDEATHSIG, SIGKILL);
   if (getppid() != supervisor) _exit(127);
   signal(SIGCHLD, SIG_DFL);
+  signal(SIGUSR1, SIG_IGN); /* a batch system's warning, sent to all of a job, is for nps-merge */
   sigprocmask(SIG_SETMASK, &none, NULL);
   close(NPS_SUPERVISOR_SOCKET);
   execvp(words[0], words);
@@ -82,9 +83,10 @@ static void kill_orphans(void) {
   snprintf(path, sizeof path, "/proc/self/task/%d/children", (int)getpid());
   for (int round = 0; round < 100; round++) {
     const int fd = open(path, O_RDONLY | O_CLOEXEC);
-    const ssize_t n = fd < 0 ? 0 : read(fd, text, sizeof text - 1);
+    ssize_t n = fd < 0 ? 0 : read(fd, text, sizeof text - 1);
     if (fd >= 0) close(fd);
     if (n <= 0) return;
+    while (n > 0 && text[n - 1] != ' ') n--; /* a number may be cut in two */
     text[n] = '\0';
     for (char *at = text, *end; *at; at = end + strspn(end, " \n")) {
       const long pid = strtol(at, &end, 10);
@@ -96,10 +98,19 @@ static void kill_orphans(void) {
   }
 }
 
-static void kill_all(pid_t command, bool running) {
+/* Before it is reaped, so that its number is nobody else's. @return its status */
+static int kill_all(pid_t command) {
+  int status = 0;
   kill(-command, SIGKILL);
-  if (running) waitpid(command, NULL, 0);
+  kill(command, SIGKILL);
+  waitpid(command, &status, 0);
   kill_orphans();
+  return status;
+}
+
+static bool has_ended(pid_t command) {
+  siginfo_t info = {0};
+  return waitid(P_PID, (id_t)command, &info, WEXITED | WNOHANG | WNOWAIT) == 0 && info.si_pid == command;
 }
 
 /* Waits until the owner is gone or has had enough. @return whether it is gone */
@@ -107,16 +118,18 @@ static bool watch(pid_t command, const sigset_t *awake) {
   struct pollfd socket = {.fd = NPS_SUPERVISOR_SOCKET, .events = POLLIN};
   bool running = true;
   for (;;) {
-    int status;
     char byte;
-    if (running && waitpid(command, &status, WNOHANG) == command) {
+    if (running && has_ended(command)) {
+      const int status = kill_all(command);
       running = false;
-      kill_all(command, false);
       if (send(NPS_SUPERVISOR_SOCKET, &status, sizeof status, MSG_NOSIGNAL) < 0) return true;
     }
     if (ppoll(&socket, 1, NULL, awake) <= 0) continue;
     const ssize_t n = read(NPS_SUPERVISOR_SOCKET, &byte, 1);
-    kill_all(command, running);
+    if (running)
+      kill_all(command);
+    else
+      kill_orphans();
     return n <= 0;
   }
 }

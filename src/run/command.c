@@ -7,10 +7,18 @@
 #include <stdlib.h>
 #include <string.h>
 
+void nps_run_share_handover(nps_run_state_t *run) {
+  nps_recipe_fitness_t *fitness = &run->recipe->fitness;
+  nps_comm_bcast_text(run->comm, &fitness->directory);           /* no part of the recipe that all ranks have */
+  double in_memory = nps_handover_in_memory(fitness->directory); /* on this host */
+  nps_comm_max_f64(run->comm, &in_memory, 1);
+  run->handed_in_memory = in_memory > 0;
+}
+
 int64_t nps_run_handed_bytes(const nps_run_state_t *run) {
   const nps_layout_t *layout = run->layout;
   int64_t bytes = 0;
-  if (!nps_handover_in_memory(run->recipe->fitness.directory)) return 0;
+  if (!run->handed_in_memory) return 0;
   for (int t = 0; t < layout->count; t++) {
     size_t width = nps_dtype_size(layout->targets[t].dtype);
     for (int i = 0; layout->targets[t].action == NPS_ACTION_MERGE && i < run->input_count; i++) {
@@ -66,7 +74,6 @@ static void share_sidecars(nps_run_state_t *run) {
 
 void nps_run_make_command(nps_run_state_t *run, nps_search_command_t *out) {
   nps_recipe_fitness_t *fitness = &run->recipe->fitness;
-  nps_comm_bcast_text(run->comm, &fitness->directory); /* no part of the recipe that all ranks have */
   share_sidecars(run);
   *out = (nps_search_command_t){.words = fitness->command,
                                 .word_count = fitness->command_count,

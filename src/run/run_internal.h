@@ -99,6 +99,7 @@ typedef struct nps_run_state {
   int tokenizer_count;
   nps_sidecar_t *sidecars; /**< [sidecar_count] rank 0 only, but with a command all ranks */
   int sidecar_count;
+  bool handed_in_memory; /**< models that are handed over to a command lie in memory on some host */
 } nps_run_state_t;
 
 /** Read config and headers, check everything against everything, choose the method. Collective. */
@@ -180,7 +181,11 @@ const nps_model_t *nps_run_head_of(const nps_run_state_t *run, const nps_run_tas
 
 /* ---- command.c ---- */
 
-/** Give the bytes of memory that a model takes that is handed over to a command: 0 where it does not lie in memory. Local. */
+/** Share where models are handed over, and find whether that is in memory: on any host, so that all ranks plan alike. Collective. */
+void nps_run_share_handover(nps_run_state_t *run);
+
+/** Give the bytes of memory that a model takes that is handed over to a command: 0 where it does not lie in memory. Local;
+ *  after nps_run_share_handover(). */
 int64_t nps_run_handed_bytes(const nps_run_state_t *run);
 
 /** Prepare what the search gives to the command. Collective.

@@ -87,8 +87,10 @@ nps_err_t nps_run_find_tasks(nps_run_state_t *run) {
   if (!nps_run_has_tasks(run) || run->base < 0) return NPS_OK;
   if (run->recipe->search.start_from)
     err = locate_file(run, "search.start_from", run->recipe->search.start_from, &run->start_from);
-  if (nps_run_asks_command(run))
+  if (nps_run_asks_command(run)) {
     err = nps_err_worse(err, nps_command_check(fitness->command, fitness->command_count, "fitness.command"));
+    err = nps_err_worse(err, nps_handover_check(fitness->directory));
+  }
   run->tasks = nps_xcalloc((size_t)fitness->task_count, sizeof *run->tasks);
   for (int i = 0; i < fitness->task_count; i++)
     err = nps_err_worse(err, find_task(run, &fitness->tasks[i], &run->tasks[i]));
@@ -107,6 +109,7 @@ nps_err_t nps_run_share_tasks(nps_run_state_t *run) {
   nps_err_t err = NPS_OK;
   if (!nps_run_has_tasks(run)) return NPS_OK;
   if (!root) run->tasks = nps_xcalloc((size_t)run->recipe->fitness.task_count, sizeof *run->tasks);
+  if (nps_run_asks_command(run)) nps_run_share_handover(run);
   nps_comm_bcast_text(run->comm, &run->start_from);
   nps_comm_bcast(run->comm, &run->extra_count, sizeof run->extra_count);
   if (!root) run->extras = nps_xcalloc((size_t)run->extra_count, sizeof *run->extras);

@@ -5,8 +5,10 @@
 #include "nps/command.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 /* Elements of a tensor that are made and sent at a time. */
 #define PART ((int64_t)1 << 18)
@@ -100,6 +102,10 @@ static nps_err_t keep_files(asker_t *a) {
 /* @param group  of all; @param neighbours  groups with a first rank on this host */
 static nps_err_t start(const nps_runner_t *r, asker_t *a, int group, int neighbours) {
   const nps_search_command_t *c = a->what;
+  char host[256] = "", key[288];
+  gethostname(host, sizeof host - 1);
+  snprintf(key, sizeof key, "fitness.command on %s", host);
+  NPS_TRY(nps_command_check(c->words, c->word_count, key));
   NPS_TRY(read_copied(a));
   NPS_TRY(nps_handover_new(c->directory, neighbours * most_bytes(r, a), &a->handover));
   NPS_TRY(keep_files(a));
@@ -321,7 +327,11 @@ static void fail_slots(const question_t *q) {
 
 static void score(nps_runner_t *r, question_t *q, asker_t *a, const char *model) {
   char *why = NULL;
-  const nps_asked_t how = ask(q, a, model, &why);
+  nps_asked_t how = ask(q, a, model, &why);
+  if (how == NPS_ASKED_FAILED && nps_command_cannot_run(a->command)) { /* no fault of the model */
+    r->err = nps_fail(NPS_ERR_RUNTIME, "fitness.command cannot be run: %s", why);
+    how = NPS_ASKED_GIVEN_UP;
+  }
   if (how == NPS_ASKED_FAILED) {
     fail_slots(q);
     nps_runner_note_failure(r, q->first, why);

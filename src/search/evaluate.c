@@ -265,7 +265,10 @@ static void add_up(void *ctx, const batch_t *b) {
 
 static nps_err_t save(const nps_scorer_t *s) {
   const nps_search_keep_t *keep = &s->spec->keep;
-  if (!keep->snapshot || nps_memo_count(s->memo) == 0) return NPS_OK;
+  int64_t kept = 0;
+  if (!s->spec->command) nps_memo_settle(s->memo); /* what cannot be made is no better another time */
+  for (int64_t i = 0; i < nps_memo_count(s->memo); i++) kept += nps_memo_keeps(s->memo, i);
+  if (!keep->snapshot || kept == 0) return NPS_OK;
   const bool leads = nps_comm_rank(s->comm) == 0;
   return nps_comm_agree(s->comm, leads ? nps_snapshot_write(keep->snapshot, keep->identity, s->memo) : NPS_OK);
 }
@@ -372,16 +375,6 @@ static bool exchange(scoring_t *w, int64_t *left) {
   return stop;
 }
 
-/* Whether something has been found but failures: a run that ends because all have failed asks again when it goes on. The same on
- * every rank, after the exchange. */
-static bool has_news(const scoring_t *w) {
-  for (int64_t i = 0; i < w->count; i++) {
-    const nps_score_t *found = nps_memo_find(w->scorer->memo, w->slots[i].key);
-    if (found && !isnan(found->nll_sum)) return true;
-  }
-  return false;
-}
-
 /* Scores for a while, and brings what was found to all ranks. @param[out] left  batches still to be scored */
 static nps_err_t run_round(nps_scorer_t *s, const nps_job_t *jobs, int count, int64_t *left) {
   scoring_t w = {.scorer = s};
@@ -393,18 +386,19 @@ static nps_err_t run_round(nps_scorer_t *s, const nps_job_t *jobs, int count, in
   if (find_rules(&w)) score_slots(&w);
   const bool stop = exchange(&w, left);
   if (s->spec->command) gather_failures(&w);
-  const bool any = !s->spec->command || has_news(&w);
   free(w.slots);
   free(w.scores);
   free(w.done);
-  NPS_TRY(nps_comm_agree(s->comm, nps_err_worse(nps_candidate_error(s->candidate), s->runner->err)));
-  if (any) NPS_TRY(save(s));
+  NPS_TRY(nps_comm_agree(s->comm, nps_candidate_error(s->candidate)));
+  NPS_TRY(save(s)); /* what has been scored counts, whatever a command has met since */
+  NPS_TRY(nps_comm_agree(s->comm, s->runner->err));
   return stop && *left > 0 ? tell_stopped(s) : NPS_OK;
 }
 
 nps_err_t nps_scorer_run(nps_scorer_t *s, const nps_job_t *jobs, int count, nps_score_t *scores) {
   int64_t left = 1;
   int items = 0;
+  nps_memo_settle(s->memo); /* whoever goes on has made do with the failures so far */
   while (left > 0) NPS_TRY(run_round(s, jobs, count, &left));
   for (int j = 0; j < count; j++) items += jobs[j].task_count;
   for (int i = 0; i < items; i++) scores[i] = (nps_score_t){0};

@@ -1,12 +1,13 @@
 /* What has been scored: a hash table from (model, task, samples) to scores, in the order in which they were added. */
 #include "search_internal.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 struct nps_memo {
   nps_memo_entry_t *entries; /* [count] */
-  int64_t count, room;
+  int64_t count, room, settled;
   int64_t *slots; /* [slot_count], a power of two: index of an entry + 1, or 0 */
   int64_t slot_count;
 };
@@ -54,6 +55,12 @@ void nps_memo_add(nps_memo_t *memo, nps_memo_key_t key, nps_score_t score) {
   if (memo->count == memo->room) grow(memo);
   memo->entries[memo->count] = (nps_memo_entry_t){key, score};
   memo->slots[find_slot(memo, key)] = ++memo->count;
+}
+
+void nps_memo_settle(nps_memo_t *memo) { memo->settled = memo->count; }
+
+bool nps_memo_keeps(const nps_memo_t *memo, int64_t i) {
+  return i < memo->settled || !isnan(memo->entries[i].score.nll_sum);
 }
 
 int64_t nps_memo_count(const nps_memo_t *memo) { return memo->count; }

@@ -25,7 +25,9 @@ static void normalise(nps_goal_t *goal, const nps_search_task_t *task, int t, in
     goal->scale[part][t] = gain;
   else if (part == NPS_PART_SEEN)
     nps_note("fitness.objective normalized: task '%s': %s; its gain over the base counts as it is", task->name,
-             tuned->total > 0 ? "its model is not better than the base" : "it has no fine-tuned model");
+             tuned->total > 0        ? "its model is not better than the base"
+             : isnan(tuned->nll_sum) ? "its model could not be scored"
+                                     : "it has no fine-tuned model");
 }
 
 nps_goal_t *nps_goal_new(const nps_search_spec_t *spec, const nps_score_t (*base)[NPS_PARTS],
@@ -82,6 +84,8 @@ nps_fitness_value_t nps_goal_value(const nps_goal_t *goal, int part, const int *
   const bool by_accuracy = goal->fitness->metric == NPS_METRIC_ACCURACY;
   double sum = 0, worst = INFINITY, accuracy = 0, nll = 0;
   int n = 0;
+  if (nps_score_has_failed(scores, count))
+    return (nps_fitness_value_t){.failed = true, .primary = NAN, .secondary = NAN};
   for (int k = 0; k < count; k++) {
     if (scores[k].total == 0) continue;
     const double gain = gain_of(goal, part, tasks[k], &scores[k]);

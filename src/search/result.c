@@ -264,6 +264,7 @@ static double mean_over_rows(const nps_search_t *search, size_t which, int part,
   int n = 0;
   for (int r = 0; r < search->row_count; r++) {
     const nps_score_t s = part_of(&search->rows[r], which, part);
+    if (search->by_command && isnan(s.nll_sum)) return NAN; /* no average of the other tasks alone */
     if (s.total == 0) continue;
     sum += of(&s);
     n++;

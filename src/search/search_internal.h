@@ -38,11 +38,17 @@ const nps_score_t *nps_memo_find(const nps_memo_t *memo, nps_memo_key_t key);
 /** Add a score; a key that is there already keeps its first. */
 void nps_memo_add(nps_memo_t *memo, nps_memo_key_t key, nps_score_t score);
 
+/** Take the failures (NaN) that a memo holds for final: from now on it keeps them. */
+void nps_memo_settle(nps_memo_t *memo);
+
+/** Whether an entry is to be kept: a score, or a failure that is final. */
+bool nps_memo_keeps(const nps_memo_t *memo, int64_t i);
+
 /** Give the entries in the order in which they were added. */
 int64_t nps_memo_count(const nps_memo_t *memo);
 const nps_memo_entry_t *nps_memo_entry(const nps_memo_t *memo, int64_t i);
 
-/** Replace a snapshot by what a memo holds, all at once. Local. NPS_ERR_IO. */
+/** Replace a snapshot by what a memo keeps, all at once. Local. NPS_ERR_IO. */
 nps_err_t nps_snapshot_write(const char *path, const char *identity, const nps_memo_t *memo);
 
 /** Add what a snapshot holds to a memo; nothing where there is none. Local.
@@ -145,7 +151,8 @@ void nps_scorer_free(nps_scorer_t *scorer);
 
 /** Score jobs, spread over the ranks. Collective. A candidate that cannot be built has no correct sample and NaN as nll.
  *  What has been scored before is not scored again. The snapshot is replaced when all is scored, once a minute, and before
- *  stopping.
+ *  stopping. It gets what a command failed to score with the next jobs only: a caller that ends the run for these failures lets
+ *  them be asked for again.
  *  @param[out] scores  job by job, task by task; the same bits on any number of ranks
  *  @return NPS_ERR_STOPPED: some rank was asked to stop; NPS_ERR_IO: the snapshot cannot be written; NPS_ERR_RUNTIME: factors
  *    could not be read back */
@@ -179,14 +186,14 @@ nps_goal_t *nps_goal_new(const nps_search_spec_t *spec, const nps_score_t (*base
                          const nps_score_t (*tuned)[NPS_PARTS]);
 void nps_goal_free(nps_goal_t *goal);
 
-/** Give the fitness of scores; tasks without samples do not count. Failed: NaN, or no sample at all.
+/** Give the fitness of scores; tasks without samples do not count. Failed: a task that could not be scored, or no sample at all.
  *  @param tasks  [count]; @param scores  [count] on the part */
 nps_fitness_value_t nps_goal_value(const nps_goal_t *goal, int part, const int *tasks, int count,
                                    const nps_score_t *scores);
 
 /** Whether scores are better than others beyond doubt: their mean gain over the tasks is more than twice its standard error
  *  over the tasks. One task has no such error, and the worst of the tasks and the H-score are no means: then there is no
- *  doubt. */
+ *  doubt. None of the scores has failed. */
 bool nps_goal_is_gain(const nps_goal_t *goal, int part, const int *tasks, int count, const nps_score_t *scores,
                       const nps_score_t *than);
 

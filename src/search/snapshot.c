@@ -29,18 +29,19 @@ static void free_columns(columns_t *c) {
 }
 
 static columns_t take_columns(const nps_memo_t *memo) {
-  columns_t c = {.count = nps_memo_count(memo)};
-  const size_t n = (size_t)c.count + 1;
+  columns_t c = {0};
+  const size_t n = (size_t)nps_memo_count(memo) + 1;
   c.key = nps_xcalloc(2 * n, sizeof *c.key);
   c.correct = nps_xcalloc(n, sizeof *c.correct);
   c.total = nps_xcalloc(n, sizeof *c.total);
   c.nll_sum = nps_xcalloc(n, sizeof *c.nll_sum);
-  for (int64_t i = 0; i < c.count; i++) {
+  for (int64_t i = 0; i < nps_memo_count(memo); i++) {
+    if (!nps_memo_keeps(memo, i)) continue;
     const nps_memo_entry_t *entry = nps_memo_entry(memo, i);
-    memcpy(c.key + 2 * i, entry->key.half, sizeof entry->key.half);
-    c.correct[i] = entry->score.correct;
-    c.total[i] = entry->score.total;
-    c.nll_sum[i] = entry->score.nll_sum;
+    memcpy(c.key + 2 * c.count, entry->key.half, sizeof entry->key.half);
+    c.correct[c.count] = entry->score.correct;
+    c.total[c.count] = entry->score.total;
+    c.nll_sum[c.count++] = entry->score.nll_sum;
   }
   return c;
 }

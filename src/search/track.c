@@ -223,21 +223,26 @@ static void choose_held(const nps_searching_t *s, nps_track_t *track, const int6
   }
 }
 
-/* What search.final names, where it has a finite score. */
-static void choose_mean(const nps_searching_t *s, const nps_track_t *track) {
+/* What search.final names, where it has a finite score, on held-out samples too. */
+static void choose_mean(const nps_searching_t *s, const nps_track_t *track, const int64_t *rows, int count,
+                        const nps_score_t *scores) {
   nps_search_history_t *h = track->history;
   const int32_t wanted = s->spec->search->final == NPS_FINAL_MEAN ? -1 : -2;
-  for (int64_t row = 0; row < h->evaluations; row++)
-    if (h->candidate[row] == wanted && !track->values[row].failed) h->best = row;
+  for (int64_t row = 0; row < h->evaluations; row++) {
+    const nps_score_t *held = scores_of(track, rows, count, row, scores);
+    const bool failed = track->values[row].failed || (held && nps_score_has_failed(held, track->task_count));
+    if (h->candidate[row] == wanted && !failed) h->best = row;
+  }
 }
 
-/* Back to the start, unless held-out samples show a gain beyond doubt. */
+/* Back to the start, unless held-out samples show a gain beyond doubt. A start without a score shows nothing. */
 static void doubt(const nps_searching_t *s, const nps_track_t *track, const int64_t *rows, int count,
                   const nps_score_t *scores) {
   nps_search_history_t *h = track->history;
   const nps_score_t *found = scores_of(track, rows, count, h->best, scores);
   const nps_score_t *start = scores_of(track, rows, count, h->start, scores);
-  if (found && start && found != start &&
+  if (!found || !start || found == start || nps_score_has_failed(start, track->task_count)) return;
+  if (nps_score_has_failed(found, track->task_count) ||
       !nps_goal_is_gain(s->goal, NPS_PART_HELD, track->tasks, track->task_count, found, start))
     h->best = h->start;
 }
@@ -264,7 +269,7 @@ nps_err_t nps_tracks_choose(nps_searching_t *s, nps_track_t *tracks, int count) 
   const nps_score_t *next = scores;
   for (int i = 0; err == NPS_OK && i < count; i++) {
     choose_held(s, &tracks[i], rows[i], finalists[i], next);
-    if (s->spec->search->final != NPS_FINAL_BEST) choose_mean(s, &tracks[i]);
+    if (s->spec->search->final != NPS_FINAL_BEST) choose_mean(s, &tracks[i], rows[i], finalists[i], next);
     doubt(s, &tracks[i], rows[i], finalists[i], next);
     next += (int64_t)finalists[i] * tracks[i].task_count;
   }

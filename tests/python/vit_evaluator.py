@@ -2,7 +2,7 @@
 transformers. Requests come on stdin, answers go to stdout, one JSON object a line.
 
 An argument, a JSON object, makes it misbehave: "faults" {id of a request: FAULT}, "always": FAULT, "some": FAULT where a hash of
-the model says so, "one shot": it ends after each answer; "tell": a file for what it knows of itself; "cheap": scores are made up
+the model says so, "while": a file, only while it is there, "one shot": it ends after each answer; "tell": a file for what it knows of itself; "cheap": scores are made up
 of a hash of the model.
 """
 
@@ -196,6 +196,8 @@ FAULTS = {
 
 
 def fault_of(behaviour, request):
+    if "while" in behaviour and not os.path.exists(behaviour["while"]):
+        return None
     if "some" in behaviour:
         model = (pathlib.Path(request["model"]) / "model.safetensors").read_bytes()
         if hashlib.sha256(model).digest()[0] % 3 == 0:

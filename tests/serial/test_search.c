@@ -196,6 +196,9 @@ START_TEST(scores_without_a_number_have_failed) {
   nps_score_t scores[TASKS] = {merged[0], merged[1], merged[2]};
   scores[1].nll_sum = NAN;
   ck_assert(value_of(NPS_METRIC_ACCURACY, NPS_OBJECTIVE_MEAN, scores).failed);
+  scores[1] = (nps_score_t){0, 0, NAN}; /* as of a command: it is no task without samples */
+  ck_assert(value_of(NPS_METRIC_ACCURACY, NPS_OBJECTIVE_MEAN, scores).failed);
+  ck_assert(value_of(NPS_METRIC_ACCURACY, NPS_OBJECTIVE_H_SCORE, scores).failed);
   scores[1] = (nps_score_t){0, 0, 0};
   ck_near(value_of(NPS_METRIC_ACCURACY, NPS_OBJECTIVE_MEAN, scores).primary, -0.65);
   const nps_score_t none[TASKS] = {{0, 0, 0}};
