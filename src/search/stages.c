@@ -37,14 +37,14 @@ static void set_point_count(nps_track_t *track, int count) {
   track->points = nps_xrealloc(track->points, (size_t)(count * track->genome->count) + 1, sizeof *track->points);
 }
 
-/* Where λ is searched: 0.1, 0.2 … 1.0 times the models'. Where a model is compressed: 1, 1.25 … 3 times the start's weights,
+/* Where λ is searched: 0.1, 0.2 … 1.0 times the models'. Where a model is made of each: 1, 1.25 … 3 times the start's weights,
  * as the norm that the dropped entries had is missed. Nothing where an earlier search tells the start. */
 static factors_t factors_of(const nps_searching_t *s, const nps_track_t *track) {
   const nps_search_spec_t *spec = s->spec;
   const bool prune = track->stage == NPS_STAGE_PRUNE;
   if (track->from_file || spec->of_sum) return (factors_t){.count = 1};
   if (!prune) return (factors_t){NPS_VARIABLE_LAMBDA, 1, 10, 10};
-  if (!spec->search->vary_weight || spec->application != NPS_APPLICATION_COMPRESSION) return (factors_t){.count = 1};
+  if (!spec->search->vary_weight || !nps_application_is_of_each(spec->application)) return (factors_t){.count = 1};
   return (factors_t){NPS_VARIABLE_WEIGHT, 4, 4, 9};
 }
 

@@ -53,7 +53,7 @@ def config_of(folder, data, names):
     return {
         "merge_method": "nps", "base_model": str(folder / "base"), "models": [{"model": str(folder / name)} for name in names],
         "nps": {"subspaces": 8, "density": 0.1, "application": "transfer"},
-        "search": {"stages": ["prune"], "generations": 1, "population": 2, "final": "best"},
+        "search": {"stages": ["prune"], "generations": 1, "max_evaluations": 2, "final": "best"},
         "fitness": {"metric": "nll", "holdout": 0, "batch": 1, "tasks": [{"name": name, "data": str(data)} for name in names]},
         "dtype": "bfloat16",
     }  # fmt: skip

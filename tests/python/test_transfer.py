@@ -3,11 +3,14 @@ Scores are compared with nps-eval's of the models that a merge with the same num
 
 import json
 import statistics
+import sys
 
 import h5py
 import numpy as np
 import pytest
 import tools
+
+sys.path.append(str(tools.ROOT / "tests/bench"))
 
 FAMILY = tools.MODELS / "digits-vit"
 MODELS, GENERAL = ["noise", "parity"], ["plain", "blur"]
@@ -176,3 +179,16 @@ def test_of_texts(tmp_path):
     h = [harmonic(c, t, 1) for c, t in zip(path["correct"], path["total"])]
     np.testing.assert_allclose(path["h_score"], h, rtol=1e-14)
     assert h[10] != h[0]
+
+
+@pytest.mark.full
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("task", ["digits-vit/parity", "digits-vit/noise", "bytes-llama/legal", "bytes-llama/french"])
+def test_more_of_both_than_fine_tuning(task, tmp_path):
+    """On samples that no search has seen the H-score is better than the base's and the fully fine-tuned model's."""
+    import transfer_study as study
+
+    family, name = task.split("/")
+    _, _, h = study.transferred(family, name, 0.1, 1, tmp_path)
+    for model in ("base", name):
+        assert h > study.scores(family, tools.MODELS / family / model, name)[2]
