@@ -17,7 +17,7 @@ import yaml
 from search_study import BUILD, ROOT, run
 
 MODELS = ROOT / "examples/models"
-TASKS = ["digits-vit/parity", "digits-vit/noise", "bytes-llama/legal", "bytes-llama/french"]
+TASKS = ["digits-vit/parity", "digits-vit/invert", "digits-vit/rot90", "digits-vit/noise", "bytes-llama/legal", "bytes-llama/french"]
 
 
 def tasks_of(family):

@@ -183,7 +183,7 @@ def test_of_texts(tmp_path):
 
 @pytest.mark.full
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("task", ["digits-vit/parity", "digits-vit/noise", "bytes-llama/legal", "bytes-llama/french"])
+@pytest.mark.parametrize("task", ["digits-vit/parity", "digits-vit/invert", "bytes-llama/legal", "bytes-llama/french"])
 def test_more_of_both_than_fine_tuning(task, tmp_path):
     """On samples that no search has seen the H-score is better than the base's and the fully fine-tuned model's."""
     import transfer_study as study
