@@ -47,7 +47,7 @@ PACKAGES = """manpages manpages-dev manpages-cs manpages-da manpages-de manpages
   libstdc++-12-dev libpython3.11-stdlib perl-modules-5.36 libruby3.1 tcllib golang-golang-x-net-dev librust-regex-dev
   librust-syn-dev node-lodash php-symfony-console php-symfony-http-kernel bash-completion""".split()
 
-SIZES = {"train": 4800, "calibration": 64, "test": 400}
+SIZES = {"train": 4800, "calibration": 128, "test": 400}
 WORDS, LINES, FROM_ONE = 9, 2, 12  # of a passage of prose, of code; passages of one document
 
 # ---- packages ----
