@@ -50,16 +50,29 @@ def load_tensors(folder):
     return tensors
 
 
+def complete(tensors, head, prefix):
+    """A candidate's tensors and those of a head's folder that it lacks. A body's names have the prefix, or have not, in either."""
+
+    def named(name, others):
+        return f"{prefix}.{name}" if prefix and name not in others and f"{prefix}.{name}" in others else name
+
+    found = {named(name, head): tensor for name, tensor in tensors.items()}
+    for name, tensor in head.items():
+        found.setdefault(named(name, found), tensor)
+    return found
+
+
 def load_model(folder, head, kind):
     """The body of the candidate; what it lacks comes from the head's folder, as do the number and names of its classes."""
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(head if head and kind != "CausalLM" else folder)
-    tensors = load_tensors(folder)
-    for name, tensor in load_tensors(head).items() if head else []:
-        tensors.setdefault(name, tensor)
     family = getattr(transformers, f"AutoModelFor{kind}")._model_mapping[type(config)]
-    return family.from_pretrained(None, config=config, state_dict=tensors).eval().float()
+    tensors = complete(load_tensors(folder), load_tensors(head) if head else {}, family.base_model_prefix)
+    model, info = family.from_pretrained(None, config=config, state_dict=tensors, output_loading_info=True)
+    if info["missing_keys"]:  # they would be drawn at random
+        raise ValueError(f"neither {folder} nor {head} has {', '.join(sorted(info['missing_keys']))}")
+    return model.eval().float()
 
 
 # ---- the data ----------------------------------------------------------------------------------------------------------

@@ -9,8 +9,10 @@ static char *wrong(const char *task, const char *what) { return nps_xstrf("task 
 
 static char *read_total(const json_t *score, const char *task, int64_t *total) {
   const json_t *value = json_object_get(score, "total");
+  const json_int_t most = (json_int_t)1 << 53; /* a double holds it exactly */
   if (!json_is_integer(value) || json_integer_value(value) < 1)
     return wrong(task, "expected \"total\", a whole number of samples from 1 on");
+  if (json_integer_value(value) > most) return wrong(task, "expected \"total\", at most 2^53");
   *total = json_integer_value(value);
   return NULL;
 }

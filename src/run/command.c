@@ -72,6 +72,16 @@ static void share_sidecars(nps_run_state_t *run) {
   }
 }
 
+/* In the type of candidates, which is that of the output, or wide enough for perturbed ones. @return owned, or NULL */
+static char *make_config(const nps_run_state_t *run) {
+  const char *text = run->inputs[run->base]->config_json;
+  const nps_recipe_t *recipe = run->recipe;
+  if (!text) return NULL;
+  if (recipe->fitness.sharpness_samples > 0) return nps_run_typed_config(text, NPS_F32);
+  if (!recipe->has_out_dtype) return nps_xstrdup(text);
+  return nps_run_typed_config(text, recipe->out_dtype == NPS_F64 ? NPS_F32 : recipe->out_dtype);
+}
+
 void nps_run_make_command(nps_run_state_t *run, nps_search_command_t *out) {
   nps_recipe_fitness_t *fitness = &run->recipe->fitness;
   share_sidecars(run);
@@ -82,10 +92,13 @@ void nps_run_make_command(nps_run_state_t *run, nps_search_command_t *out) {
                                 .layout = run->layout,
                                 .base = run->inputs[run->base],
                                 .base_input = run->base,
-                                .config_json = run->inputs[run->base]->config_json,
+                                .config_json = make_config(run),
                                 .sidecars = run->sidecars,
                                 .sidecar_count = run->sidecar_count,
                                 .about = tell_of_tasks(run)};
 }
 
-void nps_run_free_command(nps_search_command_t *command) { json_decref((json_t *)command->about); }
+void nps_run_free_command(nps_search_command_t *command) {
+  json_decref((json_t *)command->about);
+  free((char *)command->config_json);
+}

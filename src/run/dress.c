@@ -53,6 +53,18 @@ static char *write_json(const json_t *value) {
   return line;
 }
 
+char *nps_run_typed_config(const char *text, nps_dtype_t type) {
+  json_t *config = json_loads(text, 0, NULL);
+  if (!json_is_object(config)) {
+    json_decref(config);
+    return nps_xstrdup(text);
+  }
+  set_type(config, torch_name(type));
+  char *out = write_json(config);
+  json_decref(config);
+  return out;
+}
+
 static nps_err_t make_config(const nps_run_state_t *run, nps_run_output_t *output) {
   const char *text = output->inputs[output->base >= 0 ? output->base : output->models[0].input]->config_json;
   const int head = head_input(output);

@@ -181,6 +181,9 @@ const nps_model_t *nps_run_head_of(const nps_run_state_t *run, const nps_run_tas
 
 /* ---- command.c ---- */
 
+/** Make a config.json that names another type of the tensors; one that cannot be read stays. Freed with free(). (dress.c) */
+char *nps_run_typed_config(const char *text, nps_dtype_t type);
+
 /** Share where models are handed over, and find whether that is in memory: on any host, so that all ranks plan alike. Collective. */
 void nps_run_share_handover(nps_run_state_t *run);
 

@@ -31,8 +31,10 @@ typedef struct {
   float *values;            /* MARK and [PART] */
   char *narrow;             /* the same of a narrower type */
   int64_t id;               /* of the last request */
+  bool retries;             /* the last model could not be written, and is written once more */
   nps_handover_t *handover; /* this and what follows: first rank of a group only */
   nps_command_t *command;
+  int64_t *totals; /* [tasks][parts] of the first answer; 0: none yet */
 } asker_t;
 
 int64_t nps_ask_work_bytes(void) { return 2 * (MARK + PART) * (int64_t)sizeof(float); }
@@ -106,6 +108,7 @@ static nps_err_t start(const nps_runner_t *r, asker_t *a, int group, int neighbo
   gethostname(host, sizeof host - 1);
   snprintf(key, sizeof key, "fitness.command on %s", host);
   NPS_TRY(nps_command_check(c->words, c->word_count, key));
+  a->totals = nps_xcalloc((size_t)(NPS_PARTS * r->spec->task_count), sizeof *a->totals);
   NPS_TRY(read_copied(a));
   NPS_TRY(nps_handover_new(c->directory, neighbours * most_bytes(r, a), &a->handover));
   NPS_TRY(keep_files(a));
@@ -153,6 +156,7 @@ static void end(nps_runner_t *r) {
   free(a->entries);
   free(a->values);
   free(a->narrow);
+  free(a->totals);
   free(a);
 }
 
@@ -279,8 +283,21 @@ static bool go_on(void *ctx) {
   return !q->round->is_stopped(q->round->ctx);
 }
 
+/* Scores of other samples cannot be compared: each task has as many as in the first answer. @return as take_scores() */
+static char *check_totals(const question_t *q, const asker_t *a) {
+  for (int64_t i = 0; i < q->count; i++) {
+    const nps_slot_t *slot = slot_of(q, i);
+    const int64_t found = q->round->scores[q->first + i].total;
+    int64_t *first = &a->totals[NPS_PARTS * slot->task + slot->job->part];
+    if (*first == 0) *first = found;
+    if (*first != found)
+      return nps_xstrf("task '%s': expected \"total\": %lld, as in the first answer", task_of(q, i), (long long)*first);
+  }
+  return NULL;
+}
+
 /* Takes the scores of an answer. @return why they do not count, or NULL */
-static char *take_scores(const question_t *q, const json_t *request, const json_t *answer) {
+static char *take_scores(const question_t *q, const asker_t *a, const json_t *request, const json_t *answer) {
   const nps_recipe_fitness_t *fitness = q->runner->spec->fitness;
   const nps_expected_t expected = {fitness->metric, fitness->less_is_better};
   const json_t *held = json_object_get(request, "held");
@@ -291,7 +308,7 @@ static char *take_scores(const question_t *q, const json_t *request, const json_
   for (int64_t i = 0; i < q->count; i++) names[i] = task_of(q, i);
   char *why = nps_command_scores(answer, &expected, names, (int)q->count, q->round->scores + q->first);
   free(names);
-  return why;
+  return why ? why : check_totals(q, a);
 }
 
 /* The reason that a command gives by itself: {"error": "…"}. */
@@ -307,7 +324,7 @@ static nps_asked_t ask(question_t *q, asker_t *a, const char *model, char **why)
   json_t *request = make_request(q, a->id, model), *answer = NULL;
   nps_asked_t how = nps_command_ask(a->command, request, go_on, q, &answer, why);
   if (how == NPS_ASKED_ANSWERED && !(*why = reason_in(answer))) {
-    char *wrong = take_scores(q, request, answer);
+    char *wrong = take_scores(q, a, request, answer);
     if (wrong) {
       *why = nps_text_printable(nps_xstrf("the command's answer: %s", wrong));
       nps_command_distrust(a->command);
@@ -347,6 +364,15 @@ static int64_t size(const nps_runner_t *r, const nps_round_t *round, int64_t fir
   return count;
 }
 
+/* The command may have filled the place: without it, and what it holds, there may be room. */
+static void make_room(nps_runner_t *r, asker_t *a) {
+  nps_handover_end(a->handover);
+  nps_command_distrust(a->command);
+  nps_problem_clear();
+  r->err = NPS_OK;
+  r->again = a->retries = true;
+}
+
 static void run(nps_runner_t *r, const nps_round_t *round, int64_t first, int64_t count) {
   asker_t *a = r->own;
   question_t q = {r, round, first, count};
@@ -358,6 +384,11 @@ static void run(nps_runner_t *r, const nps_round_t *round, int64_t first, int64_
     return;
   }
   r->err = hand_over(r, a, &model, &good);
+  if (r->err == NPS_ERR_IO && !a->retries) {
+    make_room(r, a);
+    return;
+  }
+  a->retries = false;
   if (r->err == NPS_OK && good)
     score(r, &q, a, model);
   else if (r->err == NPS_OK) {

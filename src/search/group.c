@@ -385,8 +385,8 @@ static int64_t size(const nps_runner_t *runner, const nps_round_t *round, int64_
   const double limit = most_flops(r);
   double flops = slots[first].flops;
   int64_t count = 1;
-  while (count < most && first + count < end && nps_slot_is_of_same_model(&slots[first + count], &slots[first]) &&
-         flops + slots[first + count].flops <= limit)
+  while (count < most && first + count < end && slots[first + count].job == slots[first].job &&
+         slots[first + count].shake == slots[first].shake && flops + slots[first + count].flops <= limit)
     flops += slots[first + count++].flops;
   return count;
 }

@@ -6,7 +6,9 @@
 #include <string.h>
 
 bool nps_slot_is_of_same_model(const nps_slot_t *a, const nps_slot_t *b) {
-  return a->job == b->job && a->shake == b->shake;
+  const nps_job_t *x = a->job, *y = b->job;
+  return a->shake == b->shake && x->part == y->part && x->weighting == y->weighting &&
+         (x->weighting || x->model == y->model);
 }
 
 void nps_slot_become(const nps_slot_t *slot, const nps_search_spec_t *spec, nps_candidate_t *candidate) {
@@ -81,8 +83,11 @@ static void lead_piece(nps_runner_t *r, const nps_round_t *round, int64_t first,
       continue;
     }
     const order_t order = {first, r->kind->size(r, round, first, end)};
-    pass_on(r, order);
-    r->kind->run(r, round, order.first, order.count);
+    do {
+      r->again = false;
+      pass_on(r, order);
+      r->kind->run(r, round, order.first, order.count);
+    } while (r->again);
     first += order.count;
   }
 }

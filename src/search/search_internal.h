@@ -79,7 +79,7 @@ typedef struct nps_slot {
   double flops;
 } nps_slot_t;
 
-/** Whether two slots are of the same model. */
+/** Whether two slots are of the same model, and of the same part of the samples. */
 bool nps_slot_is_of_same_model(const nps_slot_t *a, const nps_slot_t *b);
 
 /** Make the candidate the model of a slot. */
@@ -111,6 +111,7 @@ typedef struct nps_runner {
   int rank, ranks;        /**< in the group */
   double flops;           /**< of what this rank has led so far */
   nps_text_t failures;    /**< of commands on this rank, lines "SLOT TEXT\0" of the last round */
+  bool again;             /**< set by run() on a group's first rank: it is to be called once more */
   nps_err_t err;          /**< after which nothing can be scored on this rank; recorded */
 } nps_runner_t;
 

@@ -120,6 +120,7 @@ FAULTS = {
     "huge": "answered with what is no JSON (",
     "too many": 'expected "correct", a whole number from 0 to its "total", 16',
     "no total": 'expected "total", a whole number of samples from 1 on',
+    "another total": 'expected "total": 16, as in the first answer',
     "text": 'expected "nll_sum", a finite number',
     "a task too few": 'expected an object in "scores"',
     "error": "the command says: I do not like it",
@@ -170,7 +171,7 @@ def test_who_asks_does_not_matter(few, shared, tmp_path):
     """Which candidates fail depends on them alone: the same bytes on any number of groups."""
     config = by_command(one_generation(few, population=8), shared, cheap=True, some="die")
     contents = set()
-    for ranks in (1, 2, 3):
+    for ranks in (1, 3):
         tools.merge(config, tmp_path / f"{ranks}.h5", ranks=ranks)
         contents.add(str(sorted(tools.search_content(tmp_path / f"{ranks}.h5").items())))
     total = history(tmp_path / "1.h5", "prune/plain")["total"]
@@ -238,6 +239,19 @@ def test_averages_are_of_all_tasks(few, shared, tmp_path):
     events = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
     average = next(event for event in events if event["event"] == "scores")["average"]["calibration"]
     assert average["fine_tuned"]["nll"] is None and average["base"]["nll"] is not None
+
+
+def test_models_that_cannot_be_written(few, shared, tmp_path):
+    """What was scored before is not lost."""
+    bad = tmp_path / "bad"
+    config = by_command(one_generation(few), shared, cheap=True, **{"while": str(bad)}, faults={8: "remove the folder"})
+    tools.merge(config, tmp_path / "good.h5")
+    bad.touch()
+    error = tools.merge(config, tmp_path / "out.h5", code=1).err.split("error: ")[1:]
+    assert len(error) == 1 and "No such file or directory" in error[0], error
+    bad.unlink()
+    assert "going on from" in tools.merge(config, tmp_path / "out.h5", "--resume").out
+    assert tools.search_content(tmp_path / "out.h5") == tools.search_content(tmp_path / "good.h5")
 
 
 def test_a_command_that_is_not_there(few, shared, tmp_path):
@@ -411,24 +425,36 @@ def ask(script, *requests, options=(), env=None):
     return [json.loads(line) for line in done.stdout.splitlines()], done.stderr
 
 
+def body(folder, strip="", leave=0):
+    """The body of the model of blurred digits, with its prefix or without, and without its first tensors."""
+    source = tools.MODELS / "digits-vit/blur"
+    tensors = tools.read_safetensors(source / "model.safetensors")
+    tensors = {name.removeprefix(strip): tensor for name, tensor in tensors.items() if name.startswith("vit.")}
+    return tools.write_folder(folder, dict(list(tensors.items())[leave:]), json.loads((source / "config.json").read_text()))
+
+
 def test_example_with_transformers(few, tmp_path):
-    """Images and texts: the scores of nps-eval."""
+    """Images and texts: the scores of nps-eval. The body of a candidate is scored, whatever its names, and not the one of the
+    model that its head comes from; a model that lacks tensors is not scored."""
     texts = tmp_path / "texts.h5"
     with h5py.File(tools.MODELS / "bytes-llama/calibration.h5") as source, h5py.File(texts, "w") as target:
         target["c/input_ids"] = source["c/input_ids"][:4]
-    cases = [("digits-vit", "plain", few), ("bytes-llama", "c", texts)]
-    requests = []
-    for family, group, data in cases:
-        folder = str(tools.MODELS / family / group)
-        about = {group: {"data": str(data), "group": group, "head": folder, "model": group}}
-        requests.append({"id": len(requests) + 1, "model": folder, "tasks": [group], "about": about})
+    plain, llama = (str(tools.MODELS / name) for name in ("digits-vit/plain", "bytes-llama/c"))
+    images = {"data": str(few), "group": "plain"}
+    cases = [(plain, {**images, "head": plain}), (llama, {"data": str(texts), "group": "c", "head": llama}),
+             (body(tmp_path / "full"), {**images, "head": plain}), (body(tmp_path / "bare", "vit."), {**images, "head": plain}),
+             (body(tmp_path / "poor", leave=3), images)]  # fmt: skip
+    requests = [{"id": i, "model": str(model), "tasks": ["t"], "about": {"t": about}} for i, (model, about) in enumerate(cases)]
     replies, _ = ask("score_transformers.py", *requests)
-    for (family, group, data), request, reply in zip(cases, requests, replies, strict=True):
-        done = tools.run(tools.EVAL, request["model"], "--data", data, "--group", group, "--json")
-        native, scores = json.loads(done.out)["tasks"][group], reply["scores"][group]
-        assert reply["id"] == request["id"] and scores["total"] == native["total"], reply
-        assert abs(scores["correct"] - native["correct"]) <= (family == "bytes-llama")
+    assert [reply["id"] for reply in replies] == list(range(len(cases)))
+    for (model, about), reply in list(zip(cases, replies, strict=True))[:2]:
+        done = tools.run(tools.EVAL, model, "--data", about["data"], "--group", about["group"], "--json")
+        native, scores = json.loads(done.out)["tasks"][about["group"]], reply["scores"]["t"]
+        assert scores["total"] == native["total"], reply
+        assert abs(scores["correct"] - native["correct"]) <= (model == llama)
         assert scores["nll_sum"] / scores["total"] == pytest.approx(native["nll"], rel=1e-4)
+    assert replies[2]["scores"] == replies[3]["scores"] != replies[0]["scores"]
+    assert "neither " in replies[4]["error"] and "classifier.weight" in replies[4]["error"], replies[4]
 
 
 def test_example_with_the_harness(tmp_path):
@@ -454,6 +480,8 @@ def test_example_with_the_harness(tmp_path):
     assert how["tasks"] == ["arc_easy", "b"]
     replies, _ = ask("score_lm_eval.py", good, options=["--metric", "acc"], env=env)
     assert replies[0]["scores"]["a"]["value"] == 0.5
+    replies, _ = ask("score_lm_eval.py", {**good, "holdout": 0.5, "held": False}, env=env)
+    assert "fitness.holdout" in replies[0]["error"]
 
 
 @pytest.mark.parametrize("script", ["score_transformers.py", "score_lm_eval.py"])

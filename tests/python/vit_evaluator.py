@@ -11,6 +11,7 @@ import json
 import math
 import os
 import pathlib
+import shutil
 import signal
 import struct
 import sys
@@ -156,6 +157,12 @@ def hang_with_children():
     time.sleep(1000)
 
 
+def remove_the_folder(request):
+    reply = json.dumps(answer(request))
+    shutil.rmtree(pathlib.Path(request["model"]).parent)
+    write(reply + "\n")
+
+
 def part_of(request):
     return json.dumps(answer(request))[:30]
 
@@ -185,11 +192,13 @@ FAULTS = {
     "huge": lambda request: write(spoiled(request).replace('"nll_sum": ', '"nll_sum": 1e999, "x": ')),
     "too many": lambda request: write(spoiled(request, correct=10**6)),
     "no total": lambda request: write(spoiled(request, total=0)),
+    "another total": lambda request: write(spoiled(request, total=32)),
     "text": lambda request: write(spoiled(request, nll_sum="0.1")),
     "a task too few": lambda request: write(without_a_task(request)),
     "error": lambda request: write(json.dumps({"id": request["id"], "error": "I do not like it"}) + "\n"),
     "forgetful": lambda request: write(json.dumps({"id": request["id"], "scores": answer(request)["scores"]}) + "\n"),
     "two answers": lambda request: write(spoiled(request) * 2),
+    "remove the folder": remove_the_folder,
     "value": lambda request: write(json.dumps({"id": request["id"], "scores": {
         task: {"value": score(request, task)["nll_sum"], "total": 2} for task in request["tasks"]}}) + "\n"),
 }  # fmt: skip
