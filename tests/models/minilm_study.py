@@ -26,9 +26,9 @@ GRIDS = {
     "linear": ("linear", {"weight": 1}, None, [None]),
     "task_arithmetic": ("task_arithmetic", {"weight": 1}, "lambda", [0.2, 0.3, 0.4, 0.5, 0.6]),
     "ties": ("ties", {"weight": 1, "density": 0.2}, "lambda", [0.6, 0.8, 1.0, 1.3]),
-    "dare_ties": ("dare_ties", {"weight": 1, "density": 0.5}, "lambda", [0.6, 0.8, 1.0, 1.3]),
-    "tsv_m": ("tsv_m", {}, "alpha", [0.4, 0.6, 0.8, 1.0]),
-    "iso_c": ("iso_c", {}, "alpha", [0.6, 0.8, 1.0, 1.3]),
+    "dare_ties": ("dare_ties", {"weight": 1, "density": 0.5}, "lambda", [0.2, 0.4, 0.6, 0.8]),
+    "tsv_m": ("tsv_m", {}, "alpha", [0.6, 0.8, 1.0, 1.3, 1.6]),
+    "iso_c": ("iso_c", {}, "alpha", [1.0, 1.3, 1.6, 2.0, 2.5, 3.0]),
 }
 NPS = {"subspaces": 8, "density": 0.2}
 SEARCHES = {
