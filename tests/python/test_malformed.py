@@ -165,7 +165,7 @@ CONFIGS = {
     "bounds in disorder": (NPS + "search: {bounds: {weight: [1, 0]}}\n" + TASKS, "search.bounds.weight: expected [lower, upper] with lower < upper, found [1, 0]"),
     "start out of bounds": (NPS + "search: {start: {weight: 7}}\n" + TASKS, "search.start.weight: 7 lies outside of the bounds [-5, 5]"),
     "race": (NPS + "search: {race: true}\n" + TASKS, "search.race: true is not built yet"),
-    "command evaluator": (NPS + changed("{tasks", "{evaluator: command, tasks", TASKS), "fitness.evaluator: command is not built yet"),
+    "no command": (NPS + changed("{tasks", "{evaluator: command, tasks", TASKS), "fitness.command: is missing, expected [program, arguments, …]"),
     "everything held out": (NPS + changed("{tasks", "{holdout: 1, tasks", TASKS), "fitness.holdout: expected a number below 1"),
     "task without data": (NPS + "fitness: {tasks: [{name: x}]}\n", "fitness.tasks.0: 'data' is missing"),
     "task of an unlisted model": (NPS + changed("data", "model: quux, data", TASKS), "fitness.tasks.0.model: expected the name of a listed model, found 'quux'"),
