@@ -47,16 +47,18 @@ finish() {
   exit 1
 }
 
+# try NAME LIMIT COMMAND…: a step whose failure counts.
+try() {
+  step "$@" && echo "$name: done ($seconds s)" && return
+  show "$log"
+  echo "$name: failed, exit code $code ($seconds s)"
+  failed=$((failed + 1))
+}
+
 # must NAME LIMIT COMMAND…: a step without which nothing after it can run.
 must() {
-  if step "$@"; then
-    echo "$name: done ($seconds s)"
-  else
-    show "$log"
-    echo "$name: failed, exit code $code ($seconds s)"
-    failed=$((failed + 1))
-    finish
-  fi
+  try "$@"
+  test $failed = 0 || finish
 }
 
 # count PART PASSED FAILED SKIPPED: print the line of a part and add to the totals.
@@ -108,10 +110,10 @@ export NPS_SRCDIR="$root" NPS_BUILDDIR="$build"
 must packages 2700 jobs/install-deps.sh --tests
 must python 2400 tests/venv.sh
 venv=$(tests/venv.sh --path)
-must models 900 "$venv/bin/python" tests/models/minilm_fetch.py
 must build 1200 jobs/build.sh "$build" --enable-werror
-check_in check "$build"
 must build-sanitizers 1200 jobs/build.sh "$build-sanitizers" --enable-werror --enable-sanitizers CFLAGS='-O1 -g'
+check_in check "$build"
 check_in check-sanitizers "$build-sanitizers"
+try models 900 "$venv/bin/python" tests/models/minilm_fetch.py
 run_pytest
 finish

@@ -64,6 +64,7 @@ static lengths_t config_layers(const char *config_json) {
   json_error_t error;
   json_t *root = config_json ? json_loads(config_json, 0, &error) : NULL;
   lengths_t lengths = {.decoder = count_at(root, "num_decoder_layers")};
+  if (lengths.decoder == 0) lengths.decoder = count_at(root, "decoder_layers");
   for (int i = 0; nps_layer_keys[i] && lengths.main == 0; i++) lengths.main = count_at(root, nps_layer_keys[i]);
   json_decref(root);
   return lengths;
@@ -95,23 +96,20 @@ nps_err_t nps_stack_find(const nps_model_t *model, nps_stack_t *out) {
   const int64_t layers = lengths.main > 0 ? lengths.main : longest;
   const place_t *found = NULL, *other = NULL;
   for (int i = 0; i < count; i++) {
-    if (places[i].prefix == 0 || places[i].length != layers) continue;
-    if (!found)
+    if (places[i].prefix == 0) continue;
+    if (places[i].length == layers && !found)
       found = &places[i];
-    else if (compare_stacks(found, &places[i]) != 0)
+    else if ((places[i].length == layers && compare_stacks(found, &places[i]) != 0) ||
+             (places[i].length != layers && places[i].length == lengths.decoder))
       other = &places[i];
   }
   nps_err_t err = NPS_OK;
   if (!found)
     err = nps_fail(NPS_ERR_INPUT, "%s: %s: has no stack of layers to cut slices from", model->name, model->path);
-  else if (lengths.decoder > 0 && lengths.decoder != layers)
-    err = nps_fail(NPS_ERR_INPUT, "%s: %s: has stacks of %lld and %lld layers: slices of such models are not built yet",
-                   model->name, model->path, (long long)layers, (long long)lengths.decoder);
   else if (other)
-    err = nps_fail(
-        NPS_ERR_INPUT,
-        "%s: %s: has several stacks of %lld layers, %.*s* and %.*s*: slices of such models are not built yet",
-        model->name, model->path, (long long)layers, (int)found->prefix, found->name, (int)other->prefix, other->name);
+    err = nps_fail(NPS_ERR_INPUT,
+                   "%s: %s: has several stacks of layers, %.*s* and %.*s*: slices of such models are not built yet",
+                   model->name, model->path, (int)found->prefix, found->name, (int)other->prefix, other->name);
   else
     *out = (nps_stack_t){found->name, found->prefix, layers};
   free(places);

@@ -80,6 +80,7 @@ nps_err_t nps_model_name_like(nps_model_t *model, const nps_model_t *like, bool 
   *changed = false;
   if (!stored || model->experts || model == like) return NPS_OK;
   const int same = count_same(model, like);
+  if (same == model->tensor_count || same == like->tensor_count) return NPS_OK;
   lead_t put = find_lead(like, model), cut = find_lead(model, like);
   if (put.count <= same || put.count < cut.count) put.size = 0;
   if (cut.count <= same || cut.count <= put.count) cut.size = 0;

@@ -70,20 +70,22 @@ static void find_head(nps_run_state_t *run) {
     if (strcmp(recipe->models[m].name, recipe->output_head) == 0) run->head = run->input_of[m];
 }
 
-/* Which model's names the output has: one whose head it takes, which may put its body's name before them, else the base's. */
-static const nps_model_t *named_like(const nps_run_state_t *run) {
+/* Which model's names an input gets, and so the output: one whose head it takes, which may put its body's name before them,
+ * else the base's. A run that goes on from an earlier one keeps that one's, as its state has them; the state lacks the
+ * buffers of the base, which the models have. */
+static const nps_model_t *named_like(const nps_run_state_t *run, int input) {
   const nps_application_t application = run->recipe->nps.application;
-  const bool by_base = application == NPS_APPLICATION_COMPRESSION || run->history.updates;
   const bool heads = run->input_count == 2 || application == NPS_APPLICATION_TRANSFER;
-  if (run->head >= 0) return run->inputs[run->head];
-  return run->inputs[run->base == 0 && run->input_count > 1 && heads && !by_base];
+  const bool lends = run->base == 0 && run->input_count > 1 && heads && application != NPS_APPLICATION_COMPRESSION;
+  if (run->history.updates) return input == run->base && run->input_count > 1 ? run->inputs[1] : run->history.updates;
+  return run->inputs[run->head >= 0 ? run->head : lends];
 }
 
-/* Names that differ by what stands before them become the same. */
+/* Names that differ by what stands before them become the same; the base comes first in the list, and last here. */
 static nps_err_t align_names(nps_run_state_t *run) {
-  const nps_model_t *like = named_like(run);
   nps_err_t err = NPS_OK;
-  for (int i = 0; i < run->input_count; i++) {
+  for (int i = run->input_count - 1; i >= 0; i--) {
+    const nps_model_t *like = named_like(run, i);
     bool changed = false;
     err = nps_err_worse(err, nps_model_name_like(run->inputs[i], like, &changed));
     if (changed) nps_note("%s: its tensors are named as in %s", run->inputs[i]->name, like->name);

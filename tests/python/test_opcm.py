@@ -66,6 +66,18 @@ def content_hash(path):
     return outer.hexdigest()
 
 
+def test_separate_runs_of_models_with_another_prefix(tiny, tmp_path):
+    """The base is a bare body, the models have its name before theirs: the state keeps the names of the first run."""
+    for name in ("x", "y"):
+        stored = {f"body.{n}": t for n, t in tools.read_model(tiny / name).items()}
+        tools.write_folder(tmp_path / name, stored)
+    shutil.copytree(tiny / "base", tmp_path / "base")
+    last = tools.read_model(one_at_a_time(tmp_path, ["x", "y"], tmp_path, ".h5"))
+    plain = tools.read_model(one_at_a_time(tiny, ["x", "y"], tmp_path, "-plain.h5"))
+    assert sorted(last) == sorted(f"body.{n}" for n in plain)
+    assert tools.same_tensors({f"body.{n}": t for n, t in plain.items()}, last)
+
+
 def test_state(tiny, tmp_path):
     """What a first model leaves: its task vector, its norm, the base and its hashes."""
     tools.merge(config(tiny / "base", [tiny / "x"], alpha=0.25), tmp_path / "x.h5", ranks=2)
