@@ -157,35 +157,25 @@ static nps_err_t add_texts(nps_h5_t *file, const char *path, const char *key, js
   return err;
 }
 
-static nps_err_t add_counts(nps_h5_t *file, json_t *index) {
-  void *counts = NULL;
+static nps_err_t add_numbers(nps_h5_t *file, const char *path, const char *key, json_t *index) {
+  void *numbers = NULL;
   int ndim = 0;
   int64_t shape[NPS_MAX_DIMS];
-  NPS_TRY(nps_h5_read(file, "/index/count", NPS_I64, &ndim, shape, &counts));
+  NPS_TRY(nps_h5_read(file, path, NPS_I64, &ndim, shape, &numbers));
   json_t *list = json_array();
   const int64_t n = ndim == 1 ? shape[0] : 0;
-  for (int64_t i = 0; i < n; i++) json_array_append_new(list, json_integer(((const int64_t *)counts)[i]));
-  json_object_set_new(index, "count", list);
-  free(counts);
+  for (int64_t i = 0; i < n; i++) json_array_append_new(list, json_integer(((const int64_t *)numbers)[i]));
+  json_object_set_new(index, key, list);
+  free(numbers);
   return NPS_OK;
 }
 
 /* Which tensors are stored by their singular factors, where some are. */
 static nps_err_t add_matrices(nps_h5_t *file, json_t *index) {
-  void *marks = NULL;
-  int ndim = 0;
-  int64_t shape[NPS_MAX_DIMS];
   int64_t matrices = 0;
   bool found = false;
   NPS_TRY(nps_h5_get_attr_i64(file, "/index", "matrices", &matrices, &found));
-  if (!found) return NPS_OK;
-  NPS_TRY(nps_h5_read(file, "/index/matrix", NPS_I64, &ndim, shape, &marks));
-  json_t *list = json_array();
-  const int64_t n = ndim == 1 ? shape[0] : 0;
-  for (int64_t i = 0; i < n; i++) json_array_append_new(list, json_integer(((const int64_t *)marks)[i]));
-  json_object_set_new(index, "matrix", list);
-  free(marks);
-  return NPS_OK;
+  return found ? add_numbers(file, "/index/matrix", "matrix", index) : NPS_OK;
 }
 
 static nps_err_t check_index(const char *path, const json_t *index, int64_t bits) {
@@ -205,7 +195,7 @@ static nps_err_t read_index(nps_h5_t *file, const char *path, const char *group,
   bool found = false;
   NPS_TRY(add_texts(file, "/index/name", "name", index));
   NPS_TRY(add_texts(file, "/index/dtype", "dtype", index));
-  NPS_TRY(add_counts(file, index));
+  NPS_TRY(add_numbers(file, "/index/count", "count", index));
   NPS_TRY(add_matrices(file, index));
   NPS_TRY(nps_h5_get_attr_i64(file, "/index", "value_bits", &bits, &found));
   NPS_TRY(check_index(path, index, bits));

@@ -256,12 +256,7 @@ static void score_slots(scoring_t *w) {
   free(cut);
 }
 
-static void add_up(void *ctx, const batch_t *b) {
-  nps_score_t *score_of_item = (nps_score_t *)ctx + b->item;
-  score_of_item->correct += b->known->correct;
-  score_of_item->total += b->known->total;
-  score_of_item->nll_sum += b->known->nll_sum;
-}
+static void add_up(void *ctx, const batch_t *b) { nps_score_add((nps_score_t *)ctx + b->item, b->known); }
 
 static nps_err_t save(const nps_scorer_t *s) {
   const nps_search_keep_t *keep = &s->spec->keep;
@@ -336,6 +331,16 @@ static void gather_failures(const scoring_t *w) {
 }
 
 const char *nps_scorer_last_failure(const nps_scorer_t *s) { return s->last_failure; }
+
+void nps_score_add(nps_score_t *sum, const nps_score_t *score) {
+  sum->correct += score->correct;
+  sum->total += score->total;
+  sum->nll_sum += score->nll_sum;
+}
+
+double nps_score_accuracy(const nps_score_t *score) { return (double)score->correct / (double)score->total; }
+
+double nps_score_nll(const nps_score_t *score) { return score->nll_sum / (double)score->total; }
 
 bool nps_score_has_failed(const nps_score_t *scores, int count) {
   for (int k = 0; k < count; k++)

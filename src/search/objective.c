@@ -3,12 +3,9 @@
 #include <math.h>
 #include <stdlib.h>
 
-static double accuracy_of(const nps_score_t *s) { return (double)s->correct / (double)s->total; }
-static double nll_of(const nps_score_t *s) { return s->nll_sum / (double)s->total; }
-
 /* A score of which more is better. */
 static double score_of(const nps_recipe_fitness_t *fitness, const nps_score_t *s) {
-  return fitness->metric == NPS_METRIC_ACCURACY ? accuracy_of(s) : -nll_of(s);
+  return fitness->metric == NPS_METRIC_ACCURACY ? nps_score_accuracy(s) : -nps_score_nll(s);
 }
 
 /* Between θ0 and the fine-tuned model on the same samples; where that is no gain, the difference from θ0. */
@@ -73,7 +70,7 @@ static double h_score_of(const nps_goal_t *goal, const int *tasks, int count, co
   for (int k = 0; k < count; k++) {
     const bool general = goal->tasks[tasks[k]].model < 0;
     if (scores[k].total == 0) continue;
-    sum[general] += accuracy_of(&scores[k]);
+    sum[general] += nps_score_accuracy(&scores[k]);
     n[general]++;
   }
   return nps_h_score(mean_of(sum[0], n[0]), mean_of(sum[1], n[1]));
@@ -91,8 +88,8 @@ nps_fitness_value_t nps_goal_value(const nps_goal_t *goal, int part, const int *
     const double gain = gain_of(goal, part, tasks[k], &scores[k]);
     sum += gain;
     if (gain < worst) worst = gain;
-    accuracy += accuracy_of(&scores[k]);
-    nll += nll_of(&scores[k]);
+    accuracy += nps_score_accuracy(&scores[k]);
+    nll += nps_score_nll(&scores[k]);
     n++;
   }
   double aim = mean_of(sum, n);

@@ -95,12 +95,8 @@ static nps_err_t score_points(const nps_searching_t *s, int model, const int *ta
                                                .what = "a point of the path"};
   }
   nps_err_t err = nps_scorer_run(s->scorer, jobs, NPS_PARTS * POINTS, scores);
-  for (int i = 0; i < NPS_PARTS * items; i++) {
-    nps_score_t *sum = &path->scores[i / (NPS_PARTS * count) * count + i % count];
-    sum->correct += scores[i].correct;
-    sum->total += scores[i].total;
-    sum->nll_sum += scores[i].nll_sum;
-  }
+  for (int i = 0; i < NPS_PARTS * items; i++)
+    nps_score_add(&path->scores[i / (NPS_PARTS * count) * count + i % count], &scores[i]);
   for (int p = 0; p < POINTS; p++) nps_weighting_free((nps_weighting_t *)jobs[NPS_PARTS * p].weighting);
   free(scores);
   free(jobs);
@@ -109,7 +105,7 @@ static nps_err_t score_points(const nps_searching_t *s, int model, const int *ta
 
 static double mean_accuracy(const nps_score_t *scores, int count) {
   double sum = 0;
-  for (int k = 0; k < count; k++) sum += (double)scores[k].correct / (double)scores[k].total;
+  for (int k = 0; k < count; k++) sum += nps_score_accuracy(&scores[k]);
   return sum / count;
 }
 
@@ -166,7 +162,7 @@ static void show_path(const nps_search_path_t *path, nps_report_t *report) {
 
 static json_t *numbers(const double *x, int n) {
   json_t *list = json_array();
-  for (int i = 0; i < n; i++) json_array_append_new(list, isfinite(x[i]) ? json_real(x[i]) : json_null());
+  for (int i = 0; i < n; i++) json_array_append_new(list, nps_search_number(x[i]));
   return list;
 }
 

@@ -36,7 +36,6 @@ static void add_state(const nps_track_t *track, int64_t first, state_t *state) {
 }
 
 /* JSON has no NaN. */
-static json_t *number(double x) { return isfinite(x) ? json_real(x) : json_null(); }
 
 static void log_state(const nps_searching_t *s, const nps_track_t *track, const state_t *state) {
   const nps_recipe_fitness_t *fitness = s->spec->fitness;
@@ -44,9 +43,9 @@ static void log_state(const nps_searching_t *s, const nps_track_t *track, const 
   json_object_set_new(fields, "stage", json_string(nps_stage_name(track->stage)));
   json_object_set_new(fields, "model", track->model < 0 ? json_null() : json_string(s->spec->models[track->model]));
   json_object_set_new(fields, "generation", json_integer(track->generation));
-  json_object_set_new(fields, "best", number(nps_fitness_shown(fitness, state->best)));
-  json_object_set_new(fields, "mean", number(nps_fitness_shown(fitness, state->mean)));
-  json_object_set_new(fields, "sigma", number(state->sigma));
+  json_object_set_new(fields, "best", nps_search_number(nps_fitness_shown(fitness, state->best)));
+  json_object_set_new(fields, "mean", nps_search_number(nps_fitness_shown(fitness, state->mean)));
+  json_object_set_new(fields, "sigma", nps_search_number(state->sigma));
   json_object_set_new(fields, "evaluations", json_integer(state->evaluations));
   nps_report_event(s->report, "generation", fields);
 }

@@ -253,11 +253,9 @@ static nps_score_t part_of(const nps_search_row_t *row, size_t which, int part) 
   nps_score_t s[NPS_PARTS];
   memcpy(s, (const char *)row + which, sizeof s);
   if (part < NPS_PARTS) return s[part];
-  return (nps_score_t){s[0].correct + s[1].correct, s[0].total + s[1].total, s[0].nll_sum + s[1].nll_sum};
+  nps_score_add(&s[NPS_PART_SEEN], &s[NPS_PART_HELD]);
+  return s[NPS_PART_SEEN];
 }
-
-static double accuracy_of(const nps_score_t *s) { return (double)s->correct / (double)s->total; }
-static double nll_of(const nps_score_t *s) { return s->nll_sum / (double)s->total; }
 
 static double mean_over_rows(const nps_search_t *search, size_t which, int part, double (*of)(const nps_score_t *)) {
   double sum = 0;
@@ -274,7 +272,7 @@ static double mean_over_rows(const nps_search_t *search, size_t which, int part,
 
 double nps_search_mean_accuracy(const nps_search_t *search, size_t which, int part) {
   if (search->by_command && search->metric != NPS_METRIC_ACCURACY) return NAN;
-  return mean_over_rows(search, which, part, accuracy_of);
+  return mean_over_rows(search, which, part, nps_score_accuracy);
 }
 
 double nps_search_h_score(const nps_search_t *search, int model, size_t which, int part) {
@@ -293,11 +291,11 @@ double nps_search_h_score(const nps_search_t *search, int model, size_t which, i
 
 double nps_search_mean_nll(const nps_search_t *search, size_t which, int part) {
   if (search->by_command && search->metric != NPS_METRIC_NLL) return NAN;
-  return mean_over_rows(search, which, part, nll_of);
+  return mean_over_rows(search, which, part, nps_score_nll);
 }
 
 double nps_search_mean_score(const nps_search_t *search, size_t which, int part) {
   if (search->metric != NPS_METRIC_VALUE) return nps_search_mean_accuracy(search, which, part);
-  const double loss = mean_over_rows(search, which, part, nll_of);
+  const double loss = mean_over_rows(search, which, part, nps_score_nll);
   return search->less_is_better ? loss : -loss;
 }

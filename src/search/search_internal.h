@@ -168,6 +168,14 @@ const char *nps_scorer_last_failure(const nps_scorer_t *scorer);
 /** Whether the scores of a model say that it could not be scored. @param scores  [count] of its tasks */
 bool nps_score_has_failed(const nps_score_t *scores, int count);
 
+/** Add a score to a sum; give the accuracy / the mean negative log-likelihood of one. Local. */
+void nps_score_add(nps_score_t *sum, const nps_score_t *score);
+double nps_score_accuracy(const nps_score_t *score);
+double nps_score_nll(const nps_score_t *score);
+
+/** Make a JSON number, or null of one that is not finite. @return owned */
+json_t *nps_search_number(double x);
+
 /** Give the floating-point operations of the batches that this rank has led so far. */
 double nps_scorer_flops(const nps_scorer_t *scorer);
 

@@ -239,7 +239,7 @@ static void show_doubt(const nps_search_t *search, nps_report_t *report) {
 
 /* ---- the log ---- */
 
-static json_t *number(double x) { return isfinite(x) ? json_real(x) : json_null(); }
+json_t *nps_search_number(double x) { return isfinite(x) ? json_real(x) : json_null(); }
 
 /* H-scores of every output, on all samples. */
 static json_t *h_scores_of(const nps_search_t *search, const nps_search_spec_t *spec) {
@@ -248,7 +248,8 @@ static json_t *h_scores_of(const nps_search_t *search, const nps_search_spec_t *
     if (isnan(nps_search_h_score(search, model, columns[MERGED].which, ALL))) continue;
     json_t *item = json_pack("{s:s?}", "model", model < 0 ? NULL : spec->models[model]);
     for (int c = 0; c < COLUMNS; c++)
-      json_object_set_new(item, columns[c].key, number(nps_search_h_score(search, model, columns[c].which, ALL)));
+      json_object_set_new(item, columns[c].key,
+                          nps_search_number(nps_search_h_score(search, model, columns[c].which, ALL)));
     json_array_append_new(list, item);
   }
   return list;
@@ -257,10 +258,11 @@ static json_t *h_scores_of(const nps_search_t *search, const nps_search_spec_t *
 static json_t *scores_of(const nps_search_t *rows, int part) {
   json_t *scores = json_object();
   for (int c = 0; c < COLUMNS; c++) {
-    json_t *one = json_pack("{s:o, s:o}", "accuracy", number(nps_search_mean_accuracy(rows, columns[c].which, part)),
-                            "nll", number(nps_search_mean_nll(rows, columns[c].which, part)));
+    json_t *one =
+        json_pack("{s:o, s:o}", "accuracy", nps_search_number(nps_search_mean_accuracy(rows, columns[c].which, part)),
+                  "nll", nps_search_number(nps_search_mean_nll(rows, columns[c].which, part)));
     if (rows->metric == NPS_METRIC_VALUE)
-      json_object_set_new(one, "value", number(nps_search_mean_score(rows, columns[c].which, part)));
+      json_object_set_new(one, "value", nps_search_number(nps_search_mean_score(rows, columns[c].which, part)));
     json_object_set_new(scores, columns[c].key, one);
   }
   return scores;
@@ -282,7 +284,7 @@ static void log_scores(const nps_search_t *search, const nps_search_spec_t *spec
     json_t *item = both_parts(&alone);
     json_object_set_new(item, "task", json_string(spec->tasks[row->task].name));
     json_object_set_new(item, "model", row->model < 0 ? json_null() : json_string(spec->models[row->model]));
-    json_object_set_new(item, "kept", number(row->kept));
+    json_object_set_new(item, "kept", nps_search_number(row->kept));
     json_array_append_new(list, item);
   }
   json_object_set_new(fields, "tasks", list);

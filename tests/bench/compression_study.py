@@ -27,6 +27,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import zstandard
+from compression_table import stored
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path += [str(ROOT / "tests/python"), str(ROOT / "tools")]
@@ -144,12 +145,6 @@ def mask_bits(family, density):
 
 
 # ---- archives ----------------------------------------------------------------------------------------------------------
-
-
-def stored(group):
-    sizes = []
-    group.visititems(lambda _, x: sizes.append(x.id.get_storage_size()) if isinstance(x, h5py.Dataset) else None)
-    return sum(sizes)
 
 
 def archive_sizes(path, tasks):

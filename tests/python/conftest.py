@@ -2,7 +2,6 @@
 
 import signal
 
-import h5py
 import pytest
 import tools
 
@@ -18,11 +17,7 @@ def pytest_sessionstart(session):
 def data(tmp_path_factory):
     """Calibration data of tools.small_search()."""
     path = tmp_path_factory.mktemp("data") / "calibration.h5"
-    with h5py.File(tools.SMALL_SEARCH / "calibration.h5") as source, h5py.File(path, "w") as target:
-        for task in tools.SMALL_SEARCH_TASKS:
-            for name in ("inputs", "labels"):
-                target[f"{task}/{name}"] = source[task][name][:32]
-    return path
+    return tools.write_small_data(path, 32)
 
 
 @pytest.fixture(scope="session")

@@ -29,11 +29,7 @@ def shared(tmp_path):
 def few(tmp_path_factory):
     """16 samples of each task."""
     path = tmp_path_factory.mktemp("few") / "calibration.h5"
-    with h5py.File(tools.SMALL_SEARCH / "calibration.h5") as source, h5py.File(path, "w") as target:
-        for task in tools.SMALL_SEARCH_TASKS:
-            for name in ("inputs", "labels"):
-                target[f"{task}/{name}"] = source[task][name][:16]
-    return path
+    return tools.write_small_data(path, 16)
 
 
 def by_command(config, shared, timeout=60, fitness=None, **behaviour):

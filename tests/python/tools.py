@@ -170,6 +170,15 @@ def recipe(family, method, parameters=None, model_parameters=None, base=True, na
 SMALL_SEARCH, SMALL_SEARCH_TASKS = MODELS / "digits-vit", ["plain", "blur"]
 
 
+def write_small_data(path, samples):
+    """Calibration data of small_search(): the first samples of each task."""
+    with h5py.File(SMALL_SEARCH / "calibration.h5") as source, h5py.File(path, "w") as target:
+        for task in SMALL_SEARCH_TASKS:
+            for name in ("inputs", "labels"):
+                target[f"{task}/{name}"] = source[task][name][:samples]
+    return path
+
+
 def small_search(data, **search):
     """A search of a second or two. data: the fixture of that name."""
     return {
