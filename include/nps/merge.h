@@ -54,9 +54,9 @@ typedef struct nps_merge_tensor {
   int64_t count;         /**< elements, over all ranks */
   int64_t rows, columns; /**< of a matrix: two dimensions, both at least 2; else 0 */
   nps_tensor_role_t role;
-  int models; /**< T; in a slice with fewer sources less than in others */
-  uint64_t seed;
-  bool has_history;                    /**< there is an update already, which the models are added to */
+  int models;       /**< T; in a slice with fewer sources less than in others */
+  uint64_t key;     /**< of the tensor's random numbers: the recipe's seed XOR the hash of its name */
+  bool has_history; /**< there is an update already, which the models are added to */
   const double *param[NPS_MAX_PARAMS]; /**< by the method's parameters: [models] values; shared ones [1] */
   int order;                           /**< position among the merged tensors in byte order of their names */
   int tensor_count;                    /**< merged tensors of the model */

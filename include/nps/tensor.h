@@ -114,9 +114,8 @@ typedef struct nps_lanes {
   double lane[16];
 } nps_lanes_t;
 
-/** Add x_i² / |x_i| / x_i·y_i for i in [0, n). */
+/** Add x_i² / x_i·y_i for i in [0, n). */
 void nps_lanes_add_squares(nps_lanes_t *lanes, const float *x, int64_t n);
-void nps_lanes_add_magnitudes(nps_lanes_t *lanes, const float *x, int64_t n);
 void nps_lanes_add_products(nps_lanes_t *lanes, const double *x, const double *y, int64_t n);
 
 /** Sum the lanes, in a fixed order. */

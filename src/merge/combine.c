@@ -1,5 +1,6 @@
 #include "combine.h"
 
+#include <math.h>
 #include <string.h>
 
 /* Entries combined at a time: their models' parts stay in the first cache. */
@@ -93,32 +94,83 @@ void nps_combine(const nps_combination_t *c, int64_t n, double *out) {
 
 typedef uint32_t word_t __attribute__((vector_size(32)));
 
-/* Entries whose bits are four bytes each. */
-NPS_VECTOR_CLONES
-static int64_t drop_whole(float *x, const uint8_t *stays, int64_t n) {
-  const word_t bit = {1, 2, 4, 8, 16, 32, 64, 128};
-  int64_t kept = 0;
-  for (int64_t i = 0; i < n; i++) {
-    uint32_t bits;
-    memcpy(&bits, stays + 4 * i, sizeof bits);
-    kept += __builtin_popcount(bits);
-    const word_t all = (word_t){0} + bits;
-    for (int k = 0; k < 4; k++) {
-      word_t entry;
-      memcpy(&entry, x + 32 * i + 8 * k, sizeof entry);
-      entry &= (word_t)((all & bit << 8 * k) != 0);
-      memcpy(x + 32 * i + 8 * k, &entry, sizeof entry);
-    }
+/* Entries whose bits are read at a time. */
+#define BITS 32
+
+/* Copies entries, zeros where their bits are not set. */
+INLINE void keep_some(const float *x, const uint8_t *stays, float *out) {
+  const word_t first = {1, 2, 4, 8, 16, 32, 64, 128};
+  uint32_t bits;
+  memcpy(&bits, stays, sizeof bits);
+  for (int k = 0; k < BITS / 8; k++) {
+    const word_t bit = first << 8 * k, set = ((word_t){0} + bits) & bit;
+    word_t entry;
+    memcpy(&entry, x + 8 * k, sizeof entry);
+    entry &= (word_t)(set == bit);
+    memcpy(out + 8 * k, &entry, sizeof entry);
   }
-  return kept;
 }
 
+NPS_VECTOR_CLONES
+static void drop_whole(float *x, const uint8_t *stays, int64_t n) {
+  for (int64_t i = 0; i < n; i += BITS) keep_some(x + i, stays + i / 8, x + i);
+}
+
+/* [n] bits, n a multiple of BITS. */
+NPS_VECTOR_CLONES
+static int64_t count_bits(const uint8_t *stays, int64_t n) {
+  int64_t count = 0;
+  for (int64_t i = 0; i < n; i += BITS) {
+    uint32_t bits;
+    memcpy(&bits, stays + i / 8, sizeof bits);
+    count += __builtin_popcount(bits);
+  }
+  return count;
+}
+
+static bool stays_at(const uint8_t *stays, int64_t i) { return stays[i / 8] >> (i % 8) & 1; }
+
 int64_t nps_drop(float *x, const uint8_t *stays, int64_t n) {
-  int64_t kept = drop_whole(x, stays, n / 32);
-  for (int64_t i = n / 32 * 32; i < n; i++) {
-    const bool stay = stays[i / 8] >> (i % 8) & 1;
+  const int64_t whole = n / BITS * BITS;
+  int64_t kept = count_bits(stays, whole);
+  drop_whole(x, stays, whole);
+  for (int64_t i = whole; i < n; i++) {
+    const bool stay = stays_at(stays, i);
     x[i] = stay ? x[i] : 0.0f;
     kept += stay;
   }
   return kept;
+}
+
+#define SUMS (int)(sizeof((nps_lanes_t *)0)->lane / sizeof(double))
+
+INLINE void add_lanes(double *lane, const float *x) {
+  for (int j = 0; j < SUMS; j++) lane[j] += (double)x[j];
+}
+
+NPS_VECTOR_CLONES
+static void add_whole(nps_lanes_t *all, nps_lanes_t *kept, const float *x, const uint8_t *stays, int64_t n) {
+  double sum[SUMS], kept_sum[SUMS];
+  memcpy(sum, all->lane, sizeof sum);
+  memcpy(kept_sum, kept->lane, sizeof kept_sum);
+  for (int64_t i = 0; i < n; i += BITS) {
+    float magnitude[BITS], kept_magnitude[BITS];
+    for (int j = 0; j < BITS; j++) magnitude[j] = fabsf(x[i + j]);
+    keep_some(magnitude, stays + i / 8, kept_magnitude);
+    for (int k = 0; k < BITS; k += SUMS) {
+      add_lanes(sum, magnitude + k);
+      add_lanes(kept_sum, kept_magnitude + k);
+    }
+  }
+  memcpy(all->lane, sum, sizeof sum);
+  memcpy(kept->lane, kept_sum, sizeof kept_sum);
+}
+
+void nps_add_magnitudes(nps_lanes_t *all, nps_lanes_t *kept, const float *x, const uint8_t *stays, int64_t n) {
+  const int64_t whole = n / BITS * BITS;
+  add_whole(all, kept, x, stays, whole);
+  for (int64_t i = whole; i < n; i++) {
+    all->lane[i % SUMS] += fabs((double)x[i]);
+    if (stays_at(stays, i)) kept->lane[i % SUMS] += fabs((double)x[i]);
+  }
 }

@@ -3,7 +3,7 @@
 #ifndef NPS_MERGE_COMBINE_H
 #define NPS_MERGE_COMBINE_H
 
-#include "nps/base.h"
+#include "nps/tensor.h"
 
 /** How the task vectors of a chunk are put together. */
 typedef struct nps_combination {
@@ -24,5 +24,10 @@ void nps_combine(const nps_combination_t *combination, int64_t n, double *out);
  *  @param stays  bit i mod 8 of byte i div 8 is entry i's
  *  @return how many stay */
 int64_t nps_drop(float *x, const uint8_t *stays, int64_t n);
+
+/** Add |x_i| to one sum, and to another where the entry's bit is set.
+ *  @param all, kept  of blocks in work; x starts at a multiple of 16 in its block
+ *  @param stays      as in nps_drop() */
+void nps_add_magnitudes(nps_lanes_t *all, nps_lanes_t *kept, const float *x, const uint8_t *stays, int64_t n);
 
 #endif

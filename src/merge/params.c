@@ -296,7 +296,7 @@ static void describe_tensors(nps_merge_t *merge) {
     tensor->name = named[i].name;
     describe_shape(&layout->targets[named[i].target], tensor);
     tensor->models = count_models(&merge->spec, &layout->targets[named[i].target]);
-    tensor->seed = merge->spec.seed;
+    tensor->key = merge->spec.seed ^ nps_name_hash(tensor->name);
     tensor->has_history = merge->spec.history.updates != NULL;
     tensor->order = i;
     tensor->tensor_count = merged;

@@ -177,7 +177,7 @@ static bool dare_check(const nps_merge_tensor_t *tensor, const nps_merge_tensor_
   return true;
 }
 
-/* L1 norms are needed only where entries are dropped and rescaled by them. */
+/* L1 norms are needed only where entries are dropped and rescaled by them; models that keep all their entries have none. */
 static int dare_passes(const nps_merge_tensor_t *tensors, int count) {
   for (int i = 0; i < count; i++)
     if (tensors[i].name && tensors[i].param[RESCALE][0] == RESCALE_L1) return all_dense(tensors, count) ? 0 : 1;
@@ -229,11 +229,10 @@ static void dare_start(void *state, const nps_merge_tensor_t *tensor) {
   s->first = -1;
 }
 
-/* Chooses the entries of a chunk that stay: entry i of a tensor where word i of the stream (seed XOR hash of the tensor's
- * name, model) is below density × 2^32. */
+/* Chooses the entries of a chunk that stay: entry i of a tensor where word i of the stream (the tensor's key, model) is below density × 2^32. */
 static void choose(const nps_merge_tensor_t *tensor, int model, const nps_merge_chunk_t *chunk, uint8_t *stays) {
   const uint32_t limit = (uint32_t)(tensor->param[DENSITY][model] * 4294967296.0);
-  nps_rng_below(tensor->seed ^ nps_name_hash(tensor->name), (uint32_t)model, chunk->first, chunk->count, limit, stays);
+  nps_rng_below(tensor->key, (uint32_t)model, chunk->first, chunk->count, limit, stays);
 }
 
 /* Where the choice of a chunk is kept; NULL where it is not. */
@@ -248,13 +247,10 @@ static void dare_scan(void *state, const nps_merge_tensor_t *tensor, int pass, c
   uint8_t scratch[NPS_CHUNK / 8];
   if (s->first < 0) s->first = chunk->first;
   for (int m = 0; m < tensor->models; m++) {
-    uint8_t *kept = choice_of(s, m, chunk), *stays = kept ? kept : scratch;
-    nps_lanes_add_magnitudes(&s->all[m].lanes, chunk->tau[m], chunk->count);
-    if (tensor->param[DENSITY][m] < 1) {
-      choose(tensor, m, chunk, stays);
-      nps_drop(chunk->tau[m], stays, chunk->count);
-    }
-    nps_lanes_add_magnitudes(&s->kept[m].lanes, chunk->tau[m], chunk->count);
+    if (tensor->param[DENSITY][m] >= 1) continue;
+    uint8_t *choice = choice_of(s, m, chunk), *stays = choice ? choice : scratch;
+    choose(tensor, m, chunk, stays);
+    nps_add_magnitudes(&s->all[m].lanes, &s->kept[m].lanes, chunk->tau[m], stays, chunk->count);
     nps_block_sums_advance(&s->all[m], chunk->first, chunk->count, chunk->piece_ends);
     nps_block_sums_advance(&s->kept[m], chunk->first, chunk->count, chunk->piece_ends);
   }

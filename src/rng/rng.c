@@ -20,21 +20,18 @@ static void philox_blocks(uint64_t key, uint32_t lane, uint64_t first_block, int
   }
 }
 
-/* Blocks computed side by side. */
-#define WIDTH 8
-
 #if defined(__x86_64__) && defined(__GNUC__)
 
-#define VECTORS 2 /* of four blocks: a 32-bit word each in the lower half of a 64-bit lane, as the products need */
-
-static bool has_wide_vectors(void) { return __builtin_cpu_supports("avx2"); }
+#define AVX2 __attribute__((target("avx2")))
+#define VECTORS 4 /* of four blocks: a 32-bit word each in the lower half of a 64-bit lane, as products need */
+#define GROUP (16 * VECTORS) /* words computed side by side */
 
 /* The keys of all rounds. */
 typedef struct {
   __m256i k0[ROUNDS], k1[ROUNDS];
-} group_keys_t;
+} round_keys_t;
 
-__attribute__((target("avx2"))) static void spread_keys(uint64_t key, group_keys_t *keys) {
+AVX2 static void spread_keys(uint64_t key, round_keys_t *keys) {
   uint32_t key_0 = (uint32_t)key, key_1 = (uint32_t)(key >> 32);
   for (int round = 0; round < ROUNDS; round++) {
     keys->k0[round] = _mm256_set1_epi64x(key_0);
@@ -44,15 +41,23 @@ __attribute__((target("avx2"))) static void spread_keys(uint64_t key, group_keys
   }
 }
 
-/* Written by hand, as compilers make this ten times slower: the upper halves of the lanes need no masking here. */
-__attribute__((target("avx2"))) static void philox_group(const group_keys_t *keys, uint32_t lane, uint64_t first_block,
-                                                         uint32_t out[4 * WIDTH]) {
+/* The lower words of the 64-bit lanes: in each half of 128 bits two of x, then two of y. */
+AVX2 static inline __m256i lower_words(__m256i x, __m256i y) {
+  return _mm256_castps_si256(_mm256_shuffle_ps(_mm256_castsi256_ps(x), _mm256_castsi256_ps(y), 0x88));
+}
+
+/* One group, whose blocks' numbers have the same upper word: what their first rounds have in common is then made once for
+ * all groups. Each half of 128 bits has words 0 of two blocks and then their words 1 (ab), words 2 and then 3 (cd). Written
+ * by hand, as compilers make this ten times slower: the upper halves of the lanes need no masking here. */
+AVX2 static inline __attribute__((always_inline)) void philox_group(const round_keys_t *keys, uint32_t lane,
+                                                                    __m256i high, uint64_t first_block,
+                                                                    __m256i ab[VECTORS], __m256i cd[VECTORS]) {
   const __m256i multiplier_0 = _mm256_set1_epi64x((long long)MULTIPLIER_0);
   const __m256i multiplier_1 = _mm256_set1_epi64x((long long)MULTIPLIER_1);
   __m256i a[VECTORS], b[VECTORS], c[VECTORS], d[VECTORS];
   for (int v = 0; v < VECTORS; v++) {
     a[v] = _mm256_add_epi64(_mm256_set1_epi64x((long long)first_block + 4 * v), _mm256_set_epi64x(3, 2, 1, 0));
-    b[v] = _mm256_srli_epi64(a[v], 32);
+    b[v] = high;
     c[v] = _mm256_set1_epi64x(lane);
     d[v] = _mm256_setzero_si256();
   }
@@ -68,51 +73,85 @@ __attribute__((target("avx2"))) static void philox_group(const group_keys_t *key
     }
   }
   for (int v = 0; v < VECTORS; v++) {
-    const __m256i ab = _mm256_blend_epi32(a[v], _mm256_slli_epi64(b[v], 32), 0xaa);
-    const __m256i cd = _mm256_blend_epi32(c[v], _mm256_slli_epi64(d[v], 32), 0xaa);
-    const __m256i even = _mm256_unpacklo_epi64(ab, cd), odd = _mm256_unpackhi_epi64(ab, cd);
-    __m256i *to = (__m256i *)(void *)(out + 16 * v);
-    _mm256_storeu_si256(to, _mm256_permute2x128_si256(even, odd, 0x20));
-    _mm256_storeu_si256(to + 1, _mm256_permute2x128_si256(even, odd, 0x31));
+    ab[v] = lower_words(a[v], b[v]);
+    cd[v] = lower_words(c[v], d[v]);
   }
 }
 
-__attribute__((target("avx2"))) static uint32_t group_below(const uint32_t word[4 * WIDTH], uint32_t limit) {
-  const __m256i top = _mm256_set1_epi32(INT32_MIN), most = _mm256_xor_si256(_mm256_set1_epi32((int)limit), top);
-  uint32_t bits = 0;
-  for (int v = 0; v < 4; v++) {
-    const __m256i x = _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)(const void *)word + v), top);
-    bits |= (uint32_t)_mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32(most, x))) << (8 * v);
+/* The first whole groups of nps_rng_words(). Returns how many words that are. */
+AVX2 static int64_t words_of_groups(uint64_t key, uint32_t lane, int64_t first, int64_t n, uint32_t *out) {
+  round_keys_t keys;
+  spread_keys(key, &keys);
+  const __m256i high = _mm256_set1_epi64x((long long)((uint64_t)first / 4 >> 32));
+  int64_t at = 0;
+  for (; at + GROUP <= n; at += GROUP) {
+    __m256i ab[VECTORS], cd[VECTORS], *to = (__m256i *)(void *)(out + at);
+    philox_group(&keys, lane, high, (uint64_t)(first + at) / 4, ab, cd);
+    for (int v = 0; v < VECTORS; v++) {
+      const __m256i ac = _mm256_unpacklo_epi32(ab[v], cd[v]), bd = _mm256_unpackhi_epi32(ab[v], cd[v]);
+      const __m256i even = _mm256_unpacklo_epi32(ac, bd), odd = _mm256_unpackhi_epi32(ac, bd);
+      _mm256_storeu_si256(to + 2 * v, _mm256_permute2x128_si256(even, odd, 0x20));
+      _mm256_storeu_si256(to + 2 * v + 1, _mm256_permute2x128_si256(even, odd, 0x31));
+    }
   }
-  return bits;
+  return at;
+}
+
+/* 16 bits, one a byte: which words are below the limit, in the order of philox_group()'s vectors; unsigned numbers are
+ * compared as signed ones of the other top bit. */
+AVX2 static inline __m256i compare(__m256i ab, __m256i cd, uint32_t limit) {
+  const __m256i top = _mm256_set1_epi32(INT32_MIN), most = _mm256_set1_epi32((int)(limit ^ 0x80000000u));
+  return _mm256_packs_epi32(_mm256_cmpgt_epi32(most, _mm256_xor_si256(ab, top)),
+                            _mm256_cmpgt_epi32(most, _mm256_xor_si256(cd, top)));
+}
+
+/* The same of nps_rng_below(). */
+AVX2 static int64_t below_of_groups(uint64_t key, uint32_t lane, int64_t first, int64_t n, uint32_t limit,
+                                    uint8_t *bits) {
+  const __m256i in_order = _mm256_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15, 0, 2, 4, 6, 1, 3, 5,
+                                            7, 8, 10, 12, 14, 9, 11, 13, 15);
+  round_keys_t keys;
+  spread_keys(key, &keys);
+  const __m256i high = _mm256_set1_epi64x((long long)((uint64_t)first / 4 >> 32));
+  int64_t at = 0;
+  for (; at + GROUP <= n; at += GROUP) {
+    __m256i ab[VECTORS], cd[VECTORS];
+    philox_group(&keys, lane, high, (uint64_t)(first + at) / 4, ab, cd);
+    for (int v = 0; v < VECTORS; v += 2) {
+      const __m256i below = _mm256_packs_epi16(compare(ab[v], cd[v], limit), compare(ab[v + 1], cd[v + 1], limit));
+      const __m256i ordered = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(below, in_order), 0xd8);
+      const int some = _mm256_movemask_epi8(ordered);
+      memcpy(bits + at / 8 + 2 * v, &some, sizeof some);
+    }
+  }
+  return at;
+}
+
+/* Whether words are made in groups: not where the lower words of the blocks' numbers run over. */
+static bool has_groups(int64_t first, int64_t n) {
+  return __builtin_cpu_supports("avx2") && (uint64_t)first / 4 >> 32 == ((uint64_t)first + (uint64_t)n) / 4 >> 32;
 }
 
 #else
 
-typedef uint64_t group_keys_t;
-
-static bool has_wide_vectors(void) { return false; }
-static void spread_keys(uint64_t key, group_keys_t *keys) { *keys = key; }
-static uint32_t group_below(const uint32_t word[4 * WIDTH], uint32_t limit) {
-  uint32_t bits = 0;
-  for (int i = 0; i < 4 * WIDTH; i++) bits |= (uint32_t)(word[i] < limit) << i;
-  return bits;
+static bool has_groups(int64_t first, int64_t n) {
+  (void)first, (void)n;
+  return false;
 }
-static void philox_group(const group_keys_t *keys, uint32_t lane, uint64_t first_block, uint32_t out[4 * WIDTH]) {
-  philox_blocks(*keys, lane, first_block, WIDTH, out);
+static int64_t words_of_groups(uint64_t key, uint32_t lane, int64_t first, int64_t n, uint32_t *out) {
+  (void)key, (void)lane, (void)first, (void)n, (void)out;
+  return 0;
+}
+static int64_t below_of_groups(uint64_t key, uint32_t lane, int64_t first, int64_t n, uint32_t limit, uint8_t *bits) {
+  (void)key, (void)lane, (void)first, (void)n, (void)limit, (void)bits;
+  return 0;
 }
 
 #endif
 
 void nps_rng_words(uint64_t key, uint32_t lane, int64_t first, int64_t n, uint32_t *out) {
-  uint64_t block = (uint64_t)first / 4;
-  int64_t at = 0;
-  if (has_wide_vectors()) {
-    group_keys_t keys;
-    spread_keys(key, &keys);
-    for (; at + 4 * WIDTH <= n; at += 4 * WIDTH, block += WIDTH) philox_group(&keys, lane, block, out + at);
-  }
-  philox_blocks(key, lane, block, (n - at) / 4, out + at);
+  int64_t at = has_groups(first, n) ? words_of_groups(key, lane, first, n, out) : 0;
+  philox_blocks(key, lane, (uint64_t)(first + at) / 4, (n - at) / 4, out + at);
   at += (n - at) / 4 * 4;
   if (at == n) return;
   uint32_t rest[4];
@@ -121,18 +160,8 @@ void nps_rng_words(uint64_t key, uint32_t lane, int64_t first, int64_t n, uint32
 }
 
 void nps_rng_below(uint64_t key, uint32_t lane, int64_t first, int64_t n, uint32_t limit, uint8_t *bits) {
-  uint32_t word[4 * WIDTH];
-  int64_t at = 0;
-  if (has_wide_vectors()) {
-    group_keys_t keys;
-    spread_keys(key, &keys);
-    for (; at + 4 * WIDTH <= n; at += 4 * WIDTH) {
-      philox_group(&keys, lane, (uint64_t)(first + at) / 4, word);
-      const uint32_t some = group_below(word, limit);
-      for (int b = 0; b < WIDTH / 2; b++) bits[at / 8 + b] = (uint8_t)(some >> (8 * b));
-    }
-  }
-  for (; at < n; at += 8) {
+  for (int64_t at = has_groups(first, n) ? below_of_groups(key, lane, first, n, limit, bits) : 0; at < n; at += 8) {
+    uint32_t word[8];
     const int64_t count = n - at < 8 ? n - at : 8;
     nps_rng_words(key, lane, first + at, count, word);
     bits[at / 8] = 0;

@@ -14,17 +14,6 @@ void nps_lanes_add_squares(nps_lanes_t *lanes, const float *x, int64_t n) {
 }
 
 NPS_VECTOR_CLONES
-void nps_lanes_add_magnitudes(nps_lanes_t *lanes, const float *x, int64_t n) {
-  double lane[LANES];
-  int64_t i = 0;
-  for (int j = 0; j < LANES; j++) lane[j] = lanes->lane[j];
-  for (; i + LANES <= n; i += LANES)
-    for (int j = 0; j < LANES; j++) lane[j] += __builtin_fabs((double)x[i + j]);
-  for (int j = 0; i + j < n; j++) lane[j] += __builtin_fabs((double)x[i + j]);
-  for (int j = 0; j < LANES; j++) lanes->lane[j] = lane[j];
-}
-
-NPS_VECTOR_CLONES
 void nps_lanes_add_products(nps_lanes_t *lanes, const double *x, const double *y, int64_t n) {
   double lane[LANES];
   int64_t i = 0;

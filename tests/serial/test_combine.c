@@ -2,6 +2,8 @@
 #include "../nps_check.h"
 #include "combine.h"
 
+#include <math.h>
+
 enum { MOST_MODELS = 6, N = 43 };
 
 static float tau[MOST_MODELS][N];
@@ -60,15 +62,21 @@ START_TEST(sums_are_those_of_the_definition) {
 }
 END_TEST
 
+enum { BITS = 107 };
+static uint8_t stays[(BITS + 7) / 8];
+
+static void fill_bits(void) {
+  for (int i = 0; i < (BITS + 7) / 8; i++) stays[i] = (uint8_t)(0x9d * (i + 1));
+}
+
 START_TEST(entries_without_their_bit_are_dropped) {
-  for (int n = 0; n <= N; n++) {
-    float x[N + 1];
-    uint8_t stays[(N + 7) / 8];
+  fill_bits();
+  for (int n = 0; n <= BITS; n++) {
+    float x[BITS + 1];
     int kept = 0;
-    for (int i = 0; i < N + 1; i++) x[i] = (float)(i + 1);
-    for (int i = 0; i < (N + 7) / 8; i++) stays[i] = (uint8_t)(0x9d * (i + 1));
+    for (int i = 0; i < BITS + 1; i++) x[i] = (float)(i + 1);
     const int64_t found = nps_drop(x, stays, n);
-    for (int i = 0; i < N + 1; i++) {
+    for (int i = 0; i < BITS + 1; i++) {
       const bool stay = i >= n || stays[i / 8] >> (i % 8) & 1;
       ck_assert(x[i] == (stay ? (float)(i + 1) : 0));
       kept += i < n && stay;
@@ -78,9 +86,29 @@ START_TEST(entries_without_their_bit_are_dropped) {
 }
 END_TEST
 
+/* Magnitudes so different that another order of additions gives other bits. */
+START_TEST(magnitudes_of_all_and_of_those_that_stay_are_added) {
+  fill_bits();
+  for (int n = 0; n <= BITS; n++) {
+    nps_lanes_t all = {{0}}, kept = {{0}};
+    double expected_all[16] = {0}, expected_kept[16] = {0};
+    float x[BITS];
+    for (int i = 0; i < BITS; i++) x[i] = ldexpf((float)(i % 2 ? 37 * i + 1 : -41 * i), i * 29 % 70 - 35);
+    nps_add_magnitudes(&all, &kept, x, stays, n);
+    for (int i = 0; i < n; i++) {
+      expected_all[i % 16] += fabs((double)x[i]);
+      if (stays[i / 8] >> (i % 8) & 1) expected_kept[i % 16] += fabs((double)x[i]);
+    }
+    ck_assert_mem_eq(all.lane, expected_all, sizeof expected_all);
+    ck_assert_mem_eq(kept.lane, expected_kept, sizeof expected_kept);
+  }
+}
+END_TEST
+
 int main(void) {
   TCase *cases = tcase_create("combine");
   tcase_add_test(cases, sums_are_those_of_the_definition);
   tcase_add_test(cases, entries_without_their_bit_are_dropped);
+  tcase_add_test(cases, magnitudes_of_all_and_of_those_that_stay_are_added);
   return run_tests("combine", cases);
 }

@@ -209,7 +209,7 @@ START_TEST(tensors_are_described_to_methods) {
     ck_assert_int_eq(tensor->order, order[t]);
     ck_assert_int_eq(tensor->count, 100 + t);
     ck_assert_int_eq(tensor->models, 2);
-    ck_assert_uint_eq(tensor->seed, 77);
+    ck_assert_uint_eq(tensor->key, 77 ^ nps_name_hash(tensors[t].name));
     ck_assert_int_eq(tensor->tensor_count, 7);
     ck_assert_int_eq(tensor->model_elements, 721);
   }

@@ -63,7 +63,7 @@ static const int64_t starts[] = {
 
 START_TEST(words_are_the_blocks_one_after_the_other) {
   const int64_t first = starts[_i];
-  const int lengths[] = {0, 1, 3, 4, 5, 127, 128, 129, 131, 255, 256, 600};
+  const int lengths[] = {0, 1, 3, 4, 5, 63, 64, 127, 128, 129, 131, 255, 256, 600};
   const uint64_t keys[] = {0, 1, UINT64_C(0x0123456789abcdef), UINT64_MAX};
   const uint32_t lanes[] = {0, 1, 7, UINT32_MAX};
   for (size_t l = 0; l < sizeof lengths / sizeof *lengths; l++)
@@ -98,15 +98,16 @@ START_TEST(words_do_not_depend_on_the_cut) {
 END_TEST
 
 START_TEST(words_below_a_limit_are_marked) {
-  enum { N = 101 };
+  enum { N = 201 };
+  const int64_t first = _i ? ((int64_t)1 << 34) - 64 : 64; /* where the counter's lower word runs over, and elsewhere */
   const uint32_t limits[] = {0, 1, 0x7fffffff, 0x80000000, 0xccccccccu, 0xffffffffu};
   for (int n = 0; n <= N; n++)
     for (int l = 0; l < 6; l++) {
       uint8_t bits[(N + 7) / 8];
       memset(bits, 0xff, sizeof bits);
-      nps_rng_below(17, 3, 64, n, limits[l], bits);
+      nps_rng_below(17, 3, first, n, limits[l], bits);
       for (int i = 0; i < (n + 7) / 8 * 8; i++)
-        ck_assert_int_eq(bits[i / 8] >> (i % 8) & 1, i < n && word_at(17, 3, 64 + i) < limits[l]);
+        ck_assert_int_eq(bits[i / 8] >> (i % 8) & 1, i < n && word_at(17, 3, first + i) < limits[l]);
     }
 }
 END_TEST
@@ -130,7 +131,7 @@ int main(void) {
   tcase_add_test(cases, blocks_are_those_of_the_definition);
   tcase_add_loop_test(cases, words_are_the_blocks_one_after_the_other, 0, (int)(sizeof starts / sizeof *starts));
   tcase_add_test(cases, words_do_not_depend_on_the_cut);
-  tcase_add_test(cases, words_below_a_limit_are_marked);
+  tcase_add_loop_test(cases, words_below_a_limit_are_marked, 0, 2);
   tcase_add_test(cases, bits_are_balanced);
   return run_tests("rng", cases);
 }
