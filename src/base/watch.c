@@ -1,8 +1,8 @@
 #include "nps/watch.h"
 
+#include "thread.h"
+
 #include <math.h>
-#include <pthread.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
@@ -137,16 +137,6 @@ static void *run(void *ctx) {
   return ctx;
 }
 
-/* Signals are for the thread that does the work. */
-static bool start_thread(void) {
-  sigset_t all, before;
-  sigfillset(&all);
-  pthread_sigmask(SIG_SETMASK, &all, &before);
-  const bool started = pthread_create(&watch.thread, NULL, run, NULL) == 0;
-  pthread_sigmask(SIG_SETMASK, &before, NULL);
-  return started;
-}
-
 void nps_watch_start(const char *who, double seconds, bool tells_waiting) {
   watch.seconds = seconds > 0 ? seconds : HUGE_VAL;
   watch.tells_waiting = tells_waiting;
@@ -154,7 +144,7 @@ void nps_watch_start(const char *who, double seconds, bool tells_waiting) {
   nps_watch_beat();
   if (!(seconds > 0)) return;
   watch.who = nps_xstrdup(who);
-  watch.runs = start_thread();
+  watch.runs = nps_thread_start(&watch.thread, run, NULL);
 }
 
 void nps_watch_stop(void) {

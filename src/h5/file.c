@@ -24,8 +24,8 @@
 /* Room for the metadata that closing writes. */
 #define META_ROOM ((int64_t)4 << 20)
 
-/* Bytes of this rank after which the system is asked to begin to write. */
-#define SEND_BYTES ((int64_t)32 << 20)
+/* Bytes of this rank after which they are brought to the device. */
+#define SEND_BYTES ((int64_t)192 << 20)
 
 static herr_t keep_first(unsigned n, const H5E_error2_t *entry, void *ctx) {
   char **text = ctx;
@@ -87,8 +87,17 @@ void nps_h5_send(nps_h5_t *file, int64_t bytes) {
   file->unsent += bytes;
   if (file->unsent < SEND_BYTES) return;
   file->unsent = 0;
-  /* A hint: closing waits for all bytes, and reports what fails. */
-  if (sync_file_range(file->fd, 0, 0, SYNC_FILE_RANGE_WRITE) != 0) errno = 0;
+  if (!file->flush) file->flush = nps_flush_begin(file->fd);
+  if (file->flush) nps_flush_ask(file->flush);
+}
+
+/* Returns 0 or errno. */
+static int end_flush(nps_h5_t *file) {
+  nps_watch_begin("bringing to the device", file->path);
+  const int cause = nps_flush_end(file->flush);
+  nps_watch_end();
+  file->flush = NULL;
+  return cause;
 }
 
 nps_err_t nps_h5_agree(const nps_h5_t *file, nps_err_t err) {
@@ -163,6 +172,7 @@ static nps_h5_t *new_file(const nps_comm_t *comm, const char *path) {
 
 static void release(nps_h5_t *file) {
   nps_h5_types_free(file);
+  end_flush(file);
   if (file->fd >= 0) close(file->fd);
   free(file->path);
   free(file);
@@ -274,7 +284,8 @@ nps_err_t nps_h5_open(const char *path, nps_h5_t **out) {
 
 /* After H5Fclose, so that the last metadata is on the device too. */
 static nps_err_t sync_descriptor(nps_h5_t *file) {
-  int cause = nps_watch_fsync(file->fd, file->path) != 0 ? errno : 0;
+  int cause = end_flush(file);
+  if (nps_watch_fsync(file->fd, file->path) != 0 && !cause) cause = errno;
   if (close(file->fd) != 0 && !cause) cause = errno;
   file->fd = -1;
   if (!cause) return NPS_OK;

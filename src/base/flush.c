@@ -1,0 +1,67 @@
+#include "nps/flush.h"
+
+#include "thread.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+struct nps_flush {
+  int fd;
+  pthread_t thread;
+  pthread_mutex_t lock;
+  pthread_cond_t news;
+  bool asked, ends;
+  int cause; /* errno of the first failure */
+};
+
+/* With the lock, which is given back meanwhile. */
+static void flush_now(nps_flush_t *f) {
+  f->asked = false;
+  pthread_mutex_unlock(&f->lock);
+  const int cause = fdatasync(f->fd) != 0 ? errno : 0;
+  pthread_mutex_lock(&f->lock);
+  if (f->cause == 0) f->cause = cause;
+}
+
+static void *run(void *ctx) {
+  nps_flush_t *f = ctx;
+  pthread_mutex_lock(&f->lock);
+  while (f->asked || !f->ends)
+    if (f->asked)
+      flush_now(f);
+    else
+      pthread_cond_wait(&f->news, &f->lock);
+  pthread_mutex_unlock(&f->lock);
+  return NULL;
+}
+
+nps_flush_t *nps_flush_begin(int fd) {
+  nps_flush_t *f = nps_xcalloc(1, sizeof *f);
+  f->fd = fd;
+  pthread_mutex_init(&f->lock, NULL);
+  pthread_cond_init(&f->news, NULL);
+  if (nps_thread_start(&f->thread, run, f)) return f;
+  free(f);
+  return NULL;
+}
+
+static void tell(nps_flush_t *f, bool *what) {
+  pthread_mutex_lock(&f->lock);
+  *what = true;
+  pthread_cond_signal(&f->news);
+  pthread_mutex_unlock(&f->lock);
+}
+
+void nps_flush_ask(nps_flush_t *flush) { tell(flush, &flush->asked); }
+
+int nps_flush_end(nps_flush_t *flush) {
+  if (!flush) return 0;
+  tell(flush, &flush->ends);
+  pthread_join(flush->thread, NULL);
+  const int cause = flush->cause;
+  pthread_cond_destroy(&flush->news);
+  pthread_mutex_destroy(&flush->lock);
+  free(flush);
+  return cause;
+}
