@@ -81,7 +81,7 @@ static int64_t memory_per_rank(int ranks_here) {
 #define LATER_MEMORY ((int64_t)3 << 20)
 
 /* What the libraries take is told in steps of this size, as it differs a little from run to run. */
-#define MEMORY_STEP ((int64_t)4 << 20)
+#define MEMORY_STEP ((int64_t)1 << 20)
 
 /* Private memory that any merge needs besides its own buffers: what this process has now, with MPI up, and a little. */
 static int64_t fixed_memory(void) {
