@@ -8,12 +8,23 @@
 
 struct nps_flush {
   int fd;
+  int64_t unsent; /* bytes */
   pthread_t thread;
-  pthread_mutex_t lock;
+  bool runs;
+
+  pthread_mutex_t lock; /* of what follows */
   pthread_cond_t news;
   bool asked, ends;
   int cause; /* errno of the first failure */
 };
+
+nps_flush_t *nps_flush_begin(int fd) {
+  nps_flush_t *f = nps_xcalloc(1, sizeof *f);
+  f->fd = fd;
+  pthread_mutex_init(&f->lock, NULL);
+  pthread_cond_init(&f->news, NULL);
+  return f;
+}
 
 /* With the lock, which is given back meanwhile. */
 static void flush_now(nps_flush_t *f) {
@@ -36,16 +47,6 @@ static void *run(void *ctx) {
   return NULL;
 }
 
-nps_flush_t *nps_flush_begin(int fd) {
-  nps_flush_t *f = nps_xcalloc(1, sizeof *f);
-  f->fd = fd;
-  pthread_mutex_init(&f->lock, NULL);
-  pthread_cond_init(&f->news, NULL);
-  if (nps_thread_start(&f->thread, run, f)) return f;
-  free(f);
-  return NULL;
-}
-
 static void tell(nps_flush_t *f, bool *what) {
   pthread_mutex_lock(&f->lock);
   *what = true;
@@ -53,12 +54,20 @@ static void tell(nps_flush_t *f, bool *what) {
   pthread_mutex_unlock(&f->lock);
 }
 
-void nps_flush_ask(nps_flush_t *flush) { tell(flush, &flush->asked); }
+void nps_flush_note(nps_flush_t *flush, int64_t bytes) {
+  flush->unsent += bytes;
+  if (flush->unsent < NPS_FLUSH_BYTES) return;
+  flush->unsent = 0;
+  if (!flush->runs) flush->runs = nps_thread_start(&flush->thread, run, flush);
+  if (flush->runs) tell(flush, &flush->asked);
+}
 
 int nps_flush_end(nps_flush_t *flush) {
   if (!flush) return 0;
-  tell(flush, &flush->ends);
-  pthread_join(flush->thread, NULL);
+  if (flush->runs) {
+    tell(flush, &flush->ends);
+    pthread_join(flush->thread, NULL);
+  }
   const int cause = flush->cause;
   pthread_cond_destroy(&flush->news);
   pthread_mutex_destroy(&flush->lock);

@@ -128,7 +128,7 @@ nps_err_t nps_h5_dataset_write(nps_h5_dataset_t *d, int64_t first, int64_t count
   while (count > 0) {
     int64_t n = write_box(d, first, count < most ? count : most, from);
     if (n < 0) return fail_data(d, first, count < most ? count : most, from);
-    nps_h5_send(d->file, n * (int64_t)d->size);
+    nps_flush_note(d->file->flush, n * (int64_t)d->size);
     from += (size_t)n * d->size;
     first += n;
     count -= n;

@@ -24,9 +24,6 @@
 /* Room for the metadata that closing writes. */
 #define META_ROOM ((int64_t)4 << 20)
 
-/* Bytes of this rank after which they are brought to the device. */
-#define SEND_BYTES ((int64_t)192 << 20)
-
 static herr_t keep_first(unsigned n, const H5E_error2_t *entry, void *ctx) {
   char **text = ctx;
   if (n == 0 && entry->desc) *text = nps_xstrdup(entry->desc);
@@ -81,14 +78,6 @@ nps_err_t nps_h5_fail_write(const nps_h5_t *file, const char *what, const void *
   int cause = data ? probe_write(file->fd, data, bytes, (off_t)offset) : probe_end(file->fd);
   if (cause) return nps_fail(NPS_ERR_IO, "%s: %s cannot be written: %s", file->path, what, strerror(cause));
   return nps_h5_fail(file, NPS_ERR_IO, "%s cannot be written", what);
-}
-
-void nps_h5_send(nps_h5_t *file, int64_t bytes) {
-  file->unsent += bytes;
-  if (file->unsent < SEND_BYTES) return;
-  file->unsent = 0;
-  if (!file->flush) file->flush = nps_flush_begin(file->fd);
-  if (file->flush) nps_flush_ask(file->flush);
 }
 
 /* Returns 0 or errno. */
@@ -247,11 +236,13 @@ nps_err_t nps_h5_create(const nps_comm_t *comm, const char *path, nps_h5_t **out
   nps_err_t err = open_descriptor(file);
   if (err == NPS_OK) err = create_file(file);
   *out = NULL;
-  if (err == NPS_OK)
-    *out = file;
-  else
+  if (err != NPS_OK) {
     nps_h5_abandon(file);
-  return err;
+    return err;
+  }
+  file->flush = nps_flush_begin(file->fd);
+  *out = file;
+  return NPS_OK;
 }
 
 static nps_err_t check_readable(const nps_h5_t *file) {

@@ -15,8 +15,7 @@ struct nps_h5 {
   int fd; /**< second descriptor, of files that are written: for fsync and to learn the system's cause of a failure */
   int64_t end;                  /**< of the last dataset's bytes in the file */
   int64_t text_bytes;           /**< of attributes */
-  int64_t unsent;               /**< bytes written since they were last asked to be brought to the device */
-  nps_flush_t *flush;           /**< of fd; NULL before that was asked for */
+  nps_flush_t *flush;           /**< of fd */
   hid_t types[NPS_DTYPE_COUNT]; /**< H5I_INVALID_HID where HDF5 has none */
 };
 
@@ -49,10 +48,6 @@ nps_err_t nps_h5_fail_write(const nps_h5_t *file, const char *what, const void *
 
 /** Allocate bytes of the file on the device, where the file system can. NPS_ERR_IO. Local. */
 nps_err_t nps_h5_allocate(const nps_h5_t *file, int64_t offset, int64_t bytes);
-
-/** Note that bytes were written; from time to time, have what was written brought to the device while the next bytes are
- *  computed. Local. */
-void nps_h5_send(nps_h5_t *file, int64_t bytes);
 
 /** Agree on a code where the file belongs to several ranks. */
 nps_err_t nps_h5_agree(const nps_h5_t *file, nps_err_t err);

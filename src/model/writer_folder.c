@@ -1,4 +1,6 @@
+#include "nps/flush.h"
 #include "nps/json.h"
+#include "nps/watch.h"
 #include "writer_internal.h"
 
 #include <assert.h>
@@ -28,7 +30,8 @@ typedef struct state {
   int64_t *offset; /* [layout->count] of the tensor's first byte in its file */
   shard_t *open;   /* the one last written to, open as fd, or NULL: there may be more than a process may open */
   int fd;
-  nps_h5_t *kept; /* NAME_state.h5, see nps_output_t, or NULL */
+  nps_flush_t *flush; /* of fd */
+  nps_h5_t *kept;     /* NAME_state.h5, see nps_output_t, or NULL */
 } state_t;
 
 static int64_t target_bytes(const nps_target_t *t) { return t->count * (int64_t)nps_dtype_size(t->dtype); }
@@ -139,17 +142,30 @@ static nps_err_t fail_errno(const shard_t *shard) {
 static nps_err_t close_shard(state_t *s) {
   const shard_t *shard = s->open;
   s->open = NULL;
-  return !shard || close(s->fd) == 0 ? NPS_OK : fail_errno(shard);
+  if (!shard) return NPS_OK;
+  nps_watch_begin("bringing to the device", shard->path);
+  const int cause = nps_flush_end(s->flush);
+  nps_watch_end();
+  s->flush = NULL;
+  if (close(s->fd) != 0) return fail_errno(shard);
+  errno = cause;
+  return cause ? fail_errno(shard) : NPS_OK;
+}
+
+static void open_shard(state_t *s, shard_t *shard, int flags) {
+  s->fd = open(shard->path, O_WRONLY | O_CLOEXEC | flags, 0666);
+  if (s->fd < 0) return;
+  s->flush = nps_flush_begin(s->fd);
+  s->open = shard;
+  shard->touched = true;
 }
 
 static nps_err_t create_shards(state_t *s) {
   for (int k = 0; k < s->count; k++) {
     shard_t *shard = &s->shards[k];
     NPS_TRY(close_shard(s));
-    s->fd = open(shard->path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    open_shard(s, shard, O_CREAT | O_TRUNC);
     if (s->fd < 0) return fail_errno(shard);
-    s->open = shard;
-    shard->touched = true;
     if (ftruncate(s->fd, shard->size) != 0) return fail_errno(shard);
     NPS_TRY(nps_fd_write(s->fd, shard->path, shard->header, shard->header_size, 0));
   }
@@ -160,16 +176,13 @@ static nps_err_t use_shard(const nps_writer_t *w, shard_t *shard) {
   state_t *s = w->state;
   if (s->open == shard) return NPS_OK;
   NPS_TRY(close_shard(s));
-  s->fd = open(shard->path, O_WRONLY | O_CLOEXEC);
+  open_shard(s, shard, 0);
   int rank = nps_comm_rank(w->comm);
   if (s->fd < 0 && rank > 0)
     return nps_fail(NPS_ERR_IO,
                     "%s: created by rank 0, cannot be opened by rank %d: %s; is the folder shared by all nodes?",
                     shard->path, rank, strerror(errno));
-  if (s->fd < 0) return fail_errno(shard);
-  s->open = shard;
-  shard->touched = true;
-  return NPS_OK;
+  return s->fd < 0 ? fail_errno(shard) : NPS_OK;
 }
 
 /* Creates NAME_state.h5 beside the tensors, which all ranks write. */
@@ -211,8 +224,10 @@ static nps_err_t folder_write(nps_writer_t *w, int i, int64_t first, int64_t cou
   state_t *s = w->state;
   shard_t *shard = &s->shards[s->shard_of[i]];
   NPS_TRY(use_shard(w, shard));
-  int64_t width = (int64_t)nps_dtype_size(w->layout->targets[i].dtype);
-  return nps_fd_write(s->fd, shard->path, data, (size_t)(count * width), s->offset[i] + first * width);
+  const int64_t width = (int64_t)nps_dtype_size(w->layout->targets[i].dtype), bytes = count * width;
+  NPS_TRY(nps_fd_write(s->fd, shard->path, data, (size_t)bytes, s->offset[i] + first * width));
+  nps_flush_note(s->flush, bytes);
+  return NPS_OK;
 }
 
 /* A rank brings to the device what went through its own node. */
@@ -307,7 +322,10 @@ static nps_err_t folder_finish(nps_writer_t *w, const nps_digest_t *digest) {
 static void folder_close(nps_writer_t *w) {
   state_t *s = w->state;
   if (!s) return;
-  if (s->open) close(s->fd);
+  if (s->open) {
+    nps_flush_end(s->flush);
+    close(s->fd);
+  }
   nps_state_close(w);
   nps_h5_abandon(s->kept);
   for (int k = 0; k < s->count; k++) {
