@@ -18,8 +18,8 @@ LAYER = {
 }  # fmt: skip
 
 # Headers whose name is not their module's.
-MODULE_OF_HEADER = {"comm_mpi": "comm", "command": "fitness", "convert": "run", "eval": "run", "factors": "delta", "inspect": "run",
-                    "watch": "base", "archive": "model"}  # fmt: skip
+MODULE_OF_HEADER = {"comm_mpi": "comm", "command": "fitness", "convert": "run", "eval": "run", "factors": "delta", "flush": "base",
+                    "inspect": "run", "watch": "base", "archive": "model"}  # fmt: skip
 
 OWNERS = {
     "mpi.h": {"comm", "h5", "dmat", "cli"},
