@@ -177,7 +177,7 @@ static bool dare_check(const nps_merge_tensor_t *tensor, const nps_merge_tensor_
   return true;
 }
 
-/* L1 norms are needed only where entries are dropped and rescaled by them; models that keep all their entries have none. */
+/* L1 norms are needed only where entries are dropped and rescaled by them. A model that keeps all its entries has none. */
 static int dare_passes(const nps_merge_tensor_t *tensors, int count) {
   for (int i = 0; i < count; i++)
     if (tensors[i].name && tensors[i].param[RESCALE][0] == RESCALE_L1) return all_dense(tensors, count) ? 0 : 1;
@@ -229,7 +229,8 @@ static void dare_start(void *state, const nps_merge_tensor_t *tensor) {
   s->first = -1;
 }
 
-/* Chooses the entries of a chunk that stay: entry i of a tensor where word i of the stream (the tensor's key, model) is below density × 2^32. */
+/* Chooses the entries of a chunk that stay: entry i of a tensor where word i of the stream (the tensor's key, model) is
+ * below density × 2^32. */
 static void choose(const nps_merge_tensor_t *tensor, int model, const nps_merge_chunk_t *chunk, uint8_t *stays) {
   const uint32_t limit = (uint32_t)(tensor->param[DENSITY][model] * 4294967296.0);
   nps_rng_below(tensor->key, (uint32_t)model, chunk->first, chunk->count, limit, stays);
