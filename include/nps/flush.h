@@ -20,8 +20,9 @@ nps_flush_t *nps_flush_begin(int fd);
  *  or because there can be no thread, is left to who closes the file. */
 void nps_flush_note(nps_flush_t *flush, int64_t bytes);
 
-/** Wait for what was started, and end. NULL: nothing is done.
+/** Wait, watched, for what was started, and end. NULL: nothing is done.
+ *  @param path  for messages
  *  @return 0, or errno of the first failure, which a later fsync() of the same file may not tell again */
-int nps_flush_end(nps_flush_t *flush);
+int nps_flush_end(nps_flush_t *flush, const char *path);
 
 #endif

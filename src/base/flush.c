@@ -1,5 +1,7 @@
 #include "nps/flush.h"
 
+#include "nps/watch.h"
+
 #include "thread.h"
 
 #include <errno.h>
@@ -62,11 +64,13 @@ void nps_flush_note(nps_flush_t *flush, int64_t bytes) {
   if (flush->runs) tell(flush, &flush->asked);
 }
 
-int nps_flush_end(nps_flush_t *flush) {
+int nps_flush_end(nps_flush_t *flush, const char *path) {
   if (!flush) return 0;
   if (flush->runs) {
     tell(flush, &flush->ends);
+    nps_watch_begin("bringing to the device", path);
     pthread_join(flush->thread, NULL);
+    nps_watch_end();
   }
   const int cause = flush->cause;
   pthread_cond_destroy(&flush->news);

@@ -80,15 +80,6 @@ nps_err_t nps_h5_fail_write(const nps_h5_t *file, const char *what, const void *
   return nps_h5_fail(file, NPS_ERR_IO, "%s cannot be written", what);
 }
 
-/* Returns 0 or errno. */
-static int end_flush(nps_h5_t *file) {
-  nps_watch_begin("bringing to the device", file->path);
-  const int cause = nps_flush_end(file->flush);
-  nps_watch_end();
-  file->flush = NULL;
-  return cause;
-}
-
 nps_err_t nps_h5_agree(const nps_h5_t *file, nps_err_t err) {
   return file->comm ? nps_comm_agree(file->comm, err) : err;
 }
@@ -161,7 +152,7 @@ static nps_h5_t *new_file(const nps_comm_t *comm, const char *path) {
 
 static void release(nps_h5_t *file) {
   nps_h5_types_free(file);
-  end_flush(file);
+  nps_flush_end(file->flush, file->path);
   if (file->fd >= 0) close(file->fd);
   free(file->path);
   free(file);
@@ -275,7 +266,8 @@ nps_err_t nps_h5_open(const char *path, nps_h5_t **out) {
 
 /* After H5Fclose, so that the last metadata is on the device too. */
 static nps_err_t sync_descriptor(nps_h5_t *file) {
-  int cause = end_flush(file);
+  int cause = nps_flush_end(file->flush, file->path);
+  file->flush = NULL;
   if (nps_watch_fsync(file->fd, file->path) != 0 && !cause) cause = errno;
   if (close(file->fd) != 0 && !cause) cause = errno;
   file->fd = -1;

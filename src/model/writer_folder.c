@@ -1,6 +1,5 @@
 #include "nps/flush.h"
 #include "nps/json.h"
-#include "nps/watch.h"
 #include "writer_internal.h"
 
 #include <assert.h>
@@ -143,10 +142,7 @@ static nps_err_t close_shard(state_t *s) {
   const shard_t *shard = s->open;
   s->open = NULL;
   if (!shard) return NPS_OK;
-  nps_watch_begin("bringing to the device", shard->path);
-  const int cause = nps_flush_end(s->flush);
-  nps_watch_end();
-  s->flush = NULL;
+  const int cause = nps_flush_end(s->flush, shard->path);
   if (close(s->fd) != 0) return fail_errno(shard);
   errno = cause;
   return cause ? fail_errno(shard) : NPS_OK;
@@ -323,7 +319,7 @@ static void folder_close(nps_writer_t *w) {
   state_t *s = w->state;
   if (!s) return;
   if (s->open) {
-    nps_flush_end(s->flush);
+    nps_flush_end(s->flush, s->open->path);
     close(s->fd);
   }
   nps_state_close(w);

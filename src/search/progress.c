@@ -35,8 +35,6 @@ static void add_state(const nps_track_t *track, int64_t first, state_t *state) {
   state->running++;
 }
 
-/* JSON has no NaN. */
-
 static void log_state(const nps_searching_t *s, const nps_track_t *track, const state_t *state) {
   const nps_recipe_fitness_t *fitness = s->spec->fitness;
   json_t *fields = json_object();

@@ -173,7 +173,7 @@ void nps_score_add(nps_score_t *sum, const nps_score_t *score);
 double nps_score_accuracy(const nps_score_t *score);
 double nps_score_nll(const nps_score_t *score);
 
-/** Make a JSON number, or null of one that is not finite. @return owned */
+/** Make a JSON number, or null of one that is not finite, as JSON has no NaN. @return owned */
 json_t *nps_search_number(double x);
 
 /** Give the floating-point operations of the batches that this rank has led so far. */

@@ -15,7 +15,7 @@ START_TEST(a_file_is_flushed_while_it_is_written) {
     ck_assert_int_eq(pwrite(fileno(file), &i, sizeof i, (off_t)sizeof i * i), sizeof i);
     nps_flush_note(flush, NPS_FLUSH_BYTES / 7);
   }
-  ck_assert_int_eq(nps_flush_end(flush), 0);
+  ck_assert_int_eq(nps_flush_end(flush, "file"), 0);
   for (int i = 0, found; i < 100; i++) {
     ck_assert_int_eq(pread(fileno(file), &found, sizeof found, (off_t)sizeof found * i), sizeof found);
     ck_assert_int_eq(found, i);
@@ -30,7 +30,7 @@ START_TEST(a_failure_is_told_at_the_end) {
   ck_assert_int_eq(pipe(ends), 0);
   nps_flush_t *flush = nps_flush_begin(ends[1]);
   nps_flush_note(flush, NPS_FLUSH_BYTES);
-  ck_assert_int_eq(nps_flush_end(flush), EINVAL);
+  ck_assert_int_eq(nps_flush_end(flush, "file"), EINVAL);
   close(ends[0]);
   close(ends[1]);
 }
@@ -41,8 +41,8 @@ START_TEST(little_is_left_to_who_closes_the_file) {
   ck_assert_int_eq(pipe(ends), 0);
   nps_flush_t *flush = nps_flush_begin(ends[1]);
   nps_flush_note(flush, NPS_FLUSH_BYTES - 1);
-  ck_assert_int_eq(nps_flush_end(flush), 0);
-  ck_assert_int_eq(nps_flush_end(NULL), 0);
+  ck_assert_int_eq(nps_flush_end(flush, "file"), 0);
+  ck_assert_int_eq(nps_flush_end(NULL, "file"), 0);
   close(ends[0]);
   close(ends[1]);
 }
