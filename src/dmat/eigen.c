@@ -9,7 +9,7 @@
 
 static const int one = 1;
 
-/* ---- one rank ---- */
+/* ---- a Gram matrix on one rank ---- */
 
 static void reverse_rows(const nps_dmat_t *m, double *values) {
   const int64_t n = m->columns, count = m->rows;
@@ -25,23 +25,33 @@ static void reverse_rows(const nps_dmat_t *m, double *values) {
   }
 }
 
-static nps_err_t solve_here(const nps_dmat_t *a, bool by_columns, double *values, nps_dmat_t *vectors) {
-  const int64_t n = vectors->columns, count = vectors->rows;
-  double *g = NULL, *all = nps_xcalloc((size_t)n + 1, sizeof *all);
-  nps_err_t err = NPS_OK;
-  NPS_GOTO(nps_buffer_alloc((size_t)(n * n) * sizeof *g, "a Gram matrix", &g));
-  nps_dgemm(by_columns, !by_columns, n, n, by_columns ? a->rows : a->columns, 1, a->local, a->columns, a->local,
-            a->columns, 0, g, n);
-  NPS_GOTO(nps_dsyevr_largest(n, count, g, all, vectors->local));
-  memcpy(values, all, (size_t)count * sizeof *values);
-  reverse_rows(vectors, values);
-done:
-  free(g);
+/* Of the rank that has all of g. */
+static nps_err_t solve_here(const nps_dmat_t *g, double *values, nps_dmat_t *vectors) {
+  double *all = nps_xcalloc((size_t)g->rows + 1, sizeof *all);
+  const nps_err_t err = nps_dsyevr_largest(g->rows, vectors->rows, g->local, all, vectors->local);
+  if (err == NPS_OK) {
+    memcpy(values, all, (size_t)vectors->rows * sizeof *values);
+    reverse_rows(vectors, values);
+  }
   free(all);
   return err;
 }
 
-/* ---- several ranks ---- */
+static nps_err_t solve_block(const nps_dmat_t *a, bool by_columns, double *values, nps_dmat_t *vectors) {
+  const nps_grid_t *grid = a->grid;
+  nps_dmat_t g = {0};
+  nps_err_t err = NPS_OK;
+  NPS_GOTO(nps_dmat_new(grid, vectors->columns, vectors->columns, &g));
+  nps_dmat_gemm(by_columns, !by_columns, 1, a, a, 0, &g);
+  if (g.local_rows > 0 && g.local_columns > 0) err = solve_here(&g, values, vectors);
+  NPS_GOTO(nps_grid_agree(grid, err));
+  if (grid->ranks > 1) nps_comm_bcast(grid->comm, values, (size_t)vectors->rows * sizeof *values);
+done:
+  nps_dmat_free(&g);
+  return err;
+}
+
+/* ---- on several ranks ---- */
 
 /* One triangle of −A·Aᵀ (−Aᵀ·A): eigenvalues come in ascending order, which for it is from the largest down. */
 static void negative_gram(const nps_dmat_t *a, bool by_columns, nps_dmat_t *g) {
@@ -220,7 +230,7 @@ static nps_err_t solve_there(const nps_dmat_t *a, bool by_columns, double *value
   nps_err_t err = NPS_OK;
   NPS_GOTO(nps_dmat_new(grid, n, n, &g));
   negative_gram(a, by_columns, &g);
-  if (count == n && n > grid->block)
+  if (count == n)
     NPS_GOTO(solve_all(&g, all, vectors));
   else
     NPS_GOTO(solve_some(&g, all, vectors));
@@ -233,6 +243,7 @@ done:
 }
 
 nps_err_t nps_dmat_gram_vectors(const nps_dmat_t *a, bool by_columns, double *values, nps_dmat_t *vectors) {
+  const bool whole = a->grid->ranks == 1 || vectors->columns <= a->grid->block;
   if (vectors->rows == 0) return NPS_OK;
-  return a->grid->ranks > 1 ? solve_there(a, by_columns, values, vectors) : solve_here(a, by_columns, values, vectors);
+  return whole ? solve_block(a, by_columns, values, vectors) : solve_there(a, by_columns, values, vectors);
 }

@@ -5,7 +5,10 @@
 #include <assert.h>
 #include <stdlib.h>
 
-enum { BLOCK = 64 };
+enum {
+  BLOCK = 64,
+  REPEATABLE = 15 /* BLACS: sums in the order of ranks, not of arrival */
+};
 
 /* The largest divisor up to the square root. */
 static int near_root(int ranks) {
@@ -31,6 +34,7 @@ nps_grid_t *nps_grid_new_shaped(const nps_comm_t *comm, int row_ranks, int block
   MPI_Comm_dup(nps_comm_mpi(comm), &grid->mpi); /* BLACS has one handle a communicator */
   grid->handle = grid->context = Csys2blacs_handle(grid->mpi);
   Cblacs_gridinit(&grid->context, "Column", grid->column_ranks, grid->row_ranks);
+  Cblacs_set(grid->context, REPEATABLE, &(int){1});
   return grid;
 }
 

@@ -8,6 +8,7 @@
 extern int Csys2blacs_handle(MPI_Comm comm);
 extern void Cfree_blacs_system_handle(int handle);
 extern void Cblacs_gridinit(int *context, const char *order, int rows, int columns);
+extern void Cblacs_set(int context, int what, int *value);
 extern void Cblacs_gridexit(int context);
 
 extern void pdgemm_(const char *transa, const char *transb, const int *m, const int *n, const int *k,

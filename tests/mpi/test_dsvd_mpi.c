@@ -195,6 +195,31 @@ START_TEST(one_rank_gives_the_same_bits) {
 }
 END_TEST
 
+static bool is_same(const nps_dmat_t *a, const nps_dmat_t *b) {
+  return memcmp(a->local, b->local, (size_t)(a->local_rows * a->local_columns) * sizeof(double)) == 0;
+}
+
+/* Whichever rank comes first. */
+START_TEST(a_grid_gives_the_same_bits_again) {
+  const nps_svd_options_t options[] = {{.method = NPS_SVD_GRAM},
+                                       {.leading = 19, .method = NPS_SVD_GRAM},
+                                       {.leading = 12, .approximate = true}};
+  double *a = random_values(80 * 61, 21);
+  nps_dmat_t da = spread(grids[_i / 3], 80, 61, a);
+  nps_dsvd_t first = factorise(&da, options[_i % 3]);
+  bool same = true;
+  for (int k = 0; k < 40; k++) {
+    nps_dsvd_t again = factorise(&da, options[_i % 3]);
+    same = same && is_same(&first.u, &again.u) && is_same(&first.v, &again.v);
+    nps_dsvd_free(&again);
+  }
+  ck_assert(everywhere(same));
+  nps_dsvd_free(&first);
+  nps_dmat_free(&da);
+  free(a);
+}
+END_TEST
+
 /* ---- leading triples ---- */
 
 START_TEST(leading_triples_are_exact_unless_told) {
@@ -223,7 +248,7 @@ START_TEST(randomised_triples_capture_what_they_say) {
   const worth_t worth = worth_of(a, &s);
   for (int k = 0; k < 12; k++) best += sigma[k] * sigma[k], captured += s.svd.sigma[k] * s.svd.sigma[k];
   captured /= best;
-  ck_assert(everywhere(s.svd.method == NPS_SVD_RANDOMISED && worth.orthogonality < 1e-12));
+  ck_assert(everywhere(s.svd.method == NPS_SVD_RANDOMISED && worth.orthogonality < 1e-11));
   ck_assert(everywhere(captured >= 0.99 && captured <= 1 + 1e-12));
   ck_assert(everywhere(s.svd.energy >= 0.99 && s.svd.energy <= captured + 0.005));
   nps_dsvd_free(&s);
@@ -321,6 +346,7 @@ int main(int argc, char **argv) {
   tcase_add_loop_test(cases, spectra_at_the_edges, 0, 4 * grid_count);
   tcase_add_loop_test(cases, ranks_that_own_nothing, 0, 2);
   tcase_add_loop_test(cases, one_rank_gives_the_same_bits, 0, 2);
+  tcase_add_loop_test(cases, a_grid_gives_the_same_bits_again, 0, 3 * grid_count);
   tcase_add_loop_test(cases, leading_triples_are_exact_unless_told, 0, 2 * grid_count);
   tcase_add_loop_test(cases, randomised_triples_capture_what_they_say, 0, 2 * grid_count);
   tcase_add_loop_test(cases, what_misses_its_tolerance_is_computed_again, 0, grid_count);

@@ -61,6 +61,10 @@ def test_a_matrix_too_large_for_one_rank(method, models, tmp_path):
             assert np.linalg.norm(found - want) <= 1e-6 * update + 1e-6, (name, ranks)  # or a float32 is rounded otherwise
             if name != "large" and method != "opcm":  # opcm scales all tensors by a norm over all
                 assert np.array_equal(want, found), f"{name}: a tensor of one rank"
+        if method == "iso_c":
+            tools.merge(config(models, method, memory), tmp_path / f"{ranks}-again.h5", ranks=ranks)
+            again = tools.read_model(tmp_path / f"{ranks}-again.h5")
+            assert all(np.array_equal(tools.values(again[n]), tools.values(merged[n])) for n in one), "the same ranks again"
 
 
 def test_a_later_run_of_opcm_through_a_grid(models, tmp_path):
