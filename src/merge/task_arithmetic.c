@@ -1,82 +1,34 @@
-/* The task-arithmetic family, one pipeline over task vectors τ_i = θ_i − θ0:
- * δ_i = τ_i → sparsify and rescale → × w_i → consensus → Σ → × λ → ÷ divisor if normalize → + θ0.
- * task_arithmetic (Ilharco et al., arXiv 2212.04089), ties (Yadav et al., 2306.01708), dare (Yu et al., 2311.03099). */
+/* task_arithmetic (Ilharco et al., arXiv 2212.04089), ties (Yadav et al., 2306.01708), dare (Yu et al., 2311.03099). */
 #include "combine.h"
-#include "merge_internal.h"
 #include "nps/rng.h"
 #include "selection.h"
+#include "task_family.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { WEIGHT, LAMBDA, NORMALIZE, DENSITY, FIFTH };
-enum { SCOPE = FIFTH, RESCALE = FIFTH };
+enum { DENSITY = NPS_FAMILY_DENSITY, SCOPE = NPS_FAMILY_OWN, RESCALE = NPS_FAMILY_OWN };
 enum { SCOPE_TENSOR, SCOPE_MODEL };
 enum { RESCALE_NO, RESCALE_L1, RESCALE_EXPECTATION };
 
-/* An L1 norm below it is taken as nothing: no rescaling. Weights that add up to less are not divided by. */
+/* An L1 norm below it is taken as nothing: no rescaling. */
 #define TINY_L1 1e-7
-#define TINY_WEIGHT 1e-8
 
 static const char *const scope_choices[] = {"tensor", "model", NULL};
 static const char *const rescale_choices[] = {"false", "true", "expectation", NULL};
-
-/* ---- combining the models of a chunk ---- */
-
-NPS_VECTOR_CLONES
-static void divide_all(double *sum, double lambda, double divisor, int64_t n) {
-  for (int64_t i = 0; i < n; i++) sum[i] = lambda * sum[i] / divisor;
-}
-
-static void combine_sum(const nps_merge_tensor_t *tensor, const nps_merge_chunk_t *chunk, const double *scale,
-                        double *out) {
-  const double *weight = tensor->param[WEIGHT], lambda = tensor->param[LAMBDA][0];
-  double divisor = 0;
-  for (int m = 0; m < tensor->models; m++) divisor += weight[m];
-  if (tensor->param[NORMALIZE][0] == 0 || fabs(divisor) < TINY_WEIGHT) divisor = 1;
-  nps_combine(&(nps_combination_t){.models = tensor->models, .tau = chunk->tau, .weight = weight, .scale = scale},
-              chunk->count, out);
-  if (lambda != 1 || divisor != 1) divide_all(out, lambda, divisor, chunk->count);
-}
-
-static void combine_consensus(const nps_merge_tensor_t *tensor, const nps_merge_chunk_t *chunk, const double *scale,
-                              double *out) {
-  const bool normalize = tensor->param[NORMALIZE][0] != 0;
-  const double lambda = tensor->param[LAMBDA][0];
-  nps_combine(&(nps_combination_t){.models = tensor->models,
-                                   .tau = chunk->tau,
-                                   .weight = tensor->param[WEIGHT],
-                                   .scale = scale,
-                                   .consensus = true,
-                                   .normalize = normalize,
-                                   .lambda = lambda},
-              chunk->count, out);
-  if (!normalize && lambda != 1) divide_all(out, lambda, 1, chunk->count);
-}
-
-static void keep_all(const nps_merge_tensor_t *tensor, const nps_merge_chunk_t *chunk, int64_t *kept) {
-  for (int m = 0; m < tensor->models; m++) kept[m] += chunk->count;
-}
 
 /* ---- task_arithmetic ---- */
 
 static void task_arithmetic_merge(void *state, const nps_merge_tensor_t *tensor, const nps_merge_chunk_t *chunk,
                                   double *out, int64_t *kept) {
   (void)state;
-  keep_all(tensor, chunk, kept);
-  combine_sum(tensor, chunk, NULL, out);
+  nps_family_keep_all(tensor, chunk, kept);
+  nps_family_sum(tensor, chunk, NULL, out);
 }
 
 /* ---- ties: the entries of largest magnitude ---- */
-
-static bool all_dense(const nps_merge_tensor_t *tensors, int count) {
-  for (int i = 0; i < count; i++)
-    for (int m = 0; tensors[i].name && m < tensors[i].models; m++)
-      if (tensors[i].param[DENSITY][m] < 1) return false;
-  return true;
-}
 
 static bool ties_whole_model(const nps_merge_tensor_t *tensors, int count) {
   for (int i = 0; i < count; i++)
@@ -85,7 +37,7 @@ static bool ties_whole_model(const nps_merge_tensor_t *tensors, int count) {
 }
 
 static int ties_passes(const nps_merge_tensor_t *tensors, int count) {
-  return all_dense(tensors, count) ? 0 : NPS_SELECTION_PASSES(ties_whole_model(tensors, count));
+  return nps_family_all_dense(tensors, count) ? 0 : NPS_SELECTION_PASSES(ties_whole_model(tensors, count));
 }
 
 static bool ties_check(const nps_merge_tensor_t *tensor, const nps_merge_tensor_t *first, char why[160]) {
@@ -148,8 +100,8 @@ static void ties_merge(void *state, const nps_merge_tensor_t *tensor, const nps_
   if (s)
     for (int m = 0; m < tensor->models; m++) kept[m] += nps_select_keep(s->select[m], chunk->tau[m], chunk->count);
   else
-    keep_all(tensor, chunk, kept);
-  combine_consensus(tensor, chunk, NULL, out);
+    nps_family_keep_all(tensor, chunk, kept);
+  nps_family_consensus(tensor, chunk, NULL, out);
 }
 
 /* ---- dare: random entries, rescaled ---- */
@@ -180,7 +132,8 @@ static bool dare_check(const nps_merge_tensor_t *tensor, const nps_merge_tensor_
 /* L1 norms are needed only where entries are dropped and rescaled by them. A model that keeps all its entries has none. */
 static int dare_passes(const nps_merge_tensor_t *tensors, int count) {
   for (int i = 0; i < count; i++)
-    if (tensors[i].name && tensors[i].param[RESCALE][0] == RESCALE_L1) return all_dense(tensors, count) ? 0 : 1;
+    if (tensors[i].name && tensors[i].param[RESCALE][0] == RESCALE_L1)
+      return nps_family_all_dense(tensors, count) ? 0 : 1;
   return 0;
 }
 
@@ -294,7 +247,7 @@ static void dare_linear_merge(void *state, const nps_merge_tensor_t *tensor, con
   double scale[tensor->models];
   dare_scale(state, tensor, scale);
   dare_drop(state, tensor, chunk, kept);
-  combine_sum(tensor, chunk, scale, out);
+  nps_family_sum(tensor, chunk, scale, out);
 }
 
 static void dare_ties_merge(void *state, const nps_merge_tensor_t *tensor, const nps_merge_chunk_t *chunk, double *out,
@@ -302,26 +255,17 @@ static void dare_ties_merge(void *state, const nps_merge_tensor_t *tensor, const
   double scale[tensor->models];
   dare_scale(state, tensor, scale);
   dare_drop(state, tensor, chunk, kept);
-  combine_consensus(tensor, chunk, scale, out);
+  nps_family_consensus(tensor, chunk, scale, out);
 }
 
 /* ---- the table entries ---- */
-
-#define PARAM_WEIGHT                                                                                                   \
-  { .name = "weight", .per_model = true, .required = true, .least = -1e30, .most = 1e30 }
-#define PARAM_DENSITY                                                                                                  \
-  { .name = "density", .per_model = true, .fallback = 1, .least = 0, .most = 1 }
-#define PARAM_LAMBDA                                                                                                   \
-  { .name = "lambda", .fallback = 1, .least = -1e30, .most = 1e30 }
-#define PARAM_NORMALIZE(value)                                                                                         \
-  { .name = "normalize", .kind = NPS_PARAM_CHOICE, .fallback = value, .choices = nps_choices_bool }
 
 const nps_merge_method_t nps_method_task_arithmetic = {
     .name = "task_arithmetic",
     .summary = "base + lambda × weighted sum of the task vectors",
     .base = NPS_BASE_TASK_VECTORS,
     .min_models = 1,
-    .params = {[WEIGHT] = PARAM_WEIGHT, [LAMBDA] = PARAM_LAMBDA, [NORMALIZE] = PARAM_NORMALIZE(0)},
+    .params = {NPS_FAMILY_PARAMS(0)},
     .param_count = 3,
     .element_seconds = 0.45e-9,
     .merge = task_arithmetic_merge,
@@ -332,11 +276,9 @@ const nps_merge_method_t nps_method_ties = {
     .summary = "largest entries of the task vectors, sign elected by their sum, agreeing entries averaged",
     .base = NPS_BASE_TASK_VECTORS,
     .min_models = 1,
-    .params = {[WEIGHT] = PARAM_WEIGHT,
-               [DENSITY] = PARAM_DENSITY,
-               [LAMBDA] = PARAM_LAMBDA,
-               [NORMALIZE] = PARAM_NORMALIZE(1),
-               [SCOPE] = {.name = "scope", .kind = NPS_PARAM_CHOICE, .choices = scope_choices}},
+    .params =
+        {NPS_FAMILY_PARAMS(1),
+         NPS_FAMILY_PARAM_DENSITY, [SCOPE] = {.name = "scope", .kind = NPS_PARAM_CHOICE, .choices = scope_choices}},
     .param_count = 5,
     .element_seconds = 1.7e-9,
     .check = ties_check,
@@ -357,10 +299,7 @@ const nps_merge_method_t nps_method_ties = {
 #define DARE_METHOD                                                                                                    \
   .base = NPS_BASE_TASK_VECTORS, .min_models = 1,                                                                      \
   .params =                                                                                                            \
-      {[WEIGHT] = PARAM_WEIGHT,                                                                                        \
-       [DENSITY] = PARAM_DENSITY,                                                                                      \
-       [LAMBDA] = PARAM_LAMBDA,                                                                                        \
-       [NORMALIZE] = PARAM_NORMALIZE(0),                                                                               \
+      {NPS_FAMILY_PARAMS(0), NPS_FAMILY_PARAM_DENSITY,                                                                 \
        [RESCALE] = {.name = "rescale", .kind = NPS_PARAM_CHOICE, .fallback = RESCALE_L1, .choices = rescale_choices}}, \
   .param_count = 5, .element_seconds = 1.6e-9, .check = dare_check, .passes = dare_passes, .state_new = dare_new,      \
   .state_free = dare_free, .state_bytes = dare_bytes, .start = dare_start, .scan = dare_scan, .reduce = dare_reduce
