@@ -32,6 +32,8 @@ extern const nps_merge_method_t nps_method_task_arithmetic;
 extern const nps_merge_method_t nps_method_ties;
 extern const nps_merge_method_t nps_method_dare_linear;
 extern const nps_merge_method_t nps_method_dare_ties;
+extern const nps_merge_method_t nps_method_breadcrumbs;
+extern const nps_merge_method_t nps_method_breadcrumbs_ties;
 extern const nps_merge_method_t nps_method_nps;
 extern const nps_merge_method_t nps_method_nps_singular; /* not listed: nps with partition singular */
 extern const nps_merge_method_t nps_method_tsv_m;

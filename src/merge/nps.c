@@ -109,7 +109,7 @@ static void nps_start(void *state, const nps_merge_tensor_t *tensor) {
     keep[m] = (int64_t)floor(tensor->param[DENSITY][m] * (double)entries);
     nps_partition_start(s->partition[m], entries);
   }
-  nps_selection_start(s->selection, tensor, s->whole_model, keep);
+  nps_selection_start(s->selection, tensor, s->whole_model, tensor->models, keep);
 }
 
 static void nps_piece(void *state, const nps_merge_tensor_t *tensor, int pass) {
@@ -161,11 +161,6 @@ static int nps_next(void *state, int pass) {
 
 /* ---- merging ---- */
 
-NPS_VECTOR_CLONES
-static void drop(const float *restrict keep, int64_t n, float *restrict x) {
-  for (int64_t i = 0; i < n; i++) x[i] = keep[i] != 0 ? x[i] : 0.0f;
-}
-
 /* Turns the chunk of one model into what is kept of it, weighed. @return how many entries are kept */
 static int64_t prune(nps_state_t *s, const nps_merge_tensor_t *tensor, int model, const nps_merge_chunk_t *chunk,
                      bool all) {
@@ -180,7 +175,7 @@ static int64_t prune(nps_state_t *s, const nps_merge_tensor_t *tensor, int model
   }
   nps_subspace_count(thresholds, s->subspaces, tau, all ? NULL : keep, n, s->kept + row);
   weigh(s, tensor, model, chunk, tau, NULL);
-  if (!all) drop(keep, n, tau);
+  if (!all) nps_selection_drop(keep, n, tau);
   return kept;
 }
 

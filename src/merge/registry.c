@@ -5,25 +5,37 @@
 
 /* Adding a method: write its nps_merge_method_t in a file of this folder and add one line here. */
 static const nps_merge_method_t *const methods[] = {
-    &nps_method_linear,  &nps_method_task_arithmetic, &nps_method_ties, &nps_method_dare_linear, &nps_method_dare_ties,
-    &nps_method_slerp,   &nps_method_passthrough,     &nps_method_nps,  &nps_method_tsv_m,       &nps_method_iso_c,
-    &nps_method_iso_cts, &nps_method_knots,           &nps_method_opcm, &nps_method_smile,
+    &nps_method_linear,
+    &nps_method_task_arithmetic,
+    &nps_method_ties,
+    &nps_method_dare_linear,
+    &nps_method_dare_ties,
+    &nps_method_breadcrumbs,
+    &nps_method_breadcrumbs_ties,
+    &nps_method_slerp,
+    &nps_method_passthrough,
+    &nps_method_nps,
+    &nps_method_tsv_m,
+    &nps_method_iso_c,
+    &nps_method_iso_cts,
+    &nps_method_knots,
+    &nps_method_opcm,
+    &nps_method_smile,
 };
 
 enum { METHODS = sizeof methods / sizeof *methods };
 
 static const char *const planned[] = {
-    "breadcrumbs", "breadcrumbs_ties", "della", "della_linear", "nuslerp", "multislerp",
-    "karcher",     "model_stock",      "sce",   "nearswap",     "ram",     "ramplus_tl",
-    "fisher",      "regmean",          "pcb",   "consensus",    "emr",     "arcee_fusion",
+    "della", "della_linear", "nuslerp", "multislerp", "karcher", "model_stock", "sce", "nearswap",
+    "ram",   "ramplus_tl",   "fisher",  "regmean",    "pcb",     "consensus",   "emr", "arcee_fusion",
 };
 
 enum { PLANNED = sizeof planned / sizeof *planned };
 
 /* Parameters of planned methods and of mergekit, which a config may hold for a method that does not use them. */
 static const char *const other_params[] = {
-    "int8_mask", "gamma", "epsilon",  "alpha", "mode",    "select_topk",     "filter_wise",      "row_wise",  "flatten",
-    "eps",       "tol",   "max_iter", "r",     "density", "nuslerp_flatten", "nuslerp_row_wise", "tokenizer",
+    "int8_mask", "epsilon", "alpha",    "mode", "select_topk", "filter_wise",     "row_wise",         "flatten",
+    "eps",       "tol",     "max_iter", "r",    "density",     "nuslerp_flatten", "nuslerp_row_wise", "tokenizer",
 };
 
 enum { OTHER_PARAMS = sizeof other_params / sizeof *other_params };

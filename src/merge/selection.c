@@ -3,37 +3,37 @@
 #include <stdlib.h>
 #include <string.h>
 
-nps_selection_t *nps_selection_new(int models) {
+nps_selection_t *nps_selection_new(int lists) {
   nps_selection_t *s = nps_xcalloc(1, sizeof *s);
-  s->models = models;
-  s->select = nps_xcalloc((size_t)models, sizeof(nps_select_t *));
-  for (int m = 0; m < models; m++) s->select[m] = nps_select_new();
+  s->lists = lists;
+  s->select = nps_xcalloc((size_t)lists, sizeof(nps_select_t *));
+  for (int m = 0; m < lists; m++) s->select[m] = nps_select_new();
   return s;
 }
 
 void nps_selection_free(nps_selection_t *selection) {
   if (!selection) return;
-  for (int m = 0; m < selection->models; m++) nps_select_free(selection->select[m]);
+  for (int m = 0; m < selection->lists; m++) nps_select_free(selection->select[m]);
   free(selection->select);
   free(selection->ties);
   free(selection);
 }
 
 /* Ties twice: the ranks' sums while they are put together. */
-size_t nps_selection_bytes(int models, int tensors) {
-  return (size_t)models * (nps_select_bytes() + (size_t)tensors * 2 * sizeof(int64_t));
+size_t nps_selection_bytes(int lists, int tensors) {
+  return (size_t)lists * (nps_select_bytes() + (size_t)tensors * 2 * sizeof(int64_t));
 }
 
 /* One entry of how many is enough to bracket the threshold: a bracket of a few bins needs a quarter of a million. */
 static int part_of(int64_t entries, int64_t keep) {
   const int64_t stride = entries >> 18 < 16 ? entries >> 18 : 16;
-  return stride > 1 && keep / stride >= 1000 ? (int)stride : 1;
+  return stride > 1 && (keep == 0 || keep / stride >= 1000) ? (int)stride : 1;
 }
 
-void nps_selection_start(nps_selection_t *selection, const nps_merge_tensor_t *tensor, bool whole_model,
+void nps_selection_start(nps_selection_t *selection, const nps_merge_tensor_t *tensor, bool whole_model, int lists,
                          const int64_t *keep) {
   selection->whole_model = whole_model;
-  selection->active = tensor->models;
+  selection->active = lists;
   const int64_t entries = whole_model ? tensor->model_elements : tensor->count;
   selection->stride = part_of(entries, keep[0]);
   for (int m = 1; m < selection->active; m++) {
@@ -46,11 +46,11 @@ void nps_selection_start(nps_selection_t *selection, const nps_merge_tensor_t *t
   }
   if (!whole_model) return;
   free(selection->ties);
-  selection->ties = nps_xcalloc((size_t)tensor->tensor_count * (size_t)selection->models, sizeof(int64_t));
+  selection->ties = nps_xcalloc((size_t)tensor->tensor_count * (size_t)selection->lists, sizeof(int64_t));
 }
 
-static int64_t *ties_of(nps_selection_t *selection, const nps_merge_tensor_t *tensor, int model) {
-  return &selection->ties[(int64_t)tensor->order * selection->models + model];
+static int64_t *ties_of(nps_selection_t *selection, const nps_merge_tensor_t *tensor, int list) {
+  return &selection->ties[(int64_t)tensor->order * selection->lists + list];
 }
 
 int64_t nps_selection_part(nps_selection_t *selection, int pass, int64_t n, int64_t *from) {
@@ -61,25 +61,25 @@ int64_t nps_selection_part(nps_selection_t *selection, int pass, int64_t n, int6
   return run;
 }
 
-void nps_selection_scan(nps_selection_t *selection, const nps_merge_tensor_t *tensor, int pass, int model,
+void nps_selection_scan(nps_selection_t *selection, const nps_merge_tensor_t *tensor, int pass, int list,
                         const float *x, int64_t n) {
   if (pass < 2)
-    nps_select_count(selection->select[model], pass, x, n);
+    nps_select_count(selection->select[list], pass, x, n);
   else
-    *ties_of(selection, tensor, model) += nps_select_count_ties(selection->select[model], x, n);
+    *ties_of(selection, tensor, list) += nps_select_count_ties(selection->select[list], x, n);
 }
 
 /* Turns the ties of this rank's pieces into the ties that lie before them: in tensors with smaller names on any rank, and
  * in the same tensor on the ranks before this one. */
 static void count_ties_before(nps_selection_t *s, int tensors, const nps_comm_t *comm) {
-  const int64_t n = (int64_t)tensors * s->models;
+  const int64_t n = (int64_t)tensors * s->lists;
   int64_t *total = nps_xcalloc((size_t)n, sizeof *total);
   memcpy(total, s->ties, (size_t)n * sizeof *total);
   nps_comm_sum_i64(comm, total, n);
   nps_comm_exscan_i64(comm, s->ties, n);
-  for (int m = 0; m < s->models; m++) {
+  for (int m = 0; m < s->lists; m++) {
     int64_t before = 0;
-    for (int64_t i = m; i < n; i += s->models) {
+    for (int64_t i = m; i < n; i += s->lists) {
       s->ties[i] += before;
       before += total[i];
     }
@@ -108,8 +108,13 @@ int nps_selection_next(nps_selection_t *selection, int pass) {
 
 void nps_selection_piece(nps_selection_t *selection, const nps_merge_tensor_t *tensor) {
   if (!selection->whole_model) return;
-  for (int m = 0; m < selection->models; m++) {
+  for (int m = 0; m < selection->lists; m++) {
     const int64_t left = nps_select_ties(selection->select[m]) - *ties_of(selection, tensor, m);
     nps_select_set_ties(selection->select[m], left > 0 ? left : 0);
   }
+}
+
+NPS_VECTOR_CLONES
+void nps_selection_drop(const float *restrict marks, int64_t n, float *restrict x) {
+  for (int64_t i = 0; i < n; i++) x[i] = marks[i] != 0 ? x[i] : 0.0f;
 }

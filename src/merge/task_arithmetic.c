@@ -73,7 +73,7 @@ static void ties_start(void *state, const nps_merge_tensor_t *tensor) {
     keep[m] = (int64_t)floor(tensor->param[DENSITY][m] * (double)entries);
     if (keep[m] < 1) keep[m] = 1;
   }
-  nps_selection_start(state, tensor, whole_model, keep);
+  nps_selection_start(state, tensor, whole_model, tensor->models, keep);
 }
 
 static void ties_piece(void *state, const nps_merge_tensor_t *tensor, int pass) {

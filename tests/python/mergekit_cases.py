@@ -93,6 +93,43 @@ models:
 parameters: {normalize: false, lambda: 1.3}
 dtype: float32
 """,
+    "breadcrumbs": """\
+merge_method: breadcrumbs
+base_model: {base}
+models:
+  - model: {a}
+    parameters:
+      density: [1, 0.7, 0.3]
+      gamma: [0.02, 0.2]
+      weight: 0.6
+  - model: {b}
+    parameters:
+      density: 0.9
+      weight: [0.2, 0.7]
+  - model: {c}
+    parameters:
+      density: 0.5
+      gamma:
+        - filter: mlp
+          value: 0.25
+        - value: 0.1
+      weight: -0.3
+parameters: {lambda: 0.9}
+dtype: float32
+""",
+    "breadcrumbs_ties": """\
+merge_method: breadcrumbs_ties
+base_model: {base}
+models:
+  - model: {a}
+    parameters: {density: 0.6, weight: 0.8}
+  - model: {b}
+    parameters: {density: 0.8, gamma: 0.3, weight: 0.5}
+  - model: {c}
+    parameters: {density: 0.3, gamma: 0, weight: 0.4}
+parameters: {gamma: 0.05, normalize: true}
+dtype: float32
+""",
     "slerp": """\
 merge_method: slerp
 base_model: {base}

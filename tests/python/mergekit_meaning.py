@@ -1,8 +1,8 @@
 """What a config means for each tensor, written down naively, and how far two results of it may lie apart.
 
-Every element lies within 2^-21 · (|θ0| + Σ |w_i θ_i|) of mergekit's, but for TIES where models have equal magnitudes at
-their threshold (which of them stays is arbitrary) and where the sum that elects a sign cancels to rounding; and but for SLERP
-where mergekit's cosine, a float32, is too coarse for the angle between nearly parallel tensors.
+Every element lies within 2^-21 · (|θ0| + Σ |w_i θ_i|) of mergekit's, but for methods that select by magnitude where models
+have equal magnitudes at their threshold (which of them stays is arbitrary), and where the sum that elects a sign cancels to
+rounding; and but for SLERP where mergekit's cosine, a float32, is too coarse for the angle between nearly parallel tensors.
 """
 
 import re
@@ -15,6 +15,7 @@ import yaml
 
 LAYER = re.compile(r"(?:.*\.)?(?:layers|h)\.(\d+)\.")
 VOCABULARY = ("lm_head.weight", "embed_tokens.weight", "wte.weight")
+SELECTING = ("ties", "breadcrumbs", "breadcrumbs_ties")
 BEFORE_LAYERS = ("embed_tokens.weight", "wte.weight", "wpe.weight")
 
 # ---- what a config means for one tensor, written down once more, naively ------------------------------------------------
@@ -75,6 +76,24 @@ def slerp_with_float32_cosine(config, tensor, base, theta, layers):
     return share[0] * base.astype(np.float64) + share[1] * theta[-1].astype(np.float64)
 
 
+def selection(method, meaning, model, magnitude):
+    """What a model keeps of a flat tensor, and the entries that have the magnitude of a threshold and may or may not stay."""
+    n, density = magnitude.size, meaning.of_model(model, "density", 1)
+    if method == "ties":
+        kept, bottom = max(1, int(density * n)), n - max(1, int(density * n))
+        mask = oracle.largest(magnitude, kept)
+    else:
+        gamma = meaning.of_model(model, "gamma", 0.01)
+        kept = int(density * n)
+        bottom = max(0, n - kept - int(gamma * n))
+        mask = oracle.breadcrumbs_mask(magnitude, density, gamma)
+    ties, ordered = np.zeros(n, bool), np.sort(magnitude)
+    for edge in (bottom, bottom + kept):
+        if 0 < edge < n and ordered[edge - 1] == ordered[edge]:
+            ties |= magnitude == ordered[edge]
+    return mask, ties
+
+
 def bound_and_free(config, tensor, base, theta, layers):
     """For one tensor: the bound on the difference, and the masks of elements that may differ for their ties' or their
     election's sake. theta: the weights of config's models, in order; base: or None."""
@@ -97,19 +116,18 @@ def bound_and_free(config, tensor, base, theta, layers):
     part = [(m, w, x) for m, w, x in zip(models, weights, theta) if m["model"] != config["base_model"]]
     factor = max(1, abs(meaning.shared("lambda", 1)))
     size = np.abs(base.astype(np.float64)) + factor * sum(np.abs(w * x.astype(np.float64)) for _, w, x in part)
-    if method != "ties":
+    if method not in SELECTING:
         return size, nothing, nothing
     ties, votes, weight_of_votes = nothing.copy(), np.zeros(shape), np.zeros(shape)
     for model, w, x in part:
         tau = oracle.task_vector(x, base)
-        magnitude = np.abs(tau)
-        keep = max(1, int(meaning.of_model(model, "density", 1) * tau.size))
-        threshold = np.sort(magnitude, axis=None)[-keep]
-        if np.count_nonzero(magnitude >= threshold) > keep:
-            ties |= magnitude == threshold
-        kept = np.where(oracle.largest(magnitude.reshape(-1), keep).reshape(shape), tau, 0).astype(np.float64)
+        mask, at_threshold = (m.reshape(shape) for m in selection(method, meaning, model, np.abs(tau).reshape(-1)))
+        ties |= at_threshold
+        kept = np.where(mask, tau, 0).astype(np.float64)
         votes += w * kept
         weight_of_votes += np.abs(w * kept)
+    if method == "breadcrumbs":
+        return size, ties, nothing
     return size, ties, (np.abs(votes) <= 2.0**-22 * weight_of_votes) & (weight_of_votes > 0)
 
 
@@ -253,7 +271,7 @@ def compare(case, text, ours, theirs, layers, vocabulary=None):
         (theta, base), (sizes, base_size) = inputs.of(config, names, name)
         if config["merge_method"] == "slerp":  # the base first
             theta.sort(key=lambda x: x is not base)
-        elif config["merge_method"] != "ties":
+        elif config["merge_method"] not in SELECTING:
             theta, base = sizes, base_size
         size, ties, election = bound_and_free(config, name, base, theta, layers)
         off = np.abs(a - b)

@@ -89,6 +89,27 @@ def ties(base, theta, masks, weights, lam=1.0, normalize=True):
     return consensus(base, delta, weights, lam, normalize)
 
 
+def breadcrumbs_mask(magnitude, density, gamma):
+    """Of a flat array. Ascending, positions bottom … bottom + kept − 1 stay; of equals the earlier counts as the larger."""
+    n = magnitude.size
+    if density >= 1:
+        return np.ones(n, bool)
+    kept, top = int(density * n), int(gamma * n)
+    bottom = max(0, n - kept - top)
+    mask = np.zeros(n, bool)
+    mask[np.argsort(-magnitude, kind="stable")[::-1][bottom : bottom + kept]] = True
+    return mask
+
+
+def breadcrumbs(base, theta, weights, densities, gammas, elect=False, lam=1.0, normalize=False):
+    delta = []
+    for x, density, gamma in zip(theta, densities, gammas):
+        tau = task_vector(x, base)
+        mask = breadcrumbs_mask(np.abs(tau).reshape(-1), density, gamma).reshape(tau.shape)
+        delta.append(np.where(mask, tau, np.float32(0)))
+    return (consensus if elect else combine)(base, delta, weights, lam, normalize)
+
+
 # ---- nps: subspaces by magnitude ---------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pathlib
+import re
 
 import h5py
 import numpy as np
@@ -127,6 +128,36 @@ def test_dare_by_default_rescales_and_does_not_normalize(family, tmp_path):
     config = config_of(family, "dare_ties", {"density": 0.3, "normalize": True}, [{"weight": w} for w in weights])
     expected = each(family, lambda n, b, x: oracle.dare(n, b, x, weights, [0.3] * len(weights), 0, True, True, 1, True))
     assert_equal(merged(config, tmp_path), expected, ODD_ONES)
+
+
+@pytest.mark.parametrize("gamma", [None, 0.2, 0])
+@pytest.mark.parametrize("method", ["breadcrumbs", "breadcrumbs_ties"])
+def test_breadcrumbs(family, method, gamma, tmp_path):
+    """Densities that leave room for the outliers' part and some that do not, all, nothing; counts of what is kept."""
+    name, base, models = family
+    weights = weights_of(family)
+    densities = [[0.5, 0.9, 1, 0, 0.004][i % 5] for i in range(len(weights))]
+    config = config_of(family, method, {"lambda": 0.8, **({} if gamma is None else {"gamma": gamma})},
+                       [{"weight": w, "density": d} for w, d in zip(weights, densities)])  # fmt: skip
+    gammas = [0.01 if gamma is None else gamma] * len(weights)
+    expected = each(family, lambda n, b, x: oracle.breadcrumbs(b, x, weights, densities, gammas, method.endswith("ties"), 0.8))
+    result = tools.merge(config, tmp_path / "out.h5", ranks=2)
+    assert_equal(tools.read_model(tmp_path / "out.h5"), expected)
+    whole = sum(x.size for x in base.values())
+    for task, density in zip(tools.TASKS[name], densities):
+        kept = sum(x.size if density == 1 else int(density * x.size) for x in base.values())
+        assert re.search(rf"{task}\s+\S+\s+{100 * kept / whole:.2f} %", result.out), (task, kept, result.out)
+
+
+def test_breadcrumbs_with_outliers_of_their_own(family, tmp_path):
+    """Every model has its own gamma; a negative weight; divided."""
+    weights = [-w if i == 1 else w for i, w in enumerate(weights_of(family))]
+    gammas = [0.05 * i for i in range(len(weights))]
+    densities = [0.3 + 0.1 * i for i in range(len(weights))]
+    config = config_of(family, "breadcrumbs_ties", {"normalize": True},
+                       [{"weight": w, "density": d, "gamma": g} for w, d, g in zip(weights, densities, gammas)])  # fmt: skip
+    expected = each(family, lambda n, b, x: oracle.breadcrumbs(b, x, weights, densities, gammas, True, 1, True))
+    assert_equal(merged(config, tmp_path, ranks=3), expected)
 
 
 SUBSPACE_WEIGHTS = [0.3, -0.5, 0, 0.7, 1, 1.1, 0.9, 1.3]

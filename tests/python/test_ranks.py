@@ -17,6 +17,8 @@ METHODS = {
     "dare_linear": ({"density": 0.4}, {"weight": 0.7}),
     "dare_ties": ({"density": 0.4, "rescale": "expectation"}, {"weight": 0.7}),
     "dare_ties, L1": ({"density": 0.4, "rescale": True}, {"weight": 0.7}),
+    "breadcrumbs": ({"density": 0.6, "gamma": 0.1}, {"weight": 0.7}),
+    "breadcrumbs_ties": ({"density": 0.6, "gamma": 0.1}, {"weight": 0.7}),
     "slerp": ({"t": 0.4}, None),
     "passthrough": ({}, {"scale": 0.9}),
 }

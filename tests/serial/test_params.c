@@ -326,6 +326,10 @@ static const char *const refused[][2] = {
      "tensors"},
     {"merge_method: dare_ties\nbase_model: base\n" AB "parameters: {weight: 1, density: 0, rescale: expectation}\n",
      "c.yaml: dare_ties, tensor model.embed_tokens.weight: rescale: expectation divides by the density, which is 0"},
+    {"merge_method: breadcrumbs\nbase_model: base\nmodels: [{model: a}]\nparameters: {weight: 1, gamma: 1.5}\n",
+     "c.yaml:4: parameter 'gamma' must lie in [0, 1], found 1.5 for tensor model.embed_tokens.weight"},
+    {"merge_method: breadcrumbs_ties\nbase_model: base\n" AB "parameters: {weight: 1, gama: 0.1}\n",
+     "c.yaml:4: unknown parameter 'gama' of breadcrumbs_ties, did you mean 'gamma'?"},
     {"merge_method: linear\nmodels:\n- {model: a, parameters: {weight: 1}}\n- {model: b, parameters: {weight: -1}}\n",
      "c.yaml: linear, tensor model.embed_tokens.weight: the weights add up to 0, and normalize: true divides by their "
      "sum"},
@@ -385,7 +389,8 @@ static const char *const methods[][2] = {
     {"tiess", "c.yaml:1: unknown merge_method 'tiess', did you mean 'ties'?"},
     {"model_stock", "c.yaml:1: merge_method 'model_stock' is not built yet"},
     {"quantum_soup", "c.yaml:1: unknown merge_method 'quantum_soup'; known are linear, task_arithmetic, ties, "
-                     "dare_linear, dare_ties, slerp, passthrough, nps, tsv_m, iso_c, iso_cts, knots, opcm, smile"},
+                     "dare_linear, dare_ties, breadcrumbs, breadcrumbs_ties, slerp, passthrough, nps, tsv_m, iso_c, "
+                     "iso_cts, knots, opcm, smile"},
 };
 
 START_TEST(methods_are_found_by_name) {
