@@ -101,7 +101,7 @@ const char *nps_handover_path(const nps_handover_t *handover);
 /** Whether a directory's files lie in memory. NULL: the one that nps_handover_new() would choose first. */
 bool nps_handover_in_memory(const char *directory);
 
-/** Keep a small file that every model has: config.json, a tokenizer's. NPS_ERR_IO. */
+/** Keep a small file that every model has: config.json, a tokenizer's, a module's (MODULE/FILE). NPS_ERR_IO. */
 nps_err_t nps_handover_keep(nps_handover_t *handover, const char *name, const char *data, size_t size);
 
 /** Begin a model: the folder `id` with those files and an empty model.safetensors. NPS_ERR_IO.

@@ -68,6 +68,15 @@ nps_err_t nps_tokens_align(const nps_tokens_spec_t *spec, nps_alignment_t **out,
 void nps_sidecars_pick(nps_sidecar_t *tokenizer, int tokenizer_count, nps_sidecar_t *others, int other_count,
                        bool with_tokenizer, nps_sidecar_t **out, int *count);
 
+/** Add the files of sentence-transformers (modules.json and what it names) of the first model that has them to files that
+ *  are without, with a note. Local.
+ *  @param models  [model_count] */
+nps_err_t nps_sidecars_add_modules(const nps_model_t *const *models, int model_count, nps_sidecar_t **files,
+                                   int *count);
+
+/** Note which of the files are weights, which nobody merges. Local. */
+void nps_sidecars_note_modules(const nps_sidecar_t *files, int count);
+
 /** Set the chat template of a tokenizer's files. Local.
  *  @param text    "auto": the most frequent of the models; the name of a built-in one; or a template
  *  @param models  [model_count]

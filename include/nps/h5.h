@@ -48,6 +48,9 @@ void nps_h5_abandon(nps_h5_t *file);
 /** Create a group (and its missing parents). Collective as the file is. */
 nps_err_t nps_h5_make_group(nps_h5_t *file, const char *path);
 
+/** Whether every link of a path exists. Collective as the file is. */
+bool nps_h5_exists(const nps_h5_t *file, const char *path);
+
 /** Create a contiguous dataset: allocated early, never filled. Collective as the file is.
  *  Slashes in `name` stand for themselves in the last component only when escaped by the caller: names with '/' are
  *  refused by nps_fail().

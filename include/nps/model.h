@@ -313,22 +313,30 @@ void nps_reader_free(nps_reader_t *reader);
 
 /* ---- writing ---- */
 
-/** A file that travels with a model: tokenizer, generation config, chat template. */
+/** A file that travels with a model: tokenizer, generation config, chat template, modules of sentence-transformers. */
 typedef struct nps_sidecar {
-  char *name; /**< file name */
+  char *name; /**< file name, or MODULE/FILE where it lies in the folder of a module */
   char *data; /**< [size] */
   size_t size;
 } nps_sidecar_t;
 
 /** Read a model's sidecars (tokenizer.json, tokenizer.model, tokenizer_config.json, special_tokens_map.json, vocab.json,
  *  vocab.txt, merges.txt, added_tokens.json, spiece.model, generation_config.json, chat_template.jinja,
- *  preprocessor_config.json, …; /tokenizer of a merged HDF5). Local.
+ *  preprocessor_config.json, modules.json and the files in the folders that it names, …; /tokenizer of a merged HDF5). Local.
+ *  NPS_ERR_INPUT also: modules.json names what is no folder of the model's.
  *  @param[out] list  [*count], freed with nps_sidecars_free() */
 nps_err_t nps_sidecars_read(const nps_model_t *model, nps_sidecar_t **list, int *count);
 void nps_sidecars_free(nps_sidecar_t *list, int count);
 
+/** Read only those sidecars by which sentence-transformers knows what follows the model: modules.json,
+ *  config_sentence_transformers.json, sentence_bert_config.json, …, files of modules. As nps_sidecars_read(). */
+nps_err_t nps_sidecars_read_modules(const nps_model_t *model, nps_sidecar_t **list, int *count);
+
 /** Whether a sidecar belongs to the tokenizer. */
 bool nps_is_tokenizer_file(const char *name);
+
+/** Whether a sidecar holds weights of a module. */
+bool nps_is_module_weights(const char *name);
 
 /** Where tensors lie in one safetensors file. Arrays are owned; freed with nps_safetensors_free(). */
 typedef struct nps_safetensors {

@@ -188,7 +188,26 @@ const char *nps_handover_path(const nps_handover_t *h) { return h->path; }
 
 /* ---- models ---- */
 
+/* What every model has a link to: a file, or the folder that it lies in. */
+static void note_kept(nps_handover_t *h, const char *name) {
+  const size_t n = strcspn(name, "/");
+  for (int i = 0; i < h->kept_count; i++)
+    if (strncmp(h->kept[i], name, n) == 0 && h->kept[i][n] == '\0') return;
+  h->kept = nps_xrealloc(h->kept, (size_t)h->kept_count + 1, sizeof *h->kept);
+  h->kept[h->kept_count++] = nps_xstrndup(name, n);
+}
+
+static nps_err_t make_kept_folder(const nps_handover_t *h, const char *name) {
+  const char *slash = strchr(name, '/');
+  if (!slash) return NPS_OK;
+  char *path = nps_xstrf("%s/" KEPT "/%.*s", h->path, (int)(slash - name), name);
+  const nps_err_t err = mkdir(path, 0700) == 0 || errno == EEXIST ? NPS_OK : fail_errno(path);
+  free(path);
+  return err;
+}
+
 nps_err_t nps_handover_keep(nps_handover_t *h, const char *name, const char *data, size_t size) {
+  NPS_TRY(make_kept_folder(h, name));
   char *path = nps_xstrf("%s/" KEPT "/%s", h->path, name);
   const int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
   size_t done = 0;
@@ -201,8 +220,7 @@ nps_err_t nps_handover_keep(nps_handover_t *h, const char *name, const char *dat
   if (fd >= 0 && close(fd) != 0 && err == NPS_OK) err = fail_errno(path);
   free(path);
   if (err != NPS_OK) return err;
-  h->kept = nps_xrealloc(h->kept, (size_t)h->kept_count + 1, sizeof *h->kept);
-  h->kept[h->kept_count++] = nps_xstrdup(name);
+  note_kept(h, name);
   return NPS_OK;
 }
 

@@ -52,9 +52,6 @@ nps_err_t nps_h5_allocate(const nps_h5_t *file, int64_t offset, int64_t bytes);
 /** Agree on a code where the file belongs to several ranks. */
 nps_err_t nps_h5_agree(const nps_h5_t *file, nps_err_t err);
 
-/** Whether every link of a path exists. */
-bool nps_h5_exists(const nps_h5_t *file, const char *path);
-
 /** Split "/a/b/c" into the group "/a/b" ("/" when there is none) and the name "c".
  *  @return the group, freed with free(); *name points into path */
 char *nps_h5_split(const char *path, const char **name);

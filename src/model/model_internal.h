@@ -125,6 +125,9 @@ nps_err_t nps_index_read(nps_model_t *model, const char *index);
 /** Check that a text is a JSON object. @param where  for messages */
 nps_err_t nps_config_check(const char *text, const char *where);
 
+/** Whether modules.json in a folder names a folder of it. Records no problem. */
+bool nps_is_module(const char *folder, const char *name);
+
 /** Give "FOLDER/NAME", freed with free(). */
 char *nps_path_join(const char *folder, const char *name);
 

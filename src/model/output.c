@@ -106,7 +106,26 @@ static nps_err_t check_hdf5(const char *path, const struct stat *st) {
   return nps_fail(NPS_ERR_CONFIG, "%s: exists and is no HDF5 file, it is never replaced", path);
 }
 
-/* A model folder has no folders in it, and a config.json or weights; an empty folder holds nothing to lose. */
+static bool is_folder(int at, const char *name) {
+  struct stat st;
+  return fstatat(at, name, &st, AT_SYMLINK_NOFOLLOW) == 0 && S_ISDIR(st.st_mode);
+}
+
+static bool is_dots(const char *name) { return strcmp(name, ".") == 0 || strcmp(name, "..") == 0; }
+
+/* Whether modules.json names it, and it holds only files. */
+static bool is_module(const char *model, const char *name) {
+  char *path = nps_path_join(model, name);
+  DIR *dir = nps_is_module(model, name) ? opendir(path) : NULL;
+  bool flat = dir != NULL;
+  for (struct dirent *e; flat && (e = readdir(dir));) flat = is_dots(e->d_name) || !is_folder(dirfd(dir), e->d_name);
+  if (dir) closedir(dir);
+  free(path);
+  return flat;
+}
+
+/* A model folder has no folders in it but those of modules, and a config.json or weights; an empty folder holds nothing to
+ * lose. */
 static nps_err_t check_folder(const char *path, const struct stat *st) {
   if (!S_ISDIR(st->st_mode))
     return nps_fail(NPS_ERR_CONFIG,
@@ -117,10 +136,9 @@ static nps_err_t check_folder(const char *path, const struct stat *st) {
   int files = 0;
   bool model = false;
   for (struct dirent *e; err == NPS_OK && (e = readdir(dir));) {
-    struct stat entry;
-    if (strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0) continue;
+    if (is_dots(e->d_name)) continue;
     files++;
-    if (fstatat(dirfd(dir), e->d_name, &entry, AT_SYMLINK_NOFOLLOW) == 0 && S_ISDIR(entry.st_mode))
+    if (is_folder(dirfd(dir), e->d_name) && !is_module(path, e->d_name))
       err = nps_fail(NPS_ERR_CONFIG, "%s: has a folder in it (%s), expected only a model's files: it is never replaced",
                      path, e->d_name);
     model = model || strcmp(e->d_name, "config.json") == 0 || nps_ends_with(e->d_name, ".safetensors");

@@ -15,25 +15,35 @@ static nps_err_t fail_errno(const char *path) { return nps_fail(NPS_ERR_IO, "%s:
 
 static bool is_dots(const char *name) { return strcmp(name, ".") == 0 || strcmp(name, "..") == 0; }
 
-static nps_err_t remove_files(const char *folder) {
+static nps_err_t remove_tree(const char *path, int levels);
+
+static nps_err_t remove_files(const char *folder, int levels) {
   DIR *dir = opendir(folder);
   if (!dir) return fail_errno(folder);
   nps_err_t err = NPS_OK;
   for (struct dirent *e; err == NPS_OK && (e = readdir(dir));) {
-    if (is_dots(e->d_name) || unlinkat(dirfd(dir), e->d_name, 0) == 0) continue;
-    err = nps_fail(NPS_ERR_IO, "%s/%s: cannot be removed: %s", folder, e->d_name, strerror(errno));
+    if (is_dots(e->d_name)) continue;
+    char *path = nps_xstrf("%s/%s", folder, e->d_name);
+    err = remove_tree(path, levels);
+    free(path);
   }
   closedir(dir);
   return err;
 }
 
-nps_err_t nps_path_remove(const char *path) {
+/* @param levels  of folders whose contents are removed */
+static nps_err_t remove_tree(const char *path, int levels) {
   struct stat st;
   if (lstat(path, &st) != 0) return errno == ENOENT ? NPS_OK : fail_errno(path);
   bool folder = S_ISDIR(st.st_mode);
-  if (folder) NPS_TRY(remove_files(path));
+  if (folder && levels > 0) NPS_TRY(remove_files(path, levels - 1));
   if ((folder ? rmdir(path) : unlink(path)) == 0) return NPS_OK;
   return nps_fail(NPS_ERR_IO, "%s: cannot be removed: %s", path, strerror(errno));
+}
+
+nps_err_t nps_path_remove(const char *path) {
+  enum { OUTPUT_AND_MODULES = 2 };
+  return remove_tree(path, OUTPUT_AND_MODULES);
 }
 
 nps_err_t nps_path_sync(const char *path) {
@@ -71,20 +81,19 @@ nps_err_t nps_file_put(const char *folder, const char *name, const void *data, s
   return err;
 }
 
-static int64_t stat_bytes(const struct stat *st, bool allocated) {
-  return allocated ? (int64_t)st->st_blocks * 512 : (int64_t)st->st_size;
-}
-
 int64_t nps_path_bytes(const char *path, bool allocated) {
   struct stat st;
-  if (stat(path, &st) != 0) return 0;
-  if (!S_ISDIR(st.st_mode)) return stat_bytes(&st, allocated);
-  DIR *dir = opendir(path);
+  if (lstat(path, &st) != 0) return 0;
+  if (S_ISREG(st.st_mode)) return allocated ? (int64_t)st.st_blocks * 512 : (int64_t)st.st_size;
+  DIR *dir = S_ISDIR(st.st_mode) ? opendir(path) : NULL;
   if (!dir) return 0;
   int64_t bytes = 0;
-  for (struct dirent *e; (e = readdir(dir));)
-    if (fstatat(dirfd(dir), e->d_name, &st, AT_SYMLINK_NOFOLLOW) == 0 && S_ISREG(st.st_mode))
-      bytes += stat_bytes(&st, allocated);
+  for (struct dirent *e; (e = readdir(dir));) {
+    if (is_dots(e->d_name)) continue;
+    char *entry = nps_xstrf("%s/%s", path, e->d_name);
+    bytes += nps_path_bytes(entry, allocated);
+    free(entry);
+  }
   closedir(dir);
   return bytes;
 }

@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #define INDEX_NAME "model.safetensors.index.json"
@@ -290,11 +291,23 @@ static nps_err_t put_findings(const nps_writer_t *w) {
   return err;
 }
 
+/* A module's file goes into the module's folder. */
+static nps_err_t put_sidecar(const char *folder, const nps_sidecar_t *sidecar) {
+  const char *slash = strchr(sidecar->name, '/');
+  if (!slash) return nps_file_put(folder, sidecar->name, sidecar->data, sidecar->size);
+  char *module = nps_xstrf("%s/%.*s", folder, (int)(slash - sidecar->name), sidecar->name);
+  nps_err_t err = NPS_OK;
+  if (mkdir(module, 0777) != 0 && errno != EEXIST) err = nps_fail(NPS_ERR_IO, "%s: %s", module, strerror(errno));
+  if (err == NPS_OK) err = nps_file_put(module, slash + 1, sidecar->data, sidecar->size);
+  if (err == NPS_OK) err = nps_path_sync(module);
+  free(module);
+  return err;
+}
+
 static nps_err_t put_small_files(const nps_writer_t *w, const state_t *s, const nps_digest_t *digest) {
   const nps_output_t *o = &w->output;
   const char *folder = w->place.partial;
-  for (int i = 0; i < o->sidecar_count; i++)
-    NPS_TRY(nps_file_put(folder, o->sidecars[i].name, o->sidecars[i].data, o->sidecars[i].size));
+  for (int i = 0; i < o->sidecar_count; i++) NPS_TRY(put_sidecar(folder, &o->sidecars[i]));
   if (o->config_json)
     NPS_TRY(nps_file_put(folder, o->adapter ? "adapter_config.json" : "config.json", o->config_json,
                          strlen(o->config_json)));

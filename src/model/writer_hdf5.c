@@ -89,16 +89,20 @@ done:
   return err;
 }
 
-/* Only rank 0 has the files: it tells their names and sizes, all create the dataset, it writes. */
+/* Only rank 0 has the files: it tells their names and sizes, all create the dataset, and a module's group, it writes. */
 static nps_err_t put_sidecar(const nps_comm_t *comm, nps_h5_t *file, const nps_sidecar_t *sidecar) {
   char *name = sidecar ? sidecar->name : NULL;
   int64_t size = sidecar ? (int64_t)sidecar->size : 0;
   nps_comm_bcast_text(comm, &name);
   nps_comm_bcast(comm, &size, sizeof size);
   nps_h5_dataset_t *dataset = NULL;
-  nps_err_t err = nps_h5_dataset_create(file, "/tokenizer", name, NPS_U8, 1, &size, &dataset);
+  char *path = nps_xstrf("/tokenizer/%s", name), *file_name = strrchr(path, '/');
+  *file_name++ = '\0';
+  nps_err_t err = nps_comm_agree(comm, nps_h5_exists(file, path) ? NPS_OK : nps_h5_make_group(file, path));
+  if (err == NPS_OK) err = nps_h5_dataset_create(file, path, file_name, NPS_U8, 1, &size, &dataset);
   if (err == NPS_OK && sidecar && size > 0) err = nps_h5_dataset_write(dataset, 0, size, sidecar->data);
   nps_h5_dataset_close(dataset);
+  free(path);
   if (!sidecar) free(name);
   return nps_comm_agree(comm, err);
 }
@@ -107,8 +111,6 @@ static nps_err_t put_sidecars(const nps_writer_t *w, nps_h5_t *file) {
   bool root = nps_comm_rank(w->comm) == 0;
   int count = w->output.sidecar_count;
   nps_comm_bcast(w->comm, &count, sizeof count);
-  if (count == 0) return NPS_OK;
-  NPS_TRY(nps_comm_agree(w->comm, nps_h5_make_group(file, "/tokenizer")));
   for (int i = 0; i < count; i++) NPS_TRY(put_sidecar(w->comm, file, root ? &w->output.sidecars[i] : NULL));
   return NPS_OK;
 }

@@ -9,9 +9,9 @@
 #endif
 #define NPS_CREATED_BY "nps-merge " PACKAGE_VERSION
 
-/* ---- output_files.c: single files and flat folders; messages name the path and the cause. All local. ---- */
+/* ---- output_files.c: single files and output folders; messages name the path and the cause. All local. ---- */
 
-/* Remove a file, or a folder that holds only files. Nothing there is fine. */
+/* Remove a file, or a folder that holds only files and folders of files. Nothing there is fine. */
 nps_err_t nps_path_remove(const char *path);
 
 /* Bring a file's data, or a folder's entries, to the device. */
@@ -23,7 +23,7 @@ nps_err_t nps_fd_write(int fd, const char *path, const void *data, size_t n, int
 /* Write a whole small file into a folder, to the device. The name is only a name: no '/', not "..". */
 nps_err_t nps_file_put(const char *folder, const char *name, const void *data, size_t size);
 
-/* Give the size of a file, or the sum over the files of a flat folder, by st_size, or, where `allocated`, as they
+/* Give the size of a file, or the sum over the files in a folder, by st_size, or, where `allocated`, as they
  * occupy the device. 0 when there is nothing. */
 int64_t nps_path_bytes(const char *path, bool allocated);
 

@@ -114,13 +114,29 @@ static nps_sidecar_t *copy_files(const nps_sidecar_t *files, int count) {
   return copy;
 }
 
+/* A base need not be a model of sentence-transformers where fine-tuned ones are. Where each has an output of its own, none
+ * speaks for the others. */
+static nps_err_t read_own(const nps_run_state_t *run, nps_sidecar_t **own, int *count) {
+  int sources;
+  nps_model_t *const *models = nps_run_sources(run, &sources);
+  NPS_TRY(nps_sidecars_read(models[nps_run_reference(run)], own, count));
+  if (nps_run_is_compression(run)) return NPS_OK;
+  nps_err_t err = NPS_OK;
+  if (run->output_count == 1) err = nps_sidecars_add_modules((const nps_model_t *const *)models, sources, own, count);
+  if (err == NPS_OK)
+    nps_sidecars_note_modules(*own, *count);
+  else
+    nps_sidecars_free(*own, *count);
+  return err;
+}
+
 nps_err_t nps_run_read_sidecars(nps_run_state_t *run) {
   if (nps_comm_rank(run->comm) != 0) return NPS_OK;
   const nps_recipe_t *recipe = run->recipe;
   nps_sidecar_t *own = NULL, *tokenizer;
   int sources, own_count = 0, count;
   nps_model_t *const *models = nps_run_sources(run, &sources);
-  NPS_TRY(nps_sidecars_read(models[nps_run_reference(run)], &own, &own_count));
+  NPS_TRY(read_own(run, &own, &own_count));
   count = run->tokenizer ? run->tokenizer_count : own_count;
   tokenizer = copy_files(run->tokenizer ? run->tokenizer : own, count);
   nps_sidecars_pick(tokenizer, count, own, own_count, recipe->copy_tokenizer, &run->sidecars, &run->sidecar_count);
