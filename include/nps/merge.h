@@ -53,6 +53,7 @@ typedef struct nps_merge_tensor {
   const char *name;
   int64_t count;         /**< elements, over all ranks */
   int64_t rows, columns; /**< of a matrix: two dimensions, both at least 2; else 0 */
+  int64_t row_length;    /**< the last dimension; of a scalar 1 */
   nps_tensor_role_t role;
   int models;       /**< T; in a slice with fewer sources less than in others */
   uint64_t key;     /**< of the tensor's random numbers: the recipe's seed XOR the hash of its name */
@@ -102,6 +103,7 @@ typedef struct nps_merge_method {
   nps_param_t params[NPS_MAX_PARAMS];
   int param_count;
   double element_seconds; /**< predicted compute time an element and model, all passes together */
+  bool whole_rows;        /**< a rank's piece of a tensor has whole rows, of row_length entries */
 
   /** Check the parameter values of one tensor against each other, and with those of the first tensor. NULL: nothing to
    *  check.

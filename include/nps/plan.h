@@ -2,8 +2,9 @@
  *  Who does what, with predicted memory, disk and time. Layer 4. Pure functions: costs are passed in.
  *
  *  The targets in file order form one line of elements; the line is cut into one stretch a rank, equal in cost. A cut
- *  inside a tensor lies on a multiple of NPS_BLOCK, and moves to the tensor's border where that is near. Every rank thus
- *  reads and writes contiguous ranges, and at most its first and last tensors are shared with neighbours.
+ *  inside a tensor lies on a multiple of NPS_BLOCK, or of what the method asks for, and moves to the tensor's border where
+ *  that is near. Every rank thus reads and writes contiguous ranges, and at most its first and last tensors are shared with
+ *  neighbours.
  *
  *  Where tensors stay whole, each is one rank's, or a group's of which every rank has some of its rows (nps/schedule.h). */
 #ifndef NPS_PLAN_H
@@ -41,6 +42,8 @@ typedef struct nps_demand {
   bool whole_model;     /**< statistics over the whole model come first: one sweep over all pieces for each pass */
   int passes;           /**< statistics passes over the data, before the merging pass */
   int64_t state_memory; /**< bytes of statistics a rank */
+  /** Give what a cut inside a merged target lies on multiples of, a multiple of NPS_BLOCK itself. NULL: NPS_BLOCK. */
+  int64_t (*unit)(const void *ctx, int target);
   /** Predict the computing seconds of a merged target that stays whole / its bytes on every rank, slabs aside, on one
    *  rank or a group; INT64_MAX: not on a group. NULL: tensors may be cut, and costs tell the time. */
   double (*seconds)(const void *ctx, int target, int ranks);

@@ -34,6 +34,8 @@ extern const nps_merge_method_t nps_method_dare_linear;
 extern const nps_merge_method_t nps_method_dare_ties;
 extern const nps_merge_method_t nps_method_breadcrumbs;
 extern const nps_merge_method_t nps_method_breadcrumbs_ties;
+extern const nps_merge_method_t nps_method_della;
+extern const nps_merge_method_t nps_method_della_linear;
 extern const nps_merge_method_t nps_method_nps;
 extern const nps_merge_method_t nps_method_nps_singular; /* not listed: nps with partition singular */
 extern const nps_merge_method_t nps_method_tsv_m;
@@ -73,6 +75,11 @@ static inline int64_t nps_merge_local_count(const nps_dmat_t *m) { return m->loc
 /** Give the bytes of a matrix on each of so many ranks. */
 static inline int64_t nps_merge_matrix_bytes(int64_t rows, int64_t columns, int ranks) {
   return 8 * nps_dmat_most_local(rows, columns, ranks);
+}
+
+/** Give the entries of a row of a target: its last dimension; of a scalar 1. */
+static inline int64_t nps_merge_row_length(const nps_target_t *target) {
+  return target->ndim > 0 ? target->shape[target->ndim - 1] : 1;
 }
 
 /** Whether a tensor is merged whole. */

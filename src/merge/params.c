@@ -236,6 +236,7 @@ static int by_name(const void *a, const void *b) {
 
 static void describe_shape(const nps_target_t *target, nps_merge_tensor_t *tensor) {
   tensor->count = target->count;
+  tensor->row_length = nps_merge_row_length(target);
   if (target->ndim != 2 || target->shape[0] < 2 || target->shape[1] < 2) return;
   tensor->rows = target->shape[0];
   tensor->columns = target->shape[1];
@@ -384,6 +385,13 @@ static int64_t whole_bytes(const void *ctx, int target, int ranks) {
   return tensor->rows > 0 ? bytes_on_grid(merge, tensor, ranks) : INT64_MAX;
 }
 
+/* The least that has whole rows and whole blocks. */
+static int64_t row_unit(const void *ctx, int target) {
+  const nps_merge_t *merge = ctx;
+  const int64_t row = nps_max64(merge->tensors[target].row_length, 1), common = nps_min64(row & -row, NPS_BLOCK);
+  return NPS_BLOCK / common * row;
+}
+
 nps_err_t nps_merge_new(const nps_merge_spec_t *spec, nps_merge_t **out) {
   const size_t targets = (size_t)spec->layout->count, params = (size_t)spec->method->param_count;
   nps_merge_t *merge = nps_xcalloc(1, sizeof *merge);
@@ -425,6 +433,7 @@ nps_demand_t nps_merge_demand(const nps_merge_t *merge) {
       .target_parts = merge->part_bytes,
       .held_width = method->scale ? 16 : 0, /* θ0 and the update in float64 */
       .kept_width = method->keeps_updates ? 8 : 0,
+      .unit = method->whole_rows ? row_unit : NULL,
       .state_memory = merge->passes > 0 ? (int64_t)method->state_bytes(&merge->spec) : 0,
   };
 }

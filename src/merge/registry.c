@@ -12,6 +12,8 @@ static const nps_merge_method_t *const methods[] = {
     &nps_method_dare_ties,
     &nps_method_breadcrumbs,
     &nps_method_breadcrumbs_ties,
+    &nps_method_della,
+    &nps_method_della_linear,
     &nps_method_slerp,
     &nps_method_passthrough,
     &nps_method_nps,
@@ -26,16 +28,16 @@ static const nps_merge_method_t *const methods[] = {
 enum { METHODS = sizeof methods / sizeof *methods };
 
 static const char *const planned[] = {
-    "della", "della_linear", "nuslerp", "multislerp", "karcher", "model_stock", "sce", "nearswap",
-    "ram",   "ramplus_tl",   "fisher",  "regmean",    "pcb",     "consensus",   "emr", "arcee_fusion",
+    "nuslerp",    "multislerp", "karcher", "model_stock", "sce",       "nearswap", "ram",
+    "ramplus_tl", "fisher",     "regmean", "pcb",         "consensus", "emr",      "arcee_fusion",
 };
 
 enum { PLANNED = sizeof planned / sizeof *planned };
 
 /* Parameters of planned methods and of mergekit, which a config may hold for a method that does not use them. */
 static const char *const other_params[] = {
-    "int8_mask", "epsilon", "alpha",    "mode", "select_topk", "filter_wise",     "row_wise",         "flatten",
-    "eps",       "tol",     "max_iter", "r",    "density",     "nuslerp_flatten", "nuslerp_row_wise", "tokenizer",
+    "int8_mask", "alpha",    "mode", "select_topk", "filter_wise",     "row_wise",         "flatten",   "eps",
+    "tol",       "max_iter", "r",    "density",     "nuslerp_flatten", "nuslerp_row_wise", "tokenizer",
 };
 
 enum { OTHER_PARAMS = sizeof other_params / sizeof *other_params };

@@ -13,9 +13,6 @@ enum { DENSITY = NPS_FAMILY_DENSITY, SCOPE = NPS_FAMILY_OWN, RESCALE = NPS_FAMIL
 enum { SCOPE_TENSOR, SCOPE_MODEL };
 enum { RESCALE_NO, RESCALE_L1, RESCALE_EXPECTATION };
 
-/* An L1 norm below it is taken as nothing: no rescaling. */
-#define TINY_L1 1e-7
-
 static const char *const scope_choices[] = {"tensor", "model", NULL};
 static const char *const rescale_choices[] = {"false", "true", "expectation", NULL};
 
@@ -215,7 +212,7 @@ static void dare_reduce(void *state, const nps_merge_tensor_t *tensor, int pass,
   dare_state_t *s = state;
   for (int m = 0; m < tensor->models; m++) {
     double all = nps_block_sums_total(&s->all[m], comm), kept = nps_block_sums_total(&s->kept[m], comm);
-    s->scale[m] = all < TINY_L1 || kept < TINY_L1 ? 1 : all / kept;
+    s->scale[m] = nps_family_l1_factor(all, kept);
   }
 }
 

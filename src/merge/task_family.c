@@ -6,6 +6,9 @@
 /* Weights that add up to less are not divided by. */
 #define TINY_WEIGHT 1e-8
 
+/* An L1 norm below it is taken as nothing: no rescaling. */
+#define TINY_L1 1e-7
+
 NPS_VECTOR_CLONES
 static void divide_all(double *sum, double lambda, double divisor, int64_t n) {
   for (int64_t i = 0; i < n; i++) sum[i] = lambda * sum[i] / divisor;
@@ -40,6 +43,8 @@ void nps_family_consensus(const nps_merge_tensor_t *tensor, const nps_merge_chun
 void nps_family_keep_all(const nps_merge_tensor_t *tensor, const nps_merge_chunk_t *chunk, int64_t *kept) {
   for (int m = 0; m < tensor->models; m++) kept[m] += chunk->count;
 }
+
+double nps_family_l1_factor(double all, double kept) { return all < TINY_L1 || kept < TINY_L1 ? 1 : all / kept; }
 
 bool nps_family_all_dense(const nps_merge_tensor_t *tensors, int count) {
   for (int i = 0; i < count; i++)

@@ -30,6 +30,9 @@ void nps_family_consensus(const nps_merge_tensor_t *tensor, const nps_merge_chun
 /** Note that all entries of a chunk are kept. @param[in,out] kept  [models] */
 void nps_family_keep_all(const nps_merge_tensor_t *tensor, const nps_merge_chunk_t *chunk, int64_t *kept);
 
+/** Give the factor that makes up for what was dropped: Σ|τ| / Σ|kept τ|; 1 where either is as good as nothing. */
+double nps_family_l1_factor(double all, double kept);
+
 /** Whether no tensor has a density below 1. @param tensors  [count] */
 bool nps_family_all_dense(const nps_merge_tensor_t *tensors, int count);
 

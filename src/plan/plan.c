@@ -32,12 +32,17 @@ double nps_plan_element_time(const nps_planner_t *p, const nps_target_t *target,
   return in * sweeps / c->read_rate + in / c->hash_rate + compute + (double)output_width(target) / c->write_rate;
 }
 
-/* Where in a target a cut lies that should leave `cost` of it to the left. */
-static int64_t cut_inside(const nps_target_t *target, double cost, double element, double share) {
+static int64_t unit_of(const nps_planner_t *p, int target) {
+  const bool asks = p->demand->unit && p->layout->targets[target].action == NPS_ACTION_MERGE;
+  return asks ? p->demand->unit(p->demand->ctx, target) : NPS_BLOCK;
+}
+
+/* Where in a target a cut lies that should leave `cost` of it to the left: on a multiple of `unit`, or at its end. */
+static int64_t cut_inside(const nps_target_t *target, int64_t unit, double cost, double element, double share) {
   double whole = element * (double)target->count;
   if (cost <= SNAP * share) return 0;
   if (whole - cost <= SNAP * share) return target->count;
-  int64_t at = (int64_t)(cost / element / NPS_BLOCK + 0.5) * NPS_BLOCK;
+  int64_t at = (int64_t)(cost / element / (double)unit + 0.5) * unit;
   return nps_min64(at, target->count);
 }
 
@@ -68,7 +73,7 @@ static void share_out(nps_planner_t *p) {
     double after = before + element * (double)target->count;
     int64_t at = 0;
     while (rank + 1 < plan->ranks && share * (rank + 1) < after) {
-      int64_t cut = nps_max64(at, cut_inside(target, share * (rank + 1) - before, element, share));
+      int64_t cut = nps_max64(at, cut_inside(target, unit_of(p, i), share * (rank + 1) - before, element, share));
       if (cut > at) add_piece(plan, rank, i, at, cut - at);
       at = cut;
       if (cut == target->count && target->count > 0) {

@@ -199,16 +199,43 @@ def dare_mask(name, shape, density, seed, model):
     return (words < np.uint64(density * 4294967296.0)).reshape(shape)
 
 
+def l1_factor(tau, kept):
+    all_l1, kept_l1 = np.abs(tau, dtype=np.float64).sum(), np.abs(kept, dtype=np.float64).sum()
+    return all_l1 / kept_l1 if all_l1 >= 1e-7 and kept_l1 >= 1e-7 else 1.0
+
+
 def dare(name, base, theta, weights, densities, seed, rescale=True, elect=False, lam=1.0, normalize=False):
     delta = []
     for i, (x, density) in enumerate(zip(theta, densities)):
         tau = task_vector(x, base)
         kept = np.where(dare_mask(name, base.shape, density, seed, i), tau, np.float32(0))
-        factor = 1.0
-        if rescale == "expectation":
-            factor = 1 / density
-        elif rescale:
-            all_l1, kept_l1 = np.abs(tau, dtype=np.float64).sum(), np.abs(kept, dtype=np.float64).sum()
-            factor = all_l1 / kept_l1 if all_l1 >= 1e-7 and kept_l1 >= 1e-7 else 1.0
+        factor = 1 / density if rescale == "expectation" else l1_factor(tau, kept) if rescale else 1.0
         delta.append(factor * kept.astype(np.float64))
+    return (consensus if elect else combine)(base, delta, weights, lam, normalize)
+
+
+# ---- della -------------------------------------------------------------------------------------------------------------
+
+
+def della_mask(name, tau, density, epsilon, seed, model):
+    """An entry of rank r (from 0, by magnitude, the earlier of equals above) among the n of its row, which is the last
+    dimension, stays where its word of dare's stream is below (density - epsilon + 2 epsilon r / (n - 1)) x 2^32."""
+    if density >= 1 or density <= 0:
+        return np.full(tau.shape, density >= 1)
+    rows = np.abs(tau).reshape(-1, tau.shape[-1] if tau.ndim else 1)
+    n = rows.shape[1]
+    rank = np.empty(rows.shape)
+    for row, ranks in zip(rows, rank):
+        ranks[np.argsort(-row, kind="stable")] = np.arange(n)[::-1]
+    p = density - epsilon + 2 * epsilon * rank / (n - 1) if n > 1 else np.full(rows.shape, density)
+    words = random_words(seed ^ fnv1a(name), model, tau.size)
+    return (words < p.reshape(-1) * 4294967296.0).reshape(tau.shape)
+
+
+def della(name, base, theta, weights, densities, epsilons, seed, rescale=True, elect=True, lam=1.0, normalize=True):
+    delta = []
+    for i, (x, density, epsilon) in enumerate(zip(theta, densities, epsilons)):
+        tau = task_vector(x, base)
+        kept = np.where(della_mask(name, tau, density, epsilon, seed, i), tau, np.float32(0))
+        delta.append((l1_factor(tau, kept) if rescale else 1.0) * kept.astype(np.float64))
     return (consensus if elect else combine)(base, delta, weights, lam, normalize)

@@ -8,6 +8,7 @@ import sys
 
 import mergekit_cases
 import numpy as np
+import oracle
 import pytest
 import tools
 import yaml
@@ -158,6 +159,41 @@ def test_two_tokens_with_one_id(tmp_path):
     del config["tokenizer_source"]
     config["tokenizer"] = {"tokens": {t: {"source": {"kind": "zero"}, "force": True} for t in ("</s>", "<end>")}}
     assert "two of these tokens have one id, 8" in tools.merge(config, tmp_path / "out", code=2).err
+
+
+@pytest.mark.parametrize("method", ["della", "della_linear"])
+def test_della_with_the_same_random_numbers(method, tmp_path, monkeypatch):
+    """mergekit's own function, which draws our words. Its ranks and probabilities are float32, the order of equal
+    magnitudes is its own: here there are none, and no word falls between two precisions of a probability."""
+    import torch
+    from mergekit.merge_methods import registry
+    from mergekit.merge_methods.base import TensorGroup
+
+    random, names, seed = np.random.default_rng(23), ("base", "x", "y", "z"), 5
+    models, draws = {name: {} for name in names}, {}
+    for name, shape in {"wide": (40, 300), "long": (200, 17), "vector": (777,)}.items():
+        base = random.standard_normal(shape).astype(np.float32)
+        for i, model in enumerate(names):
+            step = 0.1 * random.permutation(base.size).reshape(shape) / base.size * random.choice([-1, 1], shape)
+            models[model][name] = base + (i > 0) * step.astype(np.float32)
+        draws[name] = [oracle.random_words(seed ^ oracle.fnv1a(name), m, base.size).astype(np.float64) for m in range(3)]
+    for model in names:
+        tools.write_folder(tmp_path / model, {n: ("F32", x) for n, x in models[model].items()})
+    weight, density, epsilon = (dict(enumerate(v, 1)) for v in ([0.3, 0.5, 0.4], [0.5, 0.3, 0.7], [0.15, 0.29, 0.2]))
+    each = [{"model": str(tmp_path / names[m]),
+             "parameters": {"weight": weight[m], "density": density[m], "epsilon": epsilon[m]}} for m in (1, 2, 3)]  # fmt: skip
+    config = {"merge_method": method, "base_model": str(tmp_path / "base"), "models": each, "seed": seed,
+              "dtype": "float32", "parameters": {"lambda": 0.8}}  # fmt: skip
+    ours = ours_of(config, tmp_path / "out.h5")
+    for name in ours:
+        words = iter(draws[name])
+        draw = lambda p: torch.from_numpy(next(words) / 2**32).reshape(p.shape).lt(p.double())
+        monkeypatch.setattr(torch, "bernoulli", draw)
+        group = TensorGroup.from_tensors([torch.from_numpy(models[m][name]) for m in names], base_index=0)
+        theirs = registry.get(method).merge_group(
+            group, weight=weight, density=density, epsilon=epsilon, rescale=True, int8_mask=False,
+            normalize=method == "della", **{"lambda": 0.8}).numpy()  # fmt: skip
+        assert np.abs(ours[name] - theirs).max() < 2e-6 and np.abs(ours[name] - models["base"][name]).max() > 0.01
 
 
 DOCUMENTED = ["""\

@@ -160,6 +160,29 @@ def test_breadcrumbs_with_outliers_of_their_own(family, tmp_path):
     assert_equal(merged(config, tmp_path, ranks=3), expected)
 
 
+@pytest.mark.parametrize("rescale", [True, False])
+@pytest.mark.parametrize("method", ["della_linear", "della"])
+def test_della(family, method, rescale, tmp_path):
+    weights, seed = weights_of(family), 123456789012345
+    densities = [[0.5, 0.2, 1, 0][i % 4] for i in range(len(weights))]
+    epsilons = [[0.15, 0.19, 0.3, 0][i % 4] for i in range(len(weights))]
+    config = config_of(family, method, {"rescale": rescale, "lambda": 0.8, "normalize": False}, [
+        {"weight": w, "density": d, "epsilon": e} for w, d, e in zip(weights, densities, epsilons)], seed=seed)  # fmt: skip
+    expected = each(family, lambda n, b, x: oracle.della(
+        n, b, x, weights, densities, epsilons, seed, rescale, method == "della", 0.8, False))  # fmt: skip
+    assert_equal(merged(config, tmp_path, ranks=2), expected, ODD_ONES if rescale else 0)
+
+
+@pytest.mark.parametrize("method", ["della_linear", "della"])
+def test_della_by_default(family, method, tmp_path):
+    """epsilon 0.15, rescaled; della is normalised."""
+    weights, elect = weights_of(family), method == "della"
+    config = config_of(family, method, {"density": 0.5}, [{"weight": w} for w in weights])
+    expected = each(family, lambda n, b, x: oracle.della(
+        n, b, x, weights, [0.5] * len(weights), [0.15] * len(weights), 0, True, elect, 1, elect))  # fmt: skip
+    assert_equal(merged(config, tmp_path), expected, ODD_ONES)
+
+
 SUBSPACE_WEIGHTS = [0.3, -0.5, 0, 0.7, 1, 1.1, 0.9, 1.3]
 
 

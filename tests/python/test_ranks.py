@@ -19,6 +19,7 @@ METHODS = {
     "dare_ties, L1": ({"density": 0.4, "rescale": True}, {"weight": 0.7}),
     "breadcrumbs": ({"density": 0.6, "gamma": 0.1}, {"weight": 0.7}),
     "breadcrumbs_ties": ({"density": 0.6, "gamma": 0.1}, {"weight": 0.7}),
+    "della": ({"density": 0.4}, {"weight": 0.7}),
     "slerp": ({"t": 0.4}, None),
     "passthrough": ({}, {"scale": 0.9}),
 }
@@ -50,10 +51,11 @@ def test_ranks_give_the_same_bytes(case, out, tmp_path):
 
 @pytest.fixture(scope="module")
 def big(tmp_path_factory):
-    """Three models with a tensor of many blocks, one of odd size, more than that of small ones, and equal magnitudes."""
+    """Three models with a tensor of many blocks, one of odd size, one whose rows and blocks end together half-way, more
+    than that of small ones, and equal magnitudes."""
     folder = tmp_path_factory.mktemp("big")
     random = np.random.default_rng(11)
-    shapes = {"b.wide": (1100, 1000), "a.odd": (65536 * 3 + 17,), "c.block": (65536,), "d.tiny": (3,), "e.scalar": ()}
+    shapes = {"b.wide": (1100, 1000), "a.odd": (65536 * 3 + 17,), "c.block": (65536,), "c.rows": (1024, 384), "d.tiny": (3,), "e.scalar": ()}
     base = {n: random.standard_normal(s).astype(np.float32) for n, s in shapes.items()}
     for model in ("base", "x", "y", "z"):
         tensors = {}

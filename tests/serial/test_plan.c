@@ -271,6 +271,32 @@ START_TEST(tensors_below_a_block_are_never_cut) {
 }
 END_TEST
 
+static int64_t seven_blocks(const void *ctx, int target) {
+  (void)ctx;
+  return target == 0 ? 7 * NPS_BLOCK : NPS_BLOCK;
+}
+
+/* Ten blocks a rank; in the first tensor cuts lie on multiples of seven. */
+START_TEST(cuts_lie_where_a_method_asks_for_them) {
+  nps_demand_t demand = {.unit = seven_blocks};
+  const int64_t cuts[] = {0, 7, 21, 28, 40};
+  start_layout(2);
+  add_target(NPS_ACTION_MERGE, 35 * NPS_BLOCK - 3, NPS_BF16, NPS_BF16);
+  add_target(NPS_ACTION_MERGE, 15 * NPS_BLOCK, NPS_BF16, NPS_BF16);
+  nps_plan_t *plan = make(5, &demand, plenty);
+  ck_assert(covers_all(plan) && owners_are_right(plan));
+  for (int r = 0; r < 5; r++) {
+    const nps_piece_t *piece = &plan->pieces[plan->first_piece[r]];
+    ck_assert_int_eq(piece->first + piece->target * 35 * NPS_BLOCK, cuts[r] * NPS_BLOCK);
+  }
+  nps_plan_free(plan);
+  demand.unit = NULL;
+  plan = make(5, &demand, plenty);
+  ck_assert_int_eq(plan->pieces[1].first, 10 * NPS_BLOCK);
+  nps_plan_free(plan);
+}
+END_TEST
+
 START_TEST(a_cut_near_a_border_moves_there) {
   for (int64_t more = -3; more <= 3; more++) {
     start_layout(2);
@@ -440,6 +466,7 @@ int main(void) {
   tcase_add_loop_test(cases, random_layouts_are_planned_right, 0, 3);
   tcase_add_test(cases, one_tensor_is_cut_for_all_ranks);
   tcase_add_test(cases, tensors_below_a_block_are_never_cut);
+  tcase_add_test(cases, cuts_lie_where_a_method_asks_for_them);
   tcase_add_test(cases, a_cut_near_a_border_moves_there);
   tcase_add_test(cases, nothing_to_merge_is_planned_too);
   tcase_add_test(cases, times_are_those_of_the_cost_model);
