@@ -92,7 +92,7 @@ typedef void nps_note_sink_fn(void *ctx, const char *text);
 /** Send notes to a sink from now on (NULL: the default one). Local. */
 void nps_note_set_sink(nps_note_sink_fn *sink, void *ctx);
 
-/** Drop notes from now on, or no longer: for what has been said already. Local. */
+/** Drop notes from now on, or no longer: for what has been said already. Nested: each true has its false. Local. */
 void nps_note_mute(bool mute);
 
 /** Called once before the process ends because a small allocation failed or an internal invariant broke: must not

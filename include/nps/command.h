@@ -34,6 +34,7 @@ typedef struct nps_command_options {
   double timeout;     /**< seconds that an answer may take, the start of the process included */
   int group;          /**< NPS_GROUP in its environment */
   const char *folder; /**< removed when this process ends without nps_command_free(); NULL: none */
+  bool shows_stderr;  /**< what it writes on stderr goes to this process's stderr, too */
 } nps_command_options_t;
 
 typedef struct nps_command nps_command_t;
@@ -77,6 +78,32 @@ typedef struct nps_expected {
  *  @return what is wrong with them, freed with free(); NULL: nothing */
 char *nps_command_scores(const json_t *answer, const nps_expected_t *expected, const char *const *tasks, int count,
                          nps_score_t *scores);
+
+/** What a command is asked about a model. Borrowed. */
+typedef struct nps_question {
+  int64_t id;               /**< grows from question to question */
+  const char *model;        /**< folder */
+  const char *const *tasks; /**< [count] names */
+  int count;
+  const json_t *about; /**< what the command is told of each task, {NAME: {…}}; of others too */
+  double holdout;      /**< part of the samples that is held out; 0: the command is not told of any */
+  bool held;           /**< those are asked for; else the others */
+  nps_expected_t expected;
+} nps_question_t;
+
+/** Make the request. @return new reference */
+json_t *nps_command_request(const nps_question_t *question);
+
+/** Ask a question, as nps_command_ask() does, and read the scores. An answer that makes no sense, or gives an error instead of
+ *  scores, is a failure.
+ *  @param[out] scores  [count] ANSWERED; else they say nothing
+ *  @param[out] answer  ANSWERED: new reference; may be NULL */
+nps_asked_t nps_command_ask_scores(nps_command_t *command, const nps_question_t *question, bool (*go_on)(void *ctx),
+                                   void *ctx, nps_score_t *scores, json_t **answer, char **why);
+
+/** Take back an answer whose scores make no sense beside others: nps_command_distrust().
+ *  @param wrong  what is wrong with it; freed @return the whole reason, freed with free() */
+char *nps_command_refuse(nps_command_t *command, char *wrong);
 
 /* ---- handing models over ---- */
 

@@ -7,7 +7,7 @@
 
 static nps_note_sink_fn *note_sink;
 static void *note_ctx;
-static bool note_muted;
+static int note_mutes;
 static void (*fatal_handler)(int exit_code);
 
 void nps_note_set_sink(nps_note_sink_fn *sink, void *ctx) {
@@ -15,11 +15,11 @@ void nps_note_set_sink(nps_note_sink_fn *sink, void *ctx) {
   note_ctx = ctx;
 }
 
-void nps_note_mute(bool mute) { note_muted = mute; }
+void nps_note_mute(bool mute) { note_mutes += mute ? 1 : -1; }
 
 void nps_note(const char *fmt, ...) {
   va_list args;
-  if (note_muted) return;
+  if (note_mutes > 0) return;
   va_start(args, fmt);
   char *text = nps_text_printable(nps_xvstrf(fmt, args));
   va_end(args);

@@ -27,8 +27,8 @@ static nps_err_t run(const nps_comm_t *comm, const cli_merge_options_t *o) {
   const nps_run_options_t options = {
       .config = o->config,
       .out = o->out,
-      .overrides = o->overrides,
-      .override_count = o->override_count,
+      .overrides = o->overrides.items,
+      .override_count = o->overrides.count,
       .check = o->check,
       .plan = o->plan,
       .ranks = o->ranks,

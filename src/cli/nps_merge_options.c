@@ -70,36 +70,18 @@ static nps_err_t check_together(cli_merge_options_t *o) {
   return err;
 }
 
-static nps_err_t split_overrides(cli_merge_options_t *o) {
-  nps_err_t err = NPS_OK;
-  o->overrides = nps_xcalloc((size_t)o->set.count + 2, sizeof *o->overrides);
-  if (o->copy_tokenizer || o->no_copy_tokenizer)
-    o->overrides[o->override_count++] =
-        (nps_override_t){nps_xstrdup("copy_tokenizer"), o->copy_tokenizer ? "true" : "false"};
-  for (int i = 0; i < o->set.count; i++) {
-    const char *text = o->set.items[i];
-    size_t length = strcspn(text, "=");
-    if (length == 0 || !text[length]) {
-      err = nps_fail(NPS_ERR_CONFIG, "option --set: expected KEY=VALUE (such as parameters.lambda=0.5), found '%s'",
-                     text);
-      continue;
-    }
-    o->overrides[o->override_count++] = (nps_override_t){nps_xstrndup(text, length), text + length + 1};
-  }
-  return err;
-}
-
 nps_err_t cli_merge_options(int argc, char *const argv[], cli_merge_options_t *out, cli_request_t *request) {
   *out = (cli_merge_options_t){0};
   nps_err_t err = cli_parse(&cli_merge_program, argc, argv, out, request);
   if (*request != CLI_RUN) return err;
-  err = nps_err_worse(err, split_overrides(out));
+  if (out->copy_tokenizer || out->no_copy_tokenizer)
+    cli_overrides_put(&out->overrides, nps_xstrdup("copy_tokenizer"), out->copy_tokenizer ? "true" : "false");
+  err = nps_err_worse(err, cli_overrides_add(&out->set, &out->overrides));
   return nps_err_worse(err, check_together(out));
 }
 
 void cli_merge_options_free(cli_merge_options_t *o) {
-  for (int i = 0; i < o->override_count; i++) free((char *)(uintptr_t)o->overrides[i].path);
-  free(o->overrides);
+  cli_overrides_free(&o->overrides);
   free(o->set.items);
   *o = (cli_merge_options_t){0};
 }

@@ -3,9 +3,7 @@
 #ifndef NPS_MERGE_OPTIONS_H
 #define NPS_MERGE_OPTIONS_H
 
-#include "cli.h"
-
-#include "nps/config.h"
+#include "overrides.h"
 
 /** What the user asked for. Texts belong to argv. */
 typedef struct cli_merge_options {
@@ -21,10 +19,9 @@ typedef struct cli_merge_options {
   bool copy_tokenizer, no_copy_tokenizer;
   bool quiet;
   bool verbose;
-  nps_override_t *overrides; /**< [override_count], --set in their order; owned */
-  int override_count;
-  const char *output; /**< --output alone */
-  cli_list_t set;     /**< --set as given; owned */
+  cli_overrides_t overrides; /**< --set in their order; owned */
+  const char *output;        /**< --output alone */
+  cli_list_t set;            /**< --set as given; owned */
 } cli_merge_options_t;
 
 /** Parse nps-merge's command line and check what depends on several options. Local.

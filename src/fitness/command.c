@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -32,6 +33,7 @@ struct nps_command {
   nps_text_t out;      /* what it has printed since the last answer */
   char tail[2 * TAIL]; /* the last of stderr */
   size_t tail_size;
+  bool has_told; /* that it prints more than answers */
 };
 
 /* ---- the process ---- */
@@ -44,6 +46,7 @@ static void start(nps_command_t *c) {
 }
 
 static void keep_tail(nps_command_t *c, const char *bytes, size_t n) {
+  if (c->options.shows_stderr) fwrite(bytes, 1, n, stderr);
   if (n > TAIL) {
     bytes += n - TAIL;
     n = TAIL;
@@ -91,6 +94,31 @@ static void stop(nps_command_t *c) {
   c->running = false;
 }
 
+/* ---- what it prints ---- */
+
+/* The first line of what it printed that is no answer, cut to a reasonable length. @return bytes of the whole line */
+static size_t add_line(const nps_command_t *c, nps_text_t *text) {
+  enum { MOST = 120 };
+  size_t n = strcspn(c->out.text, "\n");
+  if (n > c->out.size) n = c->out.size;
+  nps_text_add_bytes(text, c->out.text, n < MOST ? n : MOST);
+  if (n > MOST) nps_text_add(text, " …");
+  return n;
+}
+
+/* Whether it has printed more than its last answer, which the next would be taken for. That is told once. */
+static bool has_said_more(nps_command_t *c) {
+  take(c, &c->child.out, false);
+  while (c->out.size > 0 && strchr(" \r\n\t", c->out.text[c->out.size - 1])) c->out.size--;
+  if (c->out.size == 0 || c->has_told) return c->out.size > 0;
+  nps_text_t line = {0};
+  add_line(c, &line);
+  nps_note("%s printed more on stdout than its answer, so that its process is begun anew before the next request: %s",
+           c->name, line.text);
+  free(line.text);
+  return c->has_told = true;
+}
+
 static bool has_program(const char *path) {
   struct stat st;
   return access(path, X_OK) == 0 && stat(path, &st) == 0 && S_ISREG(st.st_mode);
@@ -135,9 +163,9 @@ void nps_command_free(nps_command_t *c) {
     const double until = nps_now() + END_SECONDS;
     while (!nps_child_look(&c->child, 0.01) && nps_now() < until) {
       take(c, &c->child.err, true);
-      c->out.size = 0;
       take(c, &c->child.out, false);
     }
+    has_said_more(c);
   }
   stop(c);
   free(c->out.text);
@@ -174,16 +202,12 @@ static void add_last_words(const nps_command_t *c, nps_text_t *why) {
   }
 }
 
-/* What it printed that is no answer, cut to a reasonable length. */
 static void add_output(const nps_command_t *c, nps_text_t *why) {
-  enum { MOST = 120 };
+  nps_text_t line = {0};
   if (c->out.size == 0) return;
-  size_t n = strcspn(c->out.text, "\n");
-  if (n > c->out.size) n = c->out.size;
-  const bool whole = n < c->out.size;
-  nps_text_add(why, "; it printed %s: ", whole ? "the line" : "half a line");
-  nps_text_add_bytes(why, c->out.text, n < MOST ? n : MOST);
-  if (n > MOST) nps_text_add(why, " …");
+  const bool whole = add_line(c, &line) < c->out.size;
+  nps_text_add(why, "; it printed %s: %s", whole ? "the line" : "half a line", line.text ? line.text : "");
+  free(line.text);
 }
 
 /* Ends the process. @param text  owned; what is wrong with it @return the whole reason */
@@ -297,13 +321,6 @@ static nps_asked_t exchange(asking_t *a, bool (*go_on)(void *ctx), void *ctx, ch
 /* A process that has done its work well, and ends: it is no failure of the request that comes too late for it. */
 static bool has_retired(const nps_command_t *c) {
   return c->child.ended && c->child.known && c->child.status == 0 && c->answers > 0 && c->out.size == 0;
-}
-
-/* Whether it has printed more than its last answer, which the next would be taken for. */
-static bool has_said_more(nps_command_t *c) {
-  take(c, &c->child.out, false);
-  while (c->out.size > 0 && strchr(" \r\n\t", c->out.text[c->out.size - 1])) c->out.size--;
-  return c->out.size > 0;
 }
 
 /* Makes the process one that can be asked. */

@@ -22,20 +22,20 @@ typedef struct {
   bool go_on;
 } copy_t;
 
-/* What is computed comes in float32 or wider, and is rounded to its base's type. */
-static nps_err_t round_computed(const copy_t *k, const nps_target_t *target, int64_t first, int64_t n) {
-  const nps_tensor_info_t *t = &k->model->tensors[target->source[0]];
+nps_err_t nps_run_round_computed(const nps_model_t *model, const nps_target_t *target, int tensor, int64_t first,
+                                 int64_t n, double *values, void *buffer) {
+  const nps_tensor_info_t *t = &model->tensors[tensor];
   if (!t->rule) return NPS_OK;
-  int64_t at = nps_tensor_find_nonfinite(t->dtype, k->buffer, n);
+  int64_t at = nps_tensor_find_nonfinite(t->dtype, buffer, n);
   if (at >= 0)
-    return nps_fail(NPS_ERR_INPUT, "%s: tensor %s holds NaN or infinity at index %lld", k->model->path, t->name,
+    return nps_fail(NPS_ERR_INPUT, "%s: tensor %s holds NaN or infinity at index %lld", model->path, t->name,
                     (long long)(first + at));
-  nps_tensor_widen(t->dtype, k->buffer, n, k->values);
-  nps_tensor_narrow(k->values, n, target->dtype, k->buffer);
-  at = nps_tensor_find_nonfinite(target->dtype, k->buffer, n);
+  nps_tensor_widen(t->dtype, buffer, n, values);
+  nps_tensor_narrow(values, n, target->dtype, buffer);
+  at = nps_tensor_find_nonfinite(target->dtype, buffer, n);
   return at < 0 ? NPS_OK
-                : nps_fail(NPS_ERR_RUNTIME, "%s: tensor %s: the value at index %lld is too large for %s",
-                           k->model->path, t->name, (long long)(first + at), nps_dtype_name(target->dtype));
+                : nps_fail(NPS_ERR_RUNTIME, "%s: tensor %s: the value at index %lld is too large for %s", model->path,
+                           t->name, (long long)(first + at), nps_dtype_name(target->dtype));
 }
 
 static nps_err_t copy_piece(copy_t *k, const nps_target_t *target, const nps_piece_t *piece) {
@@ -44,7 +44,7 @@ static nps_err_t copy_piece(copy_t *k, const nps_target_t *target, const nps_pie
     const int64_t n = end - first < NPS_STEP ? end - first : NPS_STEP;
     int64_t total = 0;
     NPS_TRY(nps_reader_read(k->reader, target->source[0], first, n, k->buffer));
-    NPS_TRY(round_computed(k, target, first, n));
+    NPS_TRY(nps_run_round_computed(k->model, target, target->source[0], first, n, k->values, k->buffer));
     NPS_TRY(nps_writer_write(k->writer, piece->target, first, n, k->buffer));
     k->done += n * size;
     k->go_on = nps_pulse_beat(k->pulse, k->done, &total);

@@ -1,6 +1,7 @@
 #include "nps/eval.h"
 
 #include "open_model.h"
+#include "run_internal.h"
 
 #include "nps/blas.h"
 
@@ -237,11 +238,11 @@ static void free_tasks(const work_t *w) {
   free(w->tasks);
 }
 
-nps_err_t nps_eval_scores(const nps_comm_t *comm, const nps_eval_request_t *request, nps_report_t *report,
-                          nps_eval_t **out) {
+static nps_err_t score_natively(const nps_comm_t *comm, const nps_eval_request_t *request, nps_report_t *report,
+                                nps_eval_t *eval) {
   nps_err_t err = NPS_OK;
-  work_t w = {.comm = comm, .request = request, .report = report, .eval = nps_xcalloc(1, sizeof *w.eval)};
-  *out = NULL;
+  work_t w = {.comm = comm, .request = request, .report = report, .eval = eval};
+  eval->known[NPS_FIGURE_ACCURACY] = eval->known[NPS_FIGURE_NLL] = true;
   nps_blas_start();
   NPS_GOTO(read_request(&w));
   NPS_GOTO(open_models(&w));
@@ -250,10 +251,16 @@ nps_err_t nps_eval_scores(const nps_comm_t *comm, const nps_eval_request_t *requ
 done:
   free_tasks(&w);
   nps_model_free(w.model);
-  if (err == NPS_OK)
-    *out = w.eval;
-  else
-    nps_eval_free(w.eval);
+  return err;
+}
+
+nps_err_t nps_eval_scores(const nps_comm_t *comm, const nps_eval_request_t *request, nps_report_t *report,
+                          nps_eval_t **out) {
+  nps_eval_t *eval = nps_xcalloc(1, sizeof *eval);
+  const nps_err_t err =
+      request->config ? nps_eval_ask(comm, request, report, eval) : score_natively(comm, request, report, eval);
+  *out = err == NPS_OK ? eval : NULL;
+  if (err != NPS_OK) nps_eval_free(eval);
   return err;
 }
 

@@ -6,26 +6,30 @@
 #include <stdlib.h>
 
 typedef struct {
-  double accuracy, nll;
+  double of[NPS_FIGURE_COUNT];
 } mean_t;
 
-static mean_t mean_of(const nps_score_t *score) {
-  return (mean_t){(double)score->correct / (double)score->total, score->nll_sum / (double)score->total};
+static const char *const names[NPS_FIGURE_COUNT] = {"accuracy", "nll", "value"};
+
+static mean_t mean_of(const nps_eval_t *eval, const nps_score_t *score) {
+  const double total = (double)score->total, loss = score->nll_sum / total;
+  return (mean_t){{(double)score->correct / total, loss, eval->less_is_better || loss == 0 ? loss : -loss}};
 }
 
 static mean_t average_of(const nps_eval_t *eval) {
-  mean_t sum = {0, 0};
+  mean_t sum = {{0}};
   for (int t = 0; t < eval->task_count; t++) {
-    const mean_t mean = mean_of(&eval->tasks[t].score);
-    sum.accuracy += mean.accuracy;
-    sum.nll += mean.nll;
+    const mean_t mean = mean_of(eval, &eval->tasks[t].score);
+    for (int f = 0; f < NPS_FIGURE_COUNT; f++) sum.of[f] += mean.of[f];
   }
-  return (mean_t){sum.accuracy / eval->task_count, sum.nll / eval->task_count};
+  for (int f = 0; f < NPS_FIGURE_COUNT; f++) sum.of[f] /= eval->task_count;
+  return sum;
 }
 
-static void set_mean(json_t *object, mean_t mean) {
-  json_object_set_new(object, "accuracy", json_real(mean.accuracy));
-  json_object_set_new(object, "nll", isfinite(mean.nll) ? json_real(mean.nll) : json_null());
+static void set_mean(const nps_eval_t *eval, json_t *object, mean_t mean) {
+  for (int f = 0; f < NPS_FIGURE_COUNT; f++)
+    if (eval->known[f])
+      json_object_set_new(object, names[f], isfinite(mean.of[f]) ? json_real(mean.of[f]) : json_null());
 }
 
 json_t *nps_eval_json(const nps_eval_t *eval) {
@@ -33,39 +37,50 @@ json_t *nps_eval_json(const nps_eval_t *eval) {
   for (int t = 0; t < eval->task_count; t++) {
     const nps_score_t *score = &eval->tasks[t].score;
     json_t *task = json_object();
-    json_object_set_new(task, "correct", json_integer(score->correct));
+    if (eval->known[NPS_FIGURE_ACCURACY]) json_object_set_new(task, "correct", json_integer(score->correct));
     json_object_set_new(task, "total", json_integer(score->total));
-    set_mean(task, mean_of(score));
+    set_mean(eval, task, mean_of(eval, score));
     json_object_set_new(tasks, eval->tasks[t].group, task);
   }
-  set_mean(average, average_of(eval));
+  set_mean(eval, average, average_of(eval));
   json_object_set_new(root, "tasks", tasks);
   json_object_set_new(root, "average", average);
   return root;
 }
 
-enum { COLUMNS = 4 };
+/* @param samples  owned @return cells filled */
+static int fill_row(const nps_eval_t *eval, char **cells, const char *name, char *samples, mean_t mean) {
+  int n = 0;
+  cells[n++] = nps_xstrdup(name);
+  cells[n++] = samples;
+  for (int f = 0; f < NPS_FIGURE_COUNT; f++)
+    if (eval->known[f])
+      cells[n++] = isfinite(mean.of[f]) ? nps_xstrf(f == NPS_FIGURE_VALUE ? "%.6g" : "%.4f", mean.of[f])
+                                        : nps_xstrdup("not finite");
+  return n;
+}
 
-static void fill_row(char **cells, const char *name, char *samples, mean_t mean) {
-  cells[0] = nps_xstrdup(name);
-  cells[1] = samples;
-  cells[2] = nps_xstrf("%.4f", mean.accuracy);
-  cells[3] = isfinite(mean.nll) ? nps_xstrf("%.4f", mean.nll) : nps_xstrdup("not finite");
+static int fill_header(const nps_eval_t *eval, char **cells) {
+  int n = 0;
+  cells[n++] = nps_xstrdup("task");
+  cells[n++] = nps_xstrdup("samples");
+  for (int f = 0; f < NPS_FIGURE_COUNT; f++)
+    if (eval->known[f]) cells[n++] = nps_xstrdup(names[f]);
+  return n;
 }
 
 void nps_eval_show(const nps_eval_t *eval, nps_report_t *report) {
   const int rows = eval->task_count + 2;
-  const size_t count = (size_t)rows * COLUMNS;
-  char **cells = nps_xcalloc(count, sizeof *cells);
-  static const char *const header[COLUMNS] = {"task", "samples", "accuracy", "nll"};
-  for (int c = 0; c < COLUMNS; c++) cells[c] = nps_xstrdup(header[c]);
+  char **cells = nps_xcalloc((size_t)rows * (2 + NPS_FIGURE_COUNT), sizeof *cells);
+  const int columns = fill_header(eval, cells);
+  int n = columns;
   for (int t = 0; t < eval->task_count; t++) {
     const nps_eval_task_t *task = &eval->tasks[t];
-    fill_row(cells + (t + 1) * COLUMNS, task->group, nps_xstrf("%" PRId64, task->score.total), mean_of(&task->score));
+    n += fill_row(eval, cells + n, task->group, nps_xstrf("%" PRId64, task->score.total), mean_of(eval, &task->score));
   }
-  fill_row(cells + (rows - 1) * COLUMNS, "average", nps_xstrdup(""), average_of(eval));
-  nps_report_table(report, (const char *const *)cells, rows, COLUMNS);
-  for (size_t i = 0; i < count; i++) free(cells[i]);
+  n += fill_row(eval, cells + n, "average", nps_xstrdup(""), average_of(eval));
+  nps_report_table(report, (const char *const *)cells, rows, columns);
+  for (int i = 0; i < n; i++) free(cells[i]);
   free(cells);
 }
 

@@ -169,9 +169,9 @@ nps_err_t nps_run_make_outputs(nps_run_state_t *run) {
     nps_run_output_t *output = &run->outputs[i];
     if (path) output->path = transfer ? fill_in_name(path, run->models[i].name) : nps_xstrdup(path);
     /* What is to be said of the config holds for every output: the first tells. */
-    nps_note_mute(i > 0);
+    if (i > 0) nps_note_mute(true);
     nps_err_t err = make_output(run, output, i, each ? 1 : run->model_count);
-    nps_note_mute(false);
+    if (i > 0) nps_note_mute(false);
     if (err != NPS_OK) return err;
   }
   return match_all(run);

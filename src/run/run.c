@@ -2,7 +2,7 @@
 
 #include <stdlib.h>
 
-static void free_run(nps_run_state_t *run) {
+void nps_run_free(nps_run_state_t *run) {
   nps_search_free(run->search);
   nps_digest_free(run->hashes);
   nps_run_free_tasks(run);
@@ -268,6 +268,6 @@ nps_err_t nps_run(const nps_comm_t *comm, const nps_run_options_t *options) {
   if (err == NPS_OK) err = run_phases(&run);
   if (nps_comm_rank(comm) == 0 && err != NPS_OK) nps_report_problems(run.report, "nps-merge");
   nps_report_close(run.report);
-  free_run(&run);
+  nps_run_free(&run);
   return err;
 }

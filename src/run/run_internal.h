@@ -4,6 +4,7 @@
 #define NPS_RUN_INTERNAL_H
 
 #include "nps/compose.h"
+#include "nps/eval.h"
 #include "nps/fitness.h"
 #include "nps/merge.h"
 #include "nps/model.h"
@@ -102,6 +103,9 @@ typedef struct nps_run_state {
   bool handed_in_memory; /**< models that are handed over to a command lie in memory on some host */
 } nps_run_state_t;
 
+/** Free what a run has made. Local. */
+void nps_run_free(nps_run_state_t *run);
+
 /** Read config and headers, check everything against everything, choose the method. Collective. */
 nps_err_t nps_run_validate(nps_run_state_t *run);
 
@@ -195,6 +199,13 @@ int64_t nps_run_handed_bytes(const nps_run_state_t *run);
  *  @param[out] out  borrows from the run; freed with nps_run_free_command() */
 void nps_run_make_command(nps_run_state_t *run, nps_search_command_t *out);
 void nps_run_free_command(nps_search_command_t *command);
+
+/* ---- eval_command.c ---- */
+
+/** Score a model by the command of request->config: nps_eval_scores() by a command. Collective.
+ *  @param[in,out] eval  tasks, scores and which figures are known */
+nps_err_t nps_eval_ask(const nps_comm_t *comm, const nps_eval_request_t *request, nps_report_t *report,
+                       nps_eval_t *eval);
 
 /** Search and score; the outputs are to be merged with what was found. Does nothing without tasks. Collective. */
 nps_err_t nps_run_search(nps_run_state_t *run);

@@ -260,30 +260,14 @@ static const nps_slot_t *slot_of(const question_t *q, int64_t i) { return &q->ro
 
 static const char *task_of(const question_t *q, int64_t i) { return q->runner->spec->tasks[slot_of(q, i)->task].name; }
 
-/* {"id", "model", "tasks", "about"}, with held-out samples also "holdout" and "held". */
-static json_t *make_request(const question_t *q, int64_t id, const char *model) {
-  const nps_search_spec_t *spec = q->runner->spec;
-  json_t *tasks = json_array(), *about = json_object();
-  for (int64_t i = 0; i < q->count; i++) {
-    json_array_append_new(tasks, json_string(task_of(q, i)));
-    json_object_set(about, task_of(q, i), json_object_get(spec->command->about, task_of(q, i)));
-  }
-  json_t *request =
-      json_pack("{s:I, s:s, s:o, s:o}", "id", (json_int_t)id, "model", model, "tasks", tasks, "about", about);
-  if (spec->fitness->holdout > 0) {
-    json_object_set_new(request, "holdout", json_real(spec->fitness->holdout));
-    json_object_set_new(request, "held", json_boolean(slot_of(q, 0)->job->part == NPS_PART_HELD));
-  }
-  return request;
-}
-
 static bool go_on(void *ctx) {
   const question_t *q = ctx;
   nps_comm_progress(q->runner->comm);
   return !q->round->is_stopped(q->round->ctx);
 }
 
-/* Scores of other samples cannot be compared: each task has as many as in the first answer. @return as take_scores() */
+/* Scores of other samples cannot be compared: each task has as many as in the first answer.
+ * @return what is wrong, or NULL */
 static char *check_totals(const question_t *q, const asker_t *a) {
   for (int64_t i = 0; i < q->count; i++) {
     const nps_slot_t *slot = slot_of(q, i);
@@ -296,44 +280,26 @@ static char *check_totals(const question_t *q, const asker_t *a) {
   return NULL;
 }
 
-/* Takes the scores of an answer. @return why they do not count, or NULL */
-static char *take_scores(const question_t *q, const asker_t *a, const json_t *request, const json_t *answer) {
-  const nps_recipe_fitness_t *fitness = q->runner->spec->fitness;
-  const nps_expected_t expected = {fitness->metric, fitness->less_is_better};
-  const json_t *held = json_object_get(request, "held");
-  if (held && !json_equal(held, json_object_get(answer, "held")))
-    return nps_xstrf("expected \"held\": %s, as fitness.holdout splits the samples",
-                     json_is_true(held) ? "true" : "false");
-  const char **names = nps_xcalloc((size_t)q->count, sizeof *names);
-  for (int64_t i = 0; i < q->count; i++) names[i] = task_of(q, i);
-  char *why = nps_command_scores(answer, &expected, names, (int)q->count, q->round->scores + q->first);
-  free(names);
-  return why ? why : check_totals(q, a);
-}
-
-/* The reason that a command gives by itself: {"error": "…"}. */
-static char *reason_in(const json_t *answer) {
-  const json_t *error = json_object_get(answer, "error");
-  if (!error) return NULL;
-  return nps_text_printable(
-      nps_xstrf("the command says: %s", json_is_string(error) ? json_string_value(error) : "error"));
-}
-
 /* @param[out] why  FAILED: owned text */
 static nps_asked_t ask(question_t *q, asker_t *a, const char *model, char **why) {
-  json_t *request = make_request(q, a->id, model), *answer = NULL;
-  nps_asked_t how = nps_command_ask(a->command, request, go_on, q, &answer, why);
-  if (how == NPS_ASKED_ANSWERED && !(*why = reason_in(answer))) {
-    char *wrong = take_scores(q, a, request, answer);
-    if (wrong) {
-      *why = nps_text_printable(nps_xstrf("the command's answer: %s", wrong));
-      nps_command_distrust(a->command);
-      free(wrong);
-    }
+  const nps_search_spec_t *spec = q->runner->spec;
+  const char **names = nps_xcalloc((size_t)q->count, sizeof *names);
+  for (int64_t i = 0; i < q->count; i++) names[i] = task_of(q, i);
+  const nps_question_t question = {.id = a->id,
+                                   .model = model,
+                                   .tasks = names,
+                                   .count = (int)q->count,
+                                   .about = spec->command->about,
+                                   .holdout = spec->fitness->holdout,
+                                   .held = slot_of(q, 0)->job->part == NPS_PART_HELD,
+                                   .expected = {spec->fitness->metric, spec->fitness->less_is_better}};
+  nps_asked_t how = nps_command_ask_scores(a->command, &question, go_on, q, q->round->scores + q->first, NULL, why);
+  char *wrong = how == NPS_ASKED_ANSWERED ? check_totals(q, a) : NULL;
+  if (wrong) {
+    *why = nps_command_refuse(a->command, wrong);
+    how = NPS_ASKED_FAILED;
   }
-  if (*why) how = NPS_ASKED_FAILED;
-  json_decref(request);
-  json_decref(answer);
+  free(names);
   return how;
 }
 

@@ -26,3 +26,19 @@ def whole(data, tmp_path_factory):
     out = tmp_path_factory.mktemp("whole") / "out.h5"
     tools.merge(tools.small_search(data), out)
     return tools.search_content(out)
+
+
+@pytest.fixture(scope="session")
+def few(tmp_path_factory):
+    """16 samples of each task."""
+    path = tmp_path_factory.mktemp("few") / "calibration.h5"
+    return tools.write_small_data(path, 16)
+
+
+@pytest.fixture
+def shared(tmp_path):
+    """Where models are handed over to commands; nothing may be left there."""
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    yield folder
+    assert tools.wait_for(lambda: not list(folder.iterdir())), list(folder.iterdir())

@@ -4,44 +4,13 @@ import json
 import os
 import pathlib
 import signal
-import socket
 import sys
 
 import h5py
 import numpy as np
 import pytest
 import tools
-
-EVALUATOR = pathlib.Path(__file__).with_name("vit_evaluator.py")
-FOLDERS = f"nps-merge-{socket.gethostname()}-*"
-
-
-@pytest.fixture
-def shared(tmp_path):
-    """Where models are handed over; nothing may be left there."""
-    folder = tmp_path / "shared"
-    folder.mkdir()
-    yield folder
-    assert tools.wait_for(lambda: not list(folder.iterdir())), list(folder.iterdir())
-
-
-@pytest.fixture(scope="session")
-def few(tmp_path_factory):
-    """16 samples of each task."""
-    path = tmp_path_factory.mktemp("few") / "calibration.h5"
-    return tools.write_small_data(path, 16)
-
-
-def by_command(config, shared, timeout=60, fitness=None, **behaviour):
-    """Cheap scores need no packages, so that the process starts at once."""
-    words = [sys.executable, *(["-S"] if behaviour.get("cheap") else []), str(EVALUATOR), json.dumps(behaviour)]
-    more = {"evaluator": "command", "command": words, "timeout": timeout, "directory": str(shared), **(fitness or {})}
-    return {**config, "fitness": {**config["fitness"], **more}}
-
-
-def one_generation(few, population=4, **search):
-    """The base, two models, then the start, and a generation of candidates for each of them."""
-    return tools.small_search(few, stages=["prune"], generations=1, population=population, **search)
+from commands import FOLDERS, by_command, one_generation, processes_of
 
 
 def history(path, search):
@@ -154,6 +123,7 @@ def test_faults(part, few, shared, tmp_path):
             assert f"about to be bad: {faults[i]}" in told[i], told[i]
     if "die" in faults:
         assert "RuntimeError: the model is too good" in told[faults.index("die")]
+    assert result.err.count("printed more on stdout than its answer") == ("two answers" in faults), result
     ours, good = history(tmp_path / "out.h5", "prune/plain"), history(tmp_path / "good.h5", "prune/plain")
     assert np.array_equal(ours["genome"][:-2], good["genome"][:-2]), "but the means, which follow from the scores"
     for row in range(len(ours["total"]) - 2):
@@ -304,19 +274,6 @@ def test_a_command_that_ends_after_each_answer(few, shared, tmp_path):
     assert tools.search_content(tmp_path / "short.h5") == tools.search_content(tmp_path / "long.h5")
 
 
-def processes_of(path):
-    """Processes whose command line has a path in it."""
-    found = []
-    for cmdline in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = cmdline.read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if any(str(path).encode() in word for word in words) and int(cmdline.parent.name) != os.getpid():
-            found.append(int(cmdline.parent.name))
-    return found
-
-
 def hanging(few, shared, tmp_path):
     """A run whose first candidate hangs, with children in sessions of their own."""
     tell = tmp_path / "tell"
@@ -340,6 +297,28 @@ def test_nothing_stays_when_the_run_is_killed(how, few, shared, tmp_path):
     finally:
         process.kill()
         tools.finish(process)
+
+
+@pytest.mark.parametrize("how", ["rank", signal.SIGKILL, signal.SIGTERM])
+def test_nothing_stays_when_a_job_is_killed(how, few, shared, tmp_path):
+    """Two commands that hang, when one rank is killed or mpirun is ended; no rank hangs either."""
+    tell = tmp_path / "tell"
+    config = by_command(one_generation(few), shared, timeout=1000, cheap=True, tell=str(tell), always="hang with children")
+    (tmp_path / "config.yaml").write_text(json.dumps(config))
+    process = tools.start(tools.MERGE, tmp_path / "config.yaml", tmp_path / "out.h5", ranks=2)
+    try:
+        assert tools.wait_for(lambda: len(processes_of(tell)) >= 8, limit=60), "two supervisors, commands, their children"
+        assert len(list(shared.glob(FOLDERS))) == 2
+        if how == "rank":
+            os.kill(sorted(tools.ranks_of(process.pid))[1], signal.SIGKILL)
+        else:
+            process.send_signal(how)
+        assert tools.wait_for(lambda: not tools.ranks_of(process.pid), limit=30), "ranks hang"
+        assert tools.wait_for(lambda: not processes_of(tell), limit=30), processes_of(tell)
+        assert tools.wait_for(lambda: not list(shared.iterdir()), limit=30)
+    finally:
+        process.kill()
+        assert tools.finish(process).code != 0
 
 
 def test_a_run_that_is_asked_to_stop(few, shared, tmp_path):

@@ -173,6 +173,12 @@ def without_a_task(request):
     return json.dumps(reply) + "\n"
 
 
+def without_nll(request):
+    reply = answer(request)
+    del reply["scores"][request["tasks"][0]]["nll_sum"]
+    return json.dumps(reply) + "\n"
+
+
 FAULTS = {
     "die": lambda request: raise_error(),
     "exit": lambda request: sys.exit(3),
@@ -196,6 +202,7 @@ FAULTS = {
     "text": lambda request: write(spoiled(request, nll_sum="0.1")),
     "a task too few": lambda request: write(without_a_task(request)),
     "error": lambda request: write(json.dumps({"id": request["id"], "error": "I do not like it"}) + "\n"),
+    "no nll": lambda request: write(without_nll(request)),
     "forgetful": lambda request: write(json.dumps({"id": request["id"], "scores": answer(request)["scores"]}) + "\n"),
     "two answers": lambda request: write(spoiled(request) * 2),
     "remove the folder": remove_the_folder,

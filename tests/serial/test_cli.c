@@ -40,7 +40,7 @@ START_TEST(test_defaults) {
   ck_assert(!o.plan && !o.check && !o.force && !o.quiet && !o.verbose);
   ck_assert_int_eq(o.ranks, 0);
   ck_assert_int_eq(o.ranks_per_node, 0);
-  ck_assert_int_eq(o.override_count, 0);
+  ck_assert_int_eq(o.overrides.count, 0);
 }
 END_TEST
 
@@ -84,11 +84,11 @@ END_TEST
 
 START_TEST(test_overrides) {
   ck_assert_int_eq(PARSE("--set", "models.0.parameters.weight=0.3", "c.yaml", "--set=output.path=a=b"), NPS_OK);
-  ck_assert_int_eq(o.override_count, 2);
-  ck_assert_str_eq(o.overrides[0].path, "models.0.parameters.weight");
-  ck_assert_str_eq(o.overrides[0].value, "0.3");
-  ck_assert_str_eq(o.overrides[1].path, "output.path");
-  ck_assert_str_eq(o.overrides[1].value, "a=b");
+  ck_assert_int_eq(o.overrides.count, 2);
+  ck_assert_str_eq(o.overrides.items[0].path, "models.0.parameters.weight");
+  ck_assert_str_eq(o.overrides.items[0].value, "0.3");
+  ck_assert_str_eq(o.overrides.items[1].path, "output.path");
+  ck_assert_str_eq(o.overrides.items[1].value, "a=b");
   REFUSED("option --set: expected KEY=VALUE (such as parameters.lambda=0.5), found 'seed'", "c.yaml", "--set", "seed");
   REFUSED("option --set: expected KEY=VALUE (such as parameters.lambda=0.5), found '=1'", "c.yaml", "--set", "=1");
 }
