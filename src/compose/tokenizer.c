@@ -241,9 +241,19 @@ static void update_decoder(nps_tokenizer_t *t, json_t *config) {
 }
 
 void nps_tokenizer_update(nps_tokenizer_t *t) {
-  static const char *const stale[] = {"added_tokens.json", "merges.txt",  "sentencepiece.bpe.model",
-                                      "spiece.model",      "tekken.json", "tokenizer.model",
-                                      "vocab.json",        "vocab.txt"};
+  static const char *const stale[] = {"added_tokens.json",
+                                      "bpe.codes",
+                                      "merges.txt",
+                                      "sentencepiece.bpe.model",
+                                      "sentencepiece.model",
+                                      "source.spm",
+                                      "spiece.model",
+                                      "spm.model",
+                                      "target.spm",
+                                      "tekken.json",
+                                      "tokenizer.model",
+                                      "vocab.json",
+                                      "vocab.txt"};
   if (!t->changed) return;
   for (size_t i = 0; i < sizeof stale / sizeof *stale; i++) nps_sidecar_drop(t->files, &t->file_count, stale[i]);
   set_json(t, "tokenizer.json", t->root);

@@ -18,6 +18,7 @@ static const struct {
   kind_t kind;
 } known[] = {
     {"added_tokens.json", OF_TOKENIZER},
+    {"bpe.codes", OF_TOKENIZER},
     {"chat_template.jinja", OF_TOKENIZER},
     {"chat_template.json", OF_TOKENIZER},
     {"config_sentence_transformers.json", OF_MODULES},
@@ -34,8 +35,12 @@ static const struct {
     {"sentence_xlm-roberta_config.json", OF_MODULES},
     {"sentence_xlnet_config.json", OF_MODULES},
     {"sentencepiece.bpe.model", OF_TOKENIZER},
+    {"sentencepiece.model", OF_TOKENIZER},
+    {"source.spm", OF_TOKENIZER},
     {"special_tokens_map.json", OF_TOKENIZER},
     {"spiece.model", OF_TOKENIZER},
+    {"spm.model", OF_TOKENIZER},
+    {"target.spm", OF_TOKENIZER},
     {"tekken.json", OF_TOKENIZER},
     {"tokenizer.json", OF_TOKENIZER},
     {"tokenizer.model", OF_TOKENIZER},

@@ -57,7 +57,7 @@ def test_every_type_and_small_files(tmp_path):
     tensors["empty"] = ("I64", np.zeros((0, 3), np.int64))
     tensors["scalar"] = ("F16", np.array(1.5, np.float16))
     source = tools.write_folder(tmp_path / "s", tensors, shards=3)
-    small = {"tokenizer.json": b'{"a": 1}', "tokenizer.model": bytes(range(256)), "generation_config.json": b"{}"}
+    small = {"tokenizer.json": b'{"a": 1}', "spm.model": bytes(range(256)), "generation_config.json": b"{}"}
     for name, data in small.items():
         (source / name).write_bytes(data)
     convert(source, tmp_path / "m.h5", ranks=5)
