@@ -22,7 +22,6 @@ typedef struct {
   uint8_t **choice;             /* [models] a bit an entry of this rank's piece, set where it stays */
   int64_t first;                /* of the piece; -1: not known yet */
   float **row;                  /* [models][longest row] the row in work */
-  int64_t filled;               /* entries of it that have come */
   uint64_t *key, *other;        /* [longest row] */
   uint32_t *rank;               /* [longest row] */
   uint32_t *word;               /* [longest row + 3] */
@@ -49,25 +48,8 @@ static int passes(const nps_merge_tensor_t *tensors, int count) { return nps_fam
 
 /* ---- the state ---- */
 
-/* The most of any merged tensor. */
-typedef struct {
-  int64_t row, rows, count;
-} extent_t;
-
-static extent_t find_extent(const nps_layout_t *layout) {
-  extent_t most = {1, 1, 1};
-  for (int t = 0; t < layout->count; t++) {
-    const nps_target_t *target = &layout->targets[t];
-    if (target->action != NPS_ACTION_MERGE || target->count == 0) continue;
-    most.row = nps_max64(most.row, nps_merge_row_length(target));
-    most.rows = nps_max64(most.rows, target->count / nps_merge_row_length(target));
-    most.count = nps_max64(most.count, target->count);
-  }
-  return most;
-}
-
 static void *state_new(const nps_merge_spec_t *spec) {
-  const size_t models = (size_t)spec->model_count, longest = (size_t)find_extent(spec->layout).row;
+  const size_t models = (size_t)spec->model_count, longest = (size_t)nps_merge_extent(spec->layout).row;
   state_t *s = nps_xcalloc(1, sizeof *s);
   s->models = spec->model_count;
   s->all = nps_xcalloc(models, sizeof *s->all);
@@ -106,7 +88,7 @@ static void state_free(void *state) {
 }
 
 static size_t state_bytes(const nps_merge_spec_t *spec) {
-  const extent_t most = find_extent(spec->layout);
+  const nps_extent_t most = nps_merge_extent(spec->layout);
   const int64_t sums = 2 * (int64_t)sizeof(double) * most.rows, choice = most.count / 8 + 1;
   return (size_t)(spec->model_count * (sums + choice + 4 * most.row) + (2 * 8 + 2 * 4) * most.row + most.row / 8);
 }
@@ -121,7 +103,6 @@ static void start(void *state, const nps_merge_tensor_t *tensor) {
     s->choice[m] = nps_xcalloc((size_t)tensor->count / 8 + 1, 1); /* of other ranks' pieces never touched */
   }
   s->first = -1;
-  s->filled = 0;
 }
 
 /* ---- a row ---- */
@@ -228,17 +209,14 @@ static void choose_row(state_t *s, const nps_merge_tensor_t *tensor, int model, 
 static void scan(void *state, const nps_merge_tensor_t *tensor, int pass, const nps_merge_chunk_t *chunk) {
   (void)pass;
   state_t *s = state;
+  const int64_t length = tensor->row_length;
   if (s->first < 0) s->first = chunk->first;
-  for (int64_t at = 0; at < chunk->count;) {
-    const int64_t n = nps_min64(chunk->count - at, tensor->row_length - s->filled);
-    for (int m = 0; m < tensor->models; m++)
-      memcpy(s->row[m] + s->filled, chunk->tau[m] + at, (size_t)n * sizeof(float));
-    at += n;
-    s->filled += n;
-    if (s->filled < tensor->row_length) return;
-    for (int m = 0; m < tensor->models; m++)
-      if (drops_some(tensor, m)) choose_row(s, tensor, m, chunk->first + at - tensor->row_length);
-    s->filled = 0;
+  for (int64_t at = 0, n; at < chunk->count; at += n) {
+    const int64_t place = (chunk->first + at) % length;
+    n = nps_min64(chunk->count - at, length - place);
+    for (int m = 0; m < tensor->models; m++) memcpy(s->row[m] + place, chunk->tau[m] + at, (size_t)n * sizeof(float));
+    for (int m = 0; m < tensor->models && place + n == length; m++)
+      if (drops_some(tensor, m)) choose_row(s, tensor, m, chunk->first + at - place);
   }
 }
 

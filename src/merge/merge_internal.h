@@ -34,6 +34,7 @@ extern const nps_merge_method_t nps_method_dare_linear;
 extern const nps_merge_method_t nps_method_dare_ties;
 extern const nps_merge_method_t nps_method_breadcrumbs;
 extern const nps_merge_method_t nps_method_breadcrumbs_ties;
+extern const nps_merge_method_t nps_method_arcee_fusion;
 extern const nps_merge_method_t nps_method_della;
 extern const nps_merge_method_t nps_method_della_linear;
 extern const nps_merge_method_t nps_method_nps;
@@ -81,6 +82,14 @@ static inline int64_t nps_merge_matrix_bytes(int64_t rows, int64_t columns, int 
 static inline int64_t nps_merge_row_length(const nps_target_t *target) {
   return target->ndim > 0 ? target->shape[target->ndim - 1] : 1;
 }
+
+/** The most of any merged tensor: entries of a row, rows, entries. At least 1. */
+typedef struct nps_extent {
+  int64_t row, rows, count;
+} nps_extent_t;
+
+/** Give the extent of a layout. */
+nps_extent_t nps_merge_extent(const nps_layout_t *layout);
 
 /** Whether a tensor is merged whole. */
 bool nps_merge_is_whole(const nps_merge_t *merge, int target);

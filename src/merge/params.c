@@ -385,6 +385,18 @@ static int64_t whole_bytes(const void *ctx, int target, int ranks) {
   return tensor->rows > 0 ? bytes_on_grid(merge, tensor, ranks) : INT64_MAX;
 }
 
+nps_extent_t nps_merge_extent(const nps_layout_t *layout) {
+  nps_extent_t most = {1, 1, 1};
+  for (int t = 0; t < layout->count; t++) {
+    const nps_target_t *target = &layout->targets[t];
+    if (target->action != NPS_ACTION_MERGE || target->count == 0) continue;
+    most.row = nps_max64(most.row, nps_merge_row_length(target));
+    most.rows = nps_max64(most.rows, target->count / nps_merge_row_length(target));
+    most.count = nps_max64(most.count, target->count);
+  }
+  return most;
+}
+
 /* The least that has whole rows and whole blocks. */
 static int64_t row_unit(const void *ctx, int target) {
   const nps_merge_t *merge = ctx;

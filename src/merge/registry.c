@@ -15,6 +15,7 @@ static const nps_merge_method_t *const methods[] = {
     &nps_method_della,
     &nps_method_della_linear,
     &nps_method_slerp,
+    &nps_method_arcee_fusion,
     &nps_method_passthrough,
     &nps_method_nps,
     &nps_method_tsv_m,
@@ -29,7 +30,7 @@ enum { METHODS = sizeof methods / sizeof *methods };
 
 static const char *const planned[] = {
     "nuslerp",    "multislerp", "karcher", "model_stock", "sce",       "nearswap", "ram",
-    "ramplus_tl", "fisher",     "regmean", "pcb",         "consensus", "emr",      "arcee_fusion",
+    "ramplus_tl", "fisher",     "regmean", "pcb",         "consensus", "emr",
 };
 
 enum { PLANNED = sizeof planned / sizeof *planned };

@@ -239,3 +239,21 @@ def della(name, base, theta, weights, densities, epsilons, seed, rescale=True, e
         kept = np.where(della_mask(name, tau, density, epsilon, seed, i), tau, np.float32(0))
         delta.append((l1_factor(tau, kept) if rescale else 1.0) * kept.astype(np.float64))
     return (consensus if elect else combine)(base, delta, weights, lam, normalize)
+
+
+# ---- arcee_fusion ------------------------------------------------------------------------------------------------------
+
+
+def softmax(x):
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def arcee_fusion(base, theta):
+    base, theta = (np.atleast_1d(x).astype(np.float64) for x in (base, theta))
+    p, q = softmax(theta) + 1e-8, softmax(base) + 1e-8
+    divergence = np.maximum((p * np.log(p / q)).sum(-1, keepdims=True), 0)
+    importance = (np.abs(theta - base) * divergence).astype(np.float32)
+    ascending = np.sort(importance.reshape(-1)).astype(np.float64)
+    first, median, third = (ascending[i * (ascending.size - 1) // 4] for i in (1, 2, 3))
+    return np.where(importance >= median + 1.5 * (third - first), theta, base)

@@ -196,6 +196,26 @@ def test_della_with_the_same_random_numbers(method, tmp_path, monkeypatch):
         assert np.abs(ours[name] - theirs).max() < 2e-6 and np.abs(ours[name] - models["base"][name]).max() > 0.01
 
 
+def test_arcee_fusion_in_float64(tmp_path):
+    """mergekit's own function, in float64: in float32 a row's divergence is a small difference of rounded numbers."""
+    import torch
+    from mergekit.merge_methods import registry
+    from mergekit.merge_methods.base import TensorGroup
+
+    random, tensors = np.random.default_rng(29), ({}, {})
+    for name, shape in {"wide": (40, 300), "long": (900, 17), "vector": (777,), "conv": (8, 3, 5, 5)}.items():
+        tensors[0][name] = random.standard_normal(shape).astype(np.float32)
+        tensors[1][name] = tensors[0][name] + 0.1 * random.standard_normal(shape).astype(np.float32)
+    for folder, weights in zip("ab", tensors):
+        tools.write_folder(tmp_path / folder, {n: ("F32", x) for n, x in weights.items()})
+    ours = ours_of({"merge_method": "arcee_fusion", "base_model": str(tmp_path / "a"),
+                    "models": [{"model": str(tmp_path / "b")}]}, tmp_path / "out.h5")  # fmt: skip
+    for name in ours:
+        group = TensorGroup.from_tensors([torch.from_numpy(x[name].astype(np.float64)) for x in tensors], base_index=0)
+        assert np.array_equal(ours[name], registry.get("arcee_fusion").merge_group(group).numpy().astype(np.float32))
+        assert 0.01 < np.mean(ours[name] != tensors[0][name]) < 0.3
+
+
 DOCUMENTED = ["""\
 modules:
   default:

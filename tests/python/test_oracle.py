@@ -253,6 +253,17 @@ def test_slerp(family, t, tmp_path):
     assert_equal(result, expected, ODD_ONES)
 
 
+def test_arcee_fusion(family, tmp_path):
+    """Most entries come from the base, some from the model."""
+    name, base, models = family
+    config = tools.recipe(name, "arcee_fusion", names=[tools.TASKS[name][0]])
+    expected = {n: oracle.arcee_fusion(base[n], models[0][n]).reshape(base[n].shape) for n in base}
+    result = merged(config, tmp_path, ranks=2)
+    assert_equal({n: result[n] for n in base}, expected)
+    taken = sum(np.count_nonzero(expected[n] != base[n]) for n in base) / sum(x.size for x in base.values())
+    assert 0.01 < taken < 0.3
+
+
 def test_slerp_of_different_directions(tmp_path):
     """The example models are nearly parallel to their base; these are not."""
     random = np.random.default_rng(3)
