@@ -16,11 +16,15 @@ typedef struct nps_report_options {
   bool verbose;        /**< show details, and on a terminal what each phase took */
 } nps_report_options_t;
 
-/** Start reporting; notes (nps_note()) go through it from now on. NPS_ERR_IO when the log cannot be opened.
+/** Start reporting; notes (nps_note()) go through it from now on. NPS_ERR_IO when the log cannot be opened, NPS_ERR_CONFIG
+ *  when it is a file with content that is no log: that is left as it is.
  *  The log gets the events "phase", "phase_end", "note" and "error" by itself. A log that cannot be written later is
  *  given up with a note.
  *  @param[out] out  ended with nps_report_close() */
 nps_err_t nps_report_open(const nps_report_options_t *options, nps_report_t **out);
+
+/** Log nothing any more. A log that this run has made, rather than appended to, is removed. */
+void nps_report_drop_log(nps_report_t *report);
 
 /** Write an event to the JSON log: {"time": seconds since the epoch, "event": name, …fields}.
  *  @param fields  an object, stolen (released); may be NULL */

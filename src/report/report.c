@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -28,15 +29,37 @@ static void show_note(void *ctx, const char *text) {
   fprintf(stderr, "%s: %snote:%s %s\n", report->program, on, off, text);
 }
 
+/* Only a log is appended to, or what is empty or no file (a pipe): anything else is a slip on the command line. */
+static nps_err_t check_content(const char *path, FILE *log) {
+  static const char start[] = "{\"time\":"; /* of every line */
+  char found[sizeof start] = "";
+  struct stat st;
+  if (fstat(fileno(log), &st) != 0 || !S_ISREG(st.st_mode) || st.st_size == 0) return NPS_OK;
+  FILE *file = fopen(path, "re");
+  const bool same = file && fread(found, 1, sizeof start - 1, file) == sizeof start - 1 && strcmp(found, start) == 0;
+  if (file) fclose(file);
+  return same ? NPS_OK : nps_fail(NPS_ERR_CONFIG, "%s: exists and is no log: nothing is appended to it", path);
+}
+
+static nps_err_t open_log(const char *path, FILE **out, bool *made) {
+  *made = access(path, F_OK) != 0;
+  *out = fopen(path, "ae");
+  if (!*out) return nps_fail(NPS_ERR_IO, "%s: the log cannot be opened: %s", path, strerror(errno));
+  nps_err_t err = check_content(path, *out);
+  if (err != NPS_OK) fclose(*out);
+  return err;
+}
+
 nps_err_t nps_report_open(const nps_report_options_t *options, nps_report_t **out) {
+  FILE *log = NULL;
+  bool made_log = false;
   *out = NULL;
-  FILE *log = options->log ? fopen(options->log, "ae") : NULL;
-  if (options->log && !log)
-    return nps_fail(NPS_ERR_IO, "%s: the log cannot be opened: %s", options->log, strerror(errno));
+  if (options->log) NPS_TRY(open_log(options->log, &log, &made_log));
   nps_report_t *report = nps_xcalloc(1, sizeof *report);
   report->program = nps_xstrdup(options->program);
   report->log_path = options->log ? nps_xstrdup(options->log) : NULL;
   report->log = log;
+  report->made_log = made_log;
   report->quiet = options->quiet;
   report->verbose = options->verbose;
   report->out_colour = nps_report_colour(stdout);
@@ -56,6 +79,13 @@ void nps_report_close(nps_report_t *report) {
   free(report->program);
   free(report->log_path);
   free(report);
+}
+
+void nps_report_drop_log(nps_report_t *report) {
+  if (!report || !report->log) return;
+  fclose(report->log);
+  report->log = NULL;
+  if (report->made_log) unlink(report->log_path);
 }
 
 /* A log that fails must not end a merge of hours: it is given up with a note. */

@@ -10,7 +10,8 @@
 struct nps_report {
   char *program;
   char *log_path;
-  FILE *log; /* NULL: none */
+  FILE *log;     /* NULL: none */
+  bool made_log; /* there was none before */
   bool quiet, verbose;
   bool out_colour; /* stdout shows colours */
   bool err_colour; /* stderr shows colours */

@@ -263,7 +263,8 @@ nps_err_t nps_run(const nps_comm_t *comm, const nps_run_options_t *options) {
   const nps_report_options_t show = {
       .program = "nps-merge", .log = options->log, .quiet = options->quiet, .verbose = options->verbose};
   nps_run_state_t run = {.comm = comm, .options = options, .started = nps_now(), .base = -1, .head = -1};
-  nps_err_t err = nps_comm_rank(comm) == 0 ? nps_report_open(&show, &run.report) : NPS_OK;
+  nps_err_t err = nps_comm_rank(comm) == 0 ? nps_run_check_log(options) : NPS_OK;
+  if (nps_comm_rank(comm) == 0 && err == NPS_OK) err = nps_report_open(&show, &run.report);
   err = nps_comm_agree(comm, err);
   if (err == NPS_OK) err = run_phases(&run);
   if (nps_comm_rank(comm) == 0 && err != NPS_OK) nps_report_problems(run.report, "nps-merge");

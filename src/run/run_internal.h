@@ -136,6 +136,12 @@ void nps_run_choose_places(nps_run_state_t *run);
 void nps_run_show_slices(const nps_run_state_t *run);
 void nps_run_free_slices(nps_run_state_t *run);
 
+/** Check that the log is neither the config nor in OUT, before it is opened. Local. NPS_ERR_CONFIG */
+nps_err_t nps_run_check_log(const nps_run_options_t *options);
+
+/** Check that the open log is not in the config's output. Local, for rank 0. NPS_ERR_CONFIG: nothing is logged any more */
+nps_err_t nps_run_check_log_beside_output(nps_run_state_t *run);
+
 /** Whether a path leads to one of the inputs. Local. */
 bool nps_run_is_input(const nps_run_state_t *run, const char *path);
 

@@ -174,6 +174,7 @@ static nps_err_t find_method(nps_run_state_t *run) {
 static nps_err_t look_at_files(nps_run_state_t *run) {
   const nps_run_options_t *o = run->options;
   NPS_TRY(nps_recipe_load(o->config, o->overrides, o->override_count, &run->recipe));
+  NPS_TRY(nps_run_check_log_beside_output(run));
   nps_err_t err = find_method(run);
   if (!o->out && !run->recipe->output_path && !o->check && !o->plan)
     err = nps_fail(NPS_ERR_CONFIG, "no output: give OUT on the command line, or output.path in %s", run->recipe->file);

@@ -520,6 +520,30 @@ def test_command_line(case, outputs):
     assert (outputs / "old.h5").read_bytes() == before
 
 
+LOGS = {
+    "the config": (["c.yaml", "out.h5", "--log", "./c.yaml"], GOOD, "./c.yaml is the config"),
+    "for a forgotten FILE": (["--log", "c.yaml", "out.h5"], GOOD, "c.yaml: exists and is no log: nothing is appended to it"),
+    "an input's file": (["c.yaml", "out.h5", "--log", "x/config.json"], GOOD, "x/config.json: exists and is no log"),
+    "OUT": (["c.yaml", "out", "--log", "../here/out/"], GOOD, "../here/out/ is the output, or lies in it"),
+    "in OUT": (["c.yaml", "old", "--force", "--log", "old/run.log"], GOOD, "old/run.log is the output, or lies in it"),
+    "a name of a model": (["c.yaml", "--log", "out.h5"], GOOD, "out.h5 ends in .h5, as an output does"),
+    "output.path": (["c.yaml", "--log", "here"], added("output: {path: here}"), "here is output.path of the config"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LOGS)
+def test_a_log_destroys_nothing(case, outputs):
+    here = outputs / "here"
+    here.mkdir()
+    for name in ("base", "x", "old"):
+        (outputs / name).rename(here / name)
+    arguments, config, message = LOGS[case]
+    (here / "c.yaml").write_text(config)
+    before = {path: path.read_bytes() for path in here.rglob("*") if path.is_file()}
+    check(here, 2, message, config=config, arguments=arguments)
+    assert {path: path.read_bytes() for path in here.rglob("*") if path.is_file()} == before
+
+
 INSPECTS = {
     "nothing": ([], 2, "missing argument MODEL"),
     "unknown option": (["x", "--jason"], 2, "did you mean '--json'?"),

@@ -372,6 +372,28 @@ START_TEST(test_log_cannot_be_opened) {
 }
 END_TEST
 
+/* What is no log keeps its bytes. */
+START_TEST(test_log_is_no_log) {
+  ck_assert(make_new_folder());
+  snprintf(log_path, sizeof log_path, "%s/config.yaml", folder);
+  FILE *file = fopen(log_path, "w");
+  fputs("{\"tim", file);
+  fclose(file);
+  nps_report_options_t options = {.program = "nps-merge", .log = log_path};
+  nps_report_t *report = NULL;
+  ck_assert_int_eq(nps_report_open(&options, &report), NPS_ERR_CONFIG);
+  ck_assert_ptr_null(report);
+  ck_assert_ptr_nonnull(strstr(nps_problem_text(0), "config.yaml: exists and is no log"));
+  nps_problem_clear();
+  char found[16] = "";
+  file = fopen(log_path, "r");
+  ck_assert_uint_eq(fread(found, 1, sizeof found, file), 5);
+  ck_assert_str_eq(found, "{\"tim");
+  fclose(file);
+  remove_all(folder);
+}
+END_TEST
+
 static void log_to_full_device(void) {
   nps_report_t *report = open_report(false, false, "/dev/full");
   nps_report_event(report, "start", NULL);
@@ -437,6 +459,7 @@ int main(void) {
   tcase_add_test(cases, test_notes);
   tcase_add_test(cases, test_log);
   tcase_add_test(cases, test_log_cannot_be_opened);
+  tcase_add_test(cases, test_log_is_no_log);
   tcase_add_test(cases, test_log_is_given_up);
   tcase_add_test(cases, test_null);
   tcase_add_test(cases, test_detail);
