@@ -440,7 +440,8 @@ typedef struct nps_provenance {
 void nps_output_provenance(const char *path, nps_provenance_t *out);
 void nps_provenance_free(nps_provenance_t *provenance);
 
-/** Write provenance, flush to the device, agree, rename into place. Collective.
+/** Write provenance, flush to the device, agree, rename into place. Collective. A complete output that cannot take its place
+ *  is kept as NAME.complete (NPS_ERR_IO).
  *  @param digest  finished; may be NULL */
 nps_err_t nps_writer_commit(nps_writer_t *writer, const nps_digest_t *digest);
 

@@ -304,19 +304,41 @@ nps_err_t nps_place_by_old(const nps_place_t *place) {
   return err;
 }
 
-nps_err_t nps_place_finish(const nps_place_t *place, bool force) {
+static nps_err_t put_in_place(const nps_place_t *place) {
+  if (place->hdf5 || !nps_path_exists(place->target)) return move(place->partial, place->target);
+  if (exchange(place->partial, place->target)) return NPS_OK;
+  if (errno == EINVAL || errno == ENOSYS || errno == ENOTSUP) return nps_place_by_old(place);
+  return nps_fail(NPS_ERR_IO, "%s: cannot be exchanged with %s: %s", place->partial, place->target, strerror(errno));
+}
+
+/* Something may have come there since the start. */
+static nps_err_t check_and_put(const nps_place_t *place, bool force) {
   NPS_TRY(nps_path_sync(place->partial));
-  /* Something may have come there since the start. */
   NPS_TRY(nps_place_check(place, force));
-  if (place->hdf5 || !nps_path_exists(place->target)) {
-    NPS_TRY(move(place->partial, place->target));
-  } else if (exchange(place->partial, place->target)) {
-    note_unless_removed(nps_path_remove(place->partial));
-  } else if (errno == EINVAL || errno == ENOSYS || errno == ENOTSUP) {
-    NPS_TRY(nps_place_by_old(place));
-    note_unless_removed(nps_path_remove(place->partial));
-  } else {
-    return nps_fail(NPS_ERR_IO, "%s: cannot be exchanged with %s: %s", place->partial, place->target, strerror(errno));
-  }
-  return nps_path_sync(place->folder);
+  return put_in_place(place);
+}
+
+/* A complete output is never removed: it goes where no run touches it, or stays. */
+static nps_err_t keep_complete(const nps_place_t *place) {
+  char *kept = nps_xstrf("%s.complete", place->target);
+  if (!nps_path_exists(kept) && rename(place->partial, kept) == 0)
+    (void)nps_fail(NPS_ERR_IO, "%s: the new output is complete and kept as %s: move it to its place", place->target,
+                   kept);
+  else
+    (void)nps_fail(
+        NPS_ERR_IO,
+        "%s: the new output is complete and kept as %s: move it to its place before another run, which would "
+        "remove it",
+        place->target, place->partial);
+  free(kept);
+  return NPS_ERR_IO;
+}
+
+nps_err_t nps_place_finish(const nps_place_t *place, bool force) {
+  if (check_and_put(place, force) != NPS_OK) return keep_complete(place);
+  if (nps_path_sync(place->folder) != NPS_OK)
+    return nps_fail(NPS_ERR_IO, "%s: the new output is in its place, but perhaps not on the device", place->target);
+  /* A replaced folder goes when the new one's name is on the device, not before. */
+  note_unless_removed(nps_path_remove(place->partial));
+  return NPS_OK;
 }

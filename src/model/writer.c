@@ -57,12 +57,11 @@ nps_err_t nps_writer_commit(nps_writer_t *w, const nps_digest_t *digest) {
   if (nps_comm_rank(w->comm) == 0) {
     w->bytes = nps_path_bytes(w->place.partial, false);
     err = nps_place_finish(&w->place, w->output.force);
-    if (err == NPS_OK) nps_place_unlock(&w->place); /* else the partial output is still to be removed */
+    w->finished = true;
+    nps_place_unlock(&w->place);
   }
   nps_comm_bcast(w->comm, &w->bytes, sizeof w->bytes);
-  err = nps_comm_agree(w->comm, err);
-  w->done = err == NPS_OK;
-  return err;
+  return nps_comm_agree(w->comm, err);
 }
 
 int64_t nps_writer_bytes(const nps_writer_t *w) { return w->bytes; }
@@ -72,7 +71,7 @@ void nps_writer_free(nps_writer_t *w) {
   if (w->form) w->form->close(w);
   nps_comm_barrier(w->comm);
   /* What cannot be removed is recorded beside the failure that led here. */
-  if (w->prepared && !w->done) (void)nps_path_remove(w->place.partial);
+  if (w->prepared && !w->finished) (void)nps_path_remove(w->place.partial);
   nps_place_clear(&w->place);
   free(w);
 }

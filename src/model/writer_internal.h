@@ -53,7 +53,8 @@ nps_err_t nps_place_check(const nps_place_t *place, bool force);
 /* Make ready for writing: lock where it is not locked yet, put back what an interrupted run moved away, check again, remove what it left. */
 nps_err_t nps_place_prepare(nps_place_t *place, bool force);
 
-/* Put the finished partial output in the target's place. */
+/* Put the finished partial output in the target's place. Where that cannot be done it is saved as NAME.complete, which no run
+ * touches, or, where that name is taken or nothing can be renamed, stays; a problem says where it lies. @return NPS_ERR_IO */
 nps_err_t nps_place_finish(const nps_place_t *place, bool force);
 
 /* Exchange an existing folder with the partial one by way of NAME.old, where the file system cannot do it at once. When
@@ -100,7 +101,7 @@ struct nps_writer {
   void *state;             /* the form's */
   nps_h5_dataset_t **kept; /* [layout->count] what output.state asks for, of merged targets; NULL: nothing */
   bool prepared;           /* on rank 0: the partial output is this writer's */
-  bool done;               /* renamed into place */
+  bool finished;           /* on rank 0: the output is complete, in its place or kept elsewhere */
   int64_t bytes;
 };
 

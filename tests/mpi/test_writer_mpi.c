@@ -374,6 +374,27 @@ START_TEST(without_commit_nothing_is_left) {
 }
 END_TEST
 
+START_TEST(a_complete_output_whose_place_is_taken_is_kept) {
+  nps_output_t o = output_to(h5_path);
+  nps_writer_t *w = NULL;
+  nps_h5_t *file = NULL;
+  char *kept = nps_xstrf("%s.complete", h5_path);
+  bool ok = nps_writer_open(comm, &o, &layout, &w) == NPS_OK && write_blocks(comm, w) == NPS_OK;
+  ok = ok && (rank != 0 || mkdir(h5_path, 0777) == 0);
+  ok = ok && nps_writer_commit(w, NULL) == NPS_ERR_IO;
+  ok = ok && (rank != 0 || strstr(nps_problem_text(1), "merged.h5: the new output is complete and kept as "));
+  nps_problem_clear();
+  nps_writer_free(w);
+  nps_comm_barrier(comm);
+  ok = ok && strcmp(listing(folder), "merged.h5 merged.h5.complete ") == 0;
+  ok = ok && nps_h5_open(kept, &file) == NPS_OK && attribute_is(file, "config_json", CONFIG);
+  nps_h5_close(file);
+  nps_comm_barrier(comm);
+  free(kept);
+  ck_assert(everywhere(ok));
+}
+END_TEST
+
 START_TEST(a_stale_partial_output_is_removed_with_a_note) {
   char *stale_h5 = nps_xstrf("%s/.merged.h5.partial", folder), *stale_hf = nps_xstrf("%s/.merged.partial", folder);
   char *inside = nps_xstrf("%s/model.safetensors", stale_hf);
@@ -508,6 +529,7 @@ int main(int argc, char **argv) {
   tcase_add_test(cases, a_folder_of_several_shards_has_an_index);
   tcase_add_test(cases, an_existing_output_stays_without_force_and_goes_with_it);
   tcase_add_test(cases, without_commit_nothing_is_left);
+  tcase_add_test(cases, a_complete_output_whose_place_is_taken_is_kept);
   tcase_add_test(cases, a_stale_partial_output_is_removed_with_a_note);
   tcase_add_test(cases, a_second_writer_of_the_same_output_is_refused);
   tcase_add_test(cases, a_shard_that_a_rank_cannot_open);

@@ -231,12 +231,61 @@ static void content_is(const char *name, const char *expected) {
 
 START_TEST(a_finished_folder_takes_the_place_of_the_old_one) {
   nps_place_t place = place_with("old", "new");
-  ck_assert_int_eq(nps_place_finish(&place, false), NPS_ERR_CONFIG);
-  nps_problem_clear();
-  content_is("merged/config.json", "old");
   ck_assert_int_eq(nps_place_finish(&place, true), NPS_OK);
   content_is("merged/config.json", "new");
   ck_assert(!there(".merged.partial") && !there("merged.old"));
+  nps_place_clear(&place);
+}
+END_TEST
+
+/* Finishing fails with two problems: why, and where the complete output lies. */
+static void finish_keeps(bool force, const char *why, const char *kept, const char *how) {
+  nps_place_t place;
+  ck_assert_int_eq(nps_place_make(target, &place), NPS_OK);
+  ck_assert_int_eq(nps_place_finish(&place, force), NPS_ERR_IO);
+  char *first = nps_xstrf("%s: %s", target, why);
+  char *second =
+      nps_xstrf("%s: the new output is complete and kept as %s: move it to its place%s", target, in_folder(kept), how);
+  ck_assert_int_eq(nps_problem_count(), 2);
+  ck_assert_str_eq(nps_problem_text(0), first);
+  ck_assert_str_eq(nps_problem_text(1), second);
+  nps_problem_clear();
+  nps_place_clear(&place);
+  free(first);
+  free(second);
+}
+
+START_TEST(a_complete_output_without_a_place_is_kept) {
+  nps_place_t place = place_with(NULL, "new");
+  make_folder("merged");
+  put("merged/notes.txt", "x", 1);
+  finish_keeps(true, "has no config.json and no *.safetensors file: it is never replaced", "merged.complete", "");
+  content_is("merged.complete/config.json", "new");
+  ck_assert(!there(".merged.partial") && there("merged/notes.txt"));
+  /* A run after it leaves it alone, and keeps its own elsewhere. */
+  unlink(in_folder("merged/notes.txt"));
+  ck_assert_int_eq(nps_place_prepare(&place, true), NPS_OK);
+  put("merged/config.json", "other", 5);
+  put(".merged.partial/config.json", "newer", 5);
+  finish_keeps(false, "exists already; --force replaces it", ".merged.partial",
+               " before another run, which would remove it");
+  content_is(".merged.partial/config.json", "newer");
+  content_is("merged.complete/config.json", "new");
+  content_is("merged/config.json", "other");
+  nps_place_clear(&place);
+}
+END_TEST
+
+START_TEST(a_complete_output_that_cannot_be_renamed_is_kept) {
+  nps_place_t place = place_with(NULL, "new");
+  char *message = nps_xstrf("%s: cannot be renamed to %s: Input/output error", place.partial, target);
+  refused_name = target;
+  ck_assert_int_eq(nps_place_finish(&place, true), NPS_ERR_IO);
+  refused_name = NULL;
+  ck_assert_str_eq(nps_problem_text(0), message);
+  content_is("merged.complete/config.json", "new");
+  ck_assert(!there(".merged.partial") && !there("merged"));
+  free(message);
   nps_place_clear(&place);
 }
 END_TEST
@@ -421,6 +470,8 @@ int main(void) {
   tcase_add_test(cases, folders_that_cannot_be_written_to);
   tcase_add_test(cases, too_little_space_is_told_with_both_numbers);
   tcase_add_test(cases, a_finished_folder_takes_the_place_of_the_old_one);
+  tcase_add_test(cases, a_complete_output_without_a_place_is_kept);
+  tcase_add_test(cases, a_complete_output_that_cannot_be_renamed_is_kept);
   tcase_add_test(cases, two_folders_change_places_by_way_of_a_third_name);
   tcase_add_test(cases, a_failed_change_of_places_is_undone);
   tcase_add_test(cases, an_old_folder_that_cannot_be_put_back_is_told_of);
