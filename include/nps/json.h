@@ -22,6 +22,22 @@ nps_err_t nps_file_read(const char *path, size_t limit, char **data, size_t *siz
  *  @return NPS_ERR_INPUT (recorded, names `where`, line and cause) */
 nps_err_t nps_json_parse(const char *text, size_t size, const char *where, json_t **out);
 
+/** Parse JSON as Python's json module writes it, as nps_json_parse(), but for numbers that jansson cannot hold (integers beyond
+ *  64 bits, reals beyond float64, NaN, Infinity, -Infinity): they become strings of a private form, numbers for none of
+ *  jansson's functions, which nps_json_print() writes as they were. For configs and the like, of which only some keys are read.
+ *  @return NPS_ERR_INPUT (recorded, names `where`, line and cause) */
+nps_err_t nps_json_parse_python(const char *text, size_t size, const char *where, json_t **out);
+
+/** Parse a text, or what nps_json_print() gave, as nps_json_parse_python(), of equal keys the last one.
+ *  @param text  NUL-terminated; may be NULL
+ *  @return new reference, released with json_decref(); NULL where there is no text or it is no JSON (nothing is recorded) */
+json_t *nps_json_of(const char *text);
+
+/** Write JSON as json_dumps() does, with numbers that nps_json_parse_python() or nps_json_of() kept as they were read.
+ *  @param flags  jansson's; without JSON_ENSURE_ASCII
+ *  @return freed with free(); NULL where json is NULL or cannot be written */
+char *nps_json_print(const json_t *json, size_t flags);
+
 /** Read and parse a JSON file. As nps_file_read() and nps_json_parse(). */
 nps_err_t nps_json_load(const char *path, json_t **out);
 

@@ -82,15 +82,27 @@ static char *trimmed(const char *text, size_t size) {
   return size ? nps_xstrndup(text, size) : NULL;
 }
 
-static char *read_template(nps_sidecar_t *files, int count) {
+/* tokenizer_config.json, or NULL where there is none. */
+static nps_err_t read_config(const char *model, nps_sidecar_t *files, int count, json_t **out) {
+  const nps_sidecar_t *file = nps_sidecar_find(files, count, "tokenizer_config.json");
+  *out = NULL;
+  if (!file) return NPS_OK;
+  char *where = nps_xstrf("%s: tokenizer_config.json", model);
+  const nps_err_t err = nps_json_parse_python(file->data, file->size, where, out);
+  free(where);
+  return err;
+}
+
+static nps_err_t read_template(const char *model, nps_sidecar_t *files, int count, char **out) {
   const nps_sidecar_t *jinja = nps_sidecar_find(files, count, "chat_template.jinja");
-  const nps_sidecar_t *config = nps_sidecar_find(files, count, "tokenizer_config.json");
-  if (jinja) return trimmed(jinja->data, jinja->size);
-  json_t *root = config ? json_loadb(config->data, config->size, 0, NULL) : NULL;
+  json_t *root = NULL;
+  *out = jinja ? trimmed(jinja->data, jinja->size) : NULL;
+  if (jinja) return NPS_OK;
+  NPS_TRY(read_config(model, files, count, &root));
   const char *text = find_template(json_object_get(root, "chat_template"));
-  char *out = text ? trimmed(text, strlen(text)) : NULL;
+  *out = text ? trimmed(text, strlen(text)) : NULL;
   json_decref(root);
-  return out;
+  return NPS_OK;
 }
 
 /* The most frequent one, of equals the first. */
@@ -103,7 +115,7 @@ static nps_err_t choose_template(const nps_model_t *const *models, int model_cou
     nps_sidecar_t *files = NULL;
     int count = 0;
     err = nps_sidecars_read(models[m], &files, &count);
-    found[m] = read_template(files, count);
+    if (err == NPS_OK) err = read_template(models[m]->path, files, count, &found[m]);
     nps_sidecars_free(files, count);
   }
   for (int m = 0; m < model_count; m++) {
@@ -121,15 +133,16 @@ static nps_err_t choose_template(const nps_model_t *const *models, int model_cou
 
 /* ---- setting it ---- */
 
-static void remove_from_config(nps_sidecar_t **files, int *count) {
-  const nps_sidecar_t *file = nps_sidecar_find(*files, *count, "tokenizer_config.json");
-  json_t *config = file ? json_loadb(file->data, file->size, 0, NULL) : NULL;
+static nps_err_t remove_from_config(nps_sidecar_t **files, int *count) {
+  json_t *config = NULL;
+  NPS_TRY(read_config("chat_template: the tokenizer", *files, *count, &config));
   if (json_object_get(config, "chat_template")) {
     json_object_del(config, "chat_template");
-    char *text = json_dumps(config, JSON_INDENT(2));
+    char *text = nps_json_print(config, JSON_INDENT(2));
     nps_sidecar_set(files, count, "tokenizer_config.json", text, strlen(text));
   }
   json_decref(config);
+  return NPS_OK;
 }
 
 nps_err_t nps_chat_template_set(const char *text, const nps_model_t *const *models, int model_count,
@@ -148,7 +161,11 @@ nps_err_t nps_chat_template_set(const char *text, const nps_model_t *const *mode
                     "'%s'",
                     text);
   if (!chosen) return NPS_OK;
-  remove_from_config(files, count);
+  nps_err_t err = remove_from_config(files, count);
+  if (err != NPS_OK) {
+    free(chosen);
+    return err;
+  }
   nps_sidecar_drop(*files, count, "chat_template.json");
   nps_sidecar_set(files, count, "chat_template.jinja", chosen, strlen(chosen));
   return NPS_OK;

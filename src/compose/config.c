@@ -6,8 +6,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-static json_t *parse(const char *text) { return text ? json_loads(text, 0, NULL) : NULL; }
-
 /* Lists with one entry a layer (layer_types, …) are cut as the layers are, each from its own model's config. */
 static void cut_list(const nps_compose_spec_t *spec, json_t **configs, json_t *config, const char *key) {
   json_t *list = json_array();
@@ -35,7 +33,7 @@ static void set_layers(const nps_compose_spec_t *spec, json_t *config) {
   json_t *copy = json_copy(config);
   const char *key;
   json_t *value;
-  for (int m = 0; m < spec->model_count; m++) configs[m] = parse(spec->models[m]->config_json);
+  for (int m = 0; m < spec->model_count; m++) configs[m] = nps_json_of(spec->models[m]->config_json);
   json_object_foreach(copy, key, value) {
     if (json_is_array(value) && strstr(key, "layer") && (int64_t)json_array_size(value) == before)
       cut_list(spec, configs, config, key);
@@ -53,12 +51,12 @@ static void set_vocabulary(json_t *config, int64_t rows) {
 }
 
 char *nps_compose_config(const nps_compose_spec_t *spec, bool untied) {
-  json_t *config = parse(spec->models[spec->reference]->config_json);
+  json_t *config = nps_json_of(spec->models[spec->reference]->config_json);
   if (!config) return NULL;
   if (spec->slice_count > 0) set_layers(spec, config);
   if (spec->alignment) set_vocabulary(config, spec->alignment->rows);
   if (untied && !nps_config_ties_by_file(config)) json_object_set_new(config, "tie_word_embeddings", json_false());
-  char *text = json_dumps(config, 0);
+  char *text = nps_json_print(config, 0);
   json_decref(config);
   return text;
 }

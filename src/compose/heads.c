@@ -10,7 +10,7 @@ bool nps_config_ties_by_file(const json_t *config) {
 
 /* 1, 0, or -1: the config does not say. */
 static int read_tie(const char *config_json) {
-  json_t *config = config_json ? json_loads(config_json, 0, NULL) : NULL;
+  json_t *config = nps_json_of(config_json);
   const json_t *value = json_object_get(config, "tie_word_embeddings");
   const bool says = json_is_boolean(value) && !nps_config_ties_by_file(config);
   const int tie = says ? json_is_true(value) : -1;

@@ -60,7 +60,7 @@ static nps_err_t parse_file(const nps_tokenizer_t *t, const char *name, json_t *
   *out = NULL;
   if (!file) return NPS_OK;
   char *where = nps_xstrf("%s: %s", t->where, name);
-  nps_err_t err = nps_json_parse(file->data, file->size, where, out);
+  nps_err_t err = nps_json_parse_python(file->data, file->size, where, out);
   free(where);
   return err;
 }
@@ -220,7 +220,7 @@ nps_err_t nps_tokenizer_strip(nps_tokenizer_t *t, int64_t limit) {
 /* ---- writing ---- */
 
 static void set_json(nps_tokenizer_t *t, const char *name, const json_t *json) {
-  char *text = json_dumps(json, JSON_INDENT(2));
+  char *text = nps_json_print(json, JSON_INDENT(2));
   nps_sidecar_set(&t->files, &t->file_count, name, text, strlen(text));
 }
 

@@ -16,7 +16,7 @@ typedef struct {
 
 /* The vocabulary's size in a config, or 0. */
 static int64_t config_size(const char *config_json) {
-  json_t *config = config_json ? json_loads(config_json, 0, NULL) : NULL;
+  json_t *config = nps_json_of(config_json);
   const json_t *size = json_object_get(config, "vocab_size");
   if (!size) size = json_object_get(json_object_get(config, "text_config"), "vocab_size");
   const int64_t value = json_is_integer(size) ? json_integer_value(size) : 0;

@@ -7,7 +7,7 @@
 #define MOST ((int64_t)1 << 20)
 
 static nps_err_t fail(const nps_net_t *net, const char *key, const char *expected, const json_t *found) {
-  char *text = json_dumps(found, JSON_ENCODE_ANY | JSON_COMPACT);
+  char *text = nps_json_print(found, JSON_ENCODE_ANY | JSON_COMPACT);
   nps_fail(NPS_ERR_INPUT, "%s: config.json: %s: expected %s, found %s", net->body->path, key, expected,
            text ? text : "?");
   free(text);

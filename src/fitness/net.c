@@ -94,7 +94,7 @@ static bool is_within_layers(const char *name) {
 }
 
 static const nps_net_family_t *family_of(const char *config_json) {
-  json_t *config = config_json ? json_loads(config_json, 0, NULL) : NULL;
+  json_t *config = nps_json_of(config_json);
   const char *type = json_string_value(json_object_get(config, "model_type"));
   const nps_net_family_t *found = NULL;
   for (size_t i = 0; type && i < FAMILIES; i++)
@@ -133,7 +133,7 @@ static nps_err_t describe(nps_net_t *net) {
     return nps_fail(NPS_ERR_INPUT, "%s: there is no config.json, which says what network it is", net->body->path);
   char *where = nps_xstrf("config.json of %s", net->body->path);
   json_t *config = NULL;
-  nps_err_t err = nps_json_parse(text, strlen(text), where, &config);
+  nps_err_t err = nps_json_parse_python(text, strlen(text), where, &config);
   free(where);
   if (err == NPS_OK) err = find_family(net, config);
   if (err == NPS_OK) err = net->family->describe(net, config, &net->shape);

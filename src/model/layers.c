@@ -61,8 +61,7 @@ static int64_t count_at(const json_t *root, const char *key) {
 }
 
 static lengths_t config_layers(const char *config_json) {
-  json_error_t error;
-  json_t *root = config_json ? json_loads(config_json, 0, &error) : NULL;
+  json_t *root = nps_json_of(config_json);
   lengths_t lengths = {.decoder = count_at(root, "num_decoder_layers")};
   if (lengths.decoder == 0) lengths.decoder = count_at(root, "decoder_layers");
   for (int i = 0; nps_layer_keys[i] && lengths.main == 0; i++) lengths.main = count_at(root, nps_layer_keys[i]);

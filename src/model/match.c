@@ -22,8 +22,7 @@ static bool is_quantised_name(const char *name) {
 }
 
 static bool has_quantisation(const nps_model_t *model) {
-  json_error_t error;
-  json_t *root = model->config_json ? json_loads(model->config_json, 0, &error) : NULL;
+  json_t *root = nps_json_of(model->config_json);
   const bool found = json_is_object(json_object_get(root, "quantization_config"));
   json_decref(root);
   return found;

@@ -12,7 +12,7 @@
 
 nps_err_t nps_config_check(const char *text, const char *where) {
   json_t *root = NULL;
-  NPS_TRY(nps_json_parse(text, strlen(text), where, &root));
+  NPS_TRY(nps_json_parse_python(text, strlen(text), where, &root));
   const bool object = json_is_object(root);
   json_decref(root);
   return object ? NPS_OK : nps_fail(NPS_ERR_INPUT, "%s: expected a JSON object", where);

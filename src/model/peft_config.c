@@ -127,7 +127,7 @@ static void read_lora(nps_peft_config_t *config, nps_checks_t *checks) {
 nps_err_t nps_peft_config_read(const char *text, const char *where, nps_peft_config_t *config) {
   nps_checks_t checks = {where, 0};
   *config = (nps_peft_config_t){0};
-  NPS_TRY(nps_json_parse(text, strlen(text), where, &config->root));
+  NPS_TRY(nps_json_parse_python(text, strlen(text), where, &config->root));
   const char *type = json_string_value(json_object_get(config->root, "peft_type"));
   if (!json_is_object(config->root)) return nps_fail(NPS_ERR_INPUT, "%s: expected a JSON object", where);
   if (!type) return nps_fail(NPS_ERR_INPUT, "%s: peft_type is missing", where);
@@ -226,7 +226,7 @@ bool nps_peft_is_saved(const nps_peft_config_t *config, const char *tensor) {
 /* ---- adapters that are merged as adapters ---- */
 
 void nps_peft_compare(const char *config, const char *other, const char *other_name, nps_checks_t *checks) {
-  const json_t *keys[2] = {json_loads(config, 0, NULL), json_loads(other, 0, NULL)};
+  const json_t *keys[2] = {nps_json_of(config), nps_json_of(other)};
   const char *key;
   json_t *value;
   for (int k = 0; k < 2; k++) json_object_foreach((json_t *)keys[k], key, value) {

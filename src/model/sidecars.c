@@ -141,7 +141,7 @@ static nps_err_t read_modules(const char *folder, const nps_sidecar_t *file, fil
   char *where = nps_path_join(folder, file->name);
   json_t *modules = NULL, *module;
   size_t i;
-  nps_err_t err = nps_json_parse(file->data, file->size, where, &modules);
+  nps_err_t err = nps_json_parse_python(file->data, file->size, where, &modules);
   json_array_foreach(modules, i, module) {
     const char *name = module_folder(module);
     if (err != NPS_OK || !name || has_module(files, name)) continue;

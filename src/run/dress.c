@@ -22,7 +22,7 @@ static int head_input(const nps_run_output_t *output) {
 /* A model with a task's head is described by that task's labels. */
 static void take_head_keys(json_t *config, const char *head_json) {
   static const char *const keys[] = {"architectures", "id2label", "label2id", "num_labels", "problem_type"};
-  json_t *head = head_json ? json_loads(head_json, 0, NULL) : NULL;
+  json_t *head = nps_json_of(head_json);
   for (size_t i = 0; head && i < sizeof keys / sizeof *keys; i++) {
     json_t *value = json_object_get(head, keys[i]);
     if (value)
@@ -41,11 +41,11 @@ static void set_type(json_t *config, const char *type) {
 
 /* Numbers as people write them (1e-05), with all 17 digits only where fewer would change one. */
 static char *write_json(const json_t *value) {
-  char *text = json_dumps(value, JSON_INDENT(2) | JSON_REAL_PRECISION(15));
-  json_t *again = json_loads(text, 0, NULL);
+  char *text = nps_json_print(value, JSON_INDENT(2) | JSON_REAL_PRECISION(15));
+  json_t *again = nps_json_of(text);
   if (!json_equal(value, again)) {
     free(text);
-    text = json_dumps(value, JSON_INDENT(2));
+    text = nps_json_print(value, JSON_INDENT(2));
   }
   json_decref(again);
   char *line = nps_xstrf("%s\n", text);
@@ -54,7 +54,7 @@ static char *write_json(const json_t *value) {
 }
 
 char *nps_run_typed_config(const char *text, nps_dtype_t type) {
-  json_t *config = json_loads(text, 0, NULL);
+  json_t *config = nps_json_of(text);
   if (!json_is_object(config)) {
     json_decref(config);
     return nps_xstrdup(text);
@@ -75,7 +75,7 @@ static nps_err_t make_config(const nps_run_state_t *run, nps_run_output_t *outpu
     output->config_json = nps_xstrdup(text);
     return NPS_OK;
   }
-  NPS_TRY(nps_json_parse(text, strlen(text), "config.json", &config));
+  NPS_TRY(nps_json_parse_python(text, strlen(text), "config.json", &config));
   if (head >= 0) take_head_keys(config, output->inputs[head]->config_json);
   if (run->recipe->has_out_dtype) set_type(config, torch_name(run->recipe->out_dtype));
   output->config_json = write_json(config);

@@ -47,7 +47,7 @@ static nps_lora_kind_t kind_of(const nps_tensor_info_t *t, bool tied) {
 
 static json_t *load_config(const nps_lora_t *lora) {
   const char *text = lora->model->config_json ? lora->model->config_json : lora->base->config_json;
-  return text ? json_loads(text, 0, NULL) : NULL;
+  return nps_json_of(text);
 }
 
 /* GPT-2's linear layers are stored [in][out]. */

@@ -127,6 +127,69 @@ START_TEST(malformed_json_is_an_error_that_names_the_line) {
 }
 END_TEST
 
+/* Text as Python reads it: what comes back is the same characters, but for blanks. */
+static const char *const python_texts[] = {
+    "{\"model_max_length\":1000000000000000019884624838656,\"a\":-9223372036854775809}",
+    "[9223372036854775807,-9223372036854775808,9223372036854775808]",
+    "{\"time_step_limit\":[0.0,Infinity],\"b\":-Infinity,\"c\":NaN}",
+    "[1e999,-1E+400,{\"x\":[[NaN]]}]",
+    "{\"Infinity\":\"NaN\",\"1000000000000000000000\":\"\\\" NaN, 99999999999999999999 \\\\\"}",
+    "[\"θ\",true,false,null,0,-1.5]",
+};
+
+START_TEST(numbers_of_python_come_back_as_they_were) {
+  const char *text = python_texts[_i];
+  json_t *root = NULL;
+  ck_assert_int_eq(nps_json_parse_python(text, strlen(text), "text", &root), NPS_OK);
+  char *again = nps_json_print(root, JSON_COMPACT);
+  ck_assert_str_eq(again, text);
+  free(again);
+  json_t *same = nps_json_of(text);
+  ck_assert(json_equal(root, same));
+  json_decref(same);
+  json_decref(root);
+}
+END_TEST
+
+START_TEST(numbers_that_do_not_fit_are_none) {
+  json_t *root = nps_json_of("{\"n\": 9223372036854775808, \"x\": NaN, \"i\": 7}");
+  ck_assert(!json_is_number(json_object_get(root, "n")) && !json_is_number(json_object_get(root, "x")));
+  ck_assert_int_eq(json_integer_value(json_object_get(root, "i")), 7);
+  json_decref(root);
+  ck_assert_ptr_null(nps_json_of(NULL));
+  ck_assert_ptr_null(nps_json_of("[1"));
+  ck_assert_ptr_null(nps_json_of(""));
+  ck_assert_ptr_null(nps_json_print(NULL, 0));
+}
+END_TEST
+
+static const char *const no_python[] = {"",
+                                        "[",
+                                        "[Nan]",
+                                        "[+Infinity]",
+                                        "[NaN NaN]",
+                                        "{NaN: 1}",
+                                        "[1e]",
+                                        "[01]",
+                                        "[--1]",
+                                        "{\"a\": \"NaN}",
+                                        "[\"a\\",
+                                        "{\"a\":1,\"a\":2}",
+                                        "[NaN]x",
+                                        "[1.e999]",
+                                        "[Infinity.]",
+                                        "[-]",
+                                        "[099999999999999999999]"};
+
+START_TEST(what_python_does_not_read_is_an_error) {
+  json_t *root = NULL;
+  ck_assert_int_eq(nps_json_parse_python(no_python[_i], strlen(no_python[_i]), "text", &root), NPS_ERR_INPUT);
+  ck_assert_ptr_null(root);
+  ck_assert_int_eq(nps_problem_count(), 1);
+  nps_problem_clear();
+}
+END_TEST
+
 START_TEST(absurd_nesting_is_an_error) {
   enum { DEPTH = 1000000 };
   char *text = nps_xcalloc(DEPTH, 1);
@@ -167,6 +230,10 @@ int main(void) {
   tcase_add_test(cases, text_need_not_end_in_nul);
   tcase_add_loop_test(cases, malformed_json_is_an_error_that_names_the_line, 0,
                       (int)(sizeof malformed / sizeof *malformed));
+  tcase_add_loop_test(cases, numbers_of_python_come_back_as_they_were, 0,
+                      (int)(sizeof python_texts / sizeof *python_texts));
+  tcase_add_test(cases, numbers_that_do_not_fit_are_none);
+  tcase_add_loop_test(cases, what_python_does_not_read_is_an_error, 0, (int)(sizeof no_python / sizeof *no_python));
   tcase_add_test(cases, absurd_nesting_is_an_error);
   tcase_add_test(cases, json_files_are_loaded);
   return run_tests("json", cases);
