@@ -222,16 +222,20 @@ static nps_err_t take_tasks(const nps_run_state_t *run, nps_eval_t *eval) {
   return NPS_OK;
 }
 
-/* The config is checked as a whole, as before a search; what is to be said of merging is not said here. */
+/* The config is checked as a whole, as before a search. */
+static nps_err_t look_at_config(nps_run_state_t *run) {
+  NPS_TRY(nps_run_validate(run));
+  return nps_comm_agree(run->comm, nps_run_read_sidecars(run));
+}
+
 static nps_err_t prepare(work_t *w) {
   const nps_comm_t *comm = w->run->comm;
-  nps_note_mute(true);
-  const nps_err_t err = nps_run_validate(w->run);
+  nps_note_mute(true); /* what is to be said of merging */
+  const nps_err_t err = look_at_config(w->run);
   nps_note_mute(false);
   NPS_TRY(err);
   NPS_TRY(nps_comm_agree(comm, take_tasks(w->run, w->eval)));
   NPS_TRY(nps_run_open_model(comm, w->request->model, &w->model));
-  NPS_TRY(nps_comm_agree(comm, nps_run_read_sidecars(w->run)));
   nps_run_make_command(w->run, &w->what);
   if (nps_comm_size(comm) > 1) nps_note("a command scores one model on one rank: the others wait");
   return NPS_OK;
