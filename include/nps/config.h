@@ -51,6 +51,15 @@ bool nps_value_is_boolean(const nps_value_t *value);
 /** Whether a value does not vary over layers or tensors: a scalar, a list of one, or a first filter "*" with such. */
 bool nps_value_is_plain(const nps_value_t *value);
 
+/** Count the {filter, value} of a value; of other forms 0. */
+int nps_value_filter_count(const nps_value_t *value);
+
+/** Give filter i of a value; "*" where none was written. Owned by the value. */
+const char *nps_value_filter(const nps_value_t *value, int i);
+
+/** Whether a filter is part of a tensor's name, or "*". @param tensor  NULL matches only "*" */
+bool nps_filter_matches(const char *filter, const char *tensor);
+
 /** One entry of `models`. */
 typedef struct nps_recipe_model {
   char *model;               /**< path or org/name as written; owned */

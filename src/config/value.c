@@ -13,7 +13,11 @@ static double interpolate(const nps_value_t *value, double t) {
   return (1 - part) * value->numbers[i0] + part * value->numbers[i1];
 }
 
-static bool matches(const char *filter, const char *tensor) {
+int nps_value_filter_count(const nps_value_t *value) { return value->kind == NPS_VALUE_FILTERS ? value->count : 0; }
+
+const char *nps_value_filter(const nps_value_t *value, int i) { return value->filters[i].filter; }
+
+bool nps_filter_matches(const char *filter, const char *tensor) {
   return strcmp(filter, "*") == 0 || (tensor && strstr(tensor, filter));
 }
 
@@ -33,7 +37,8 @@ bool nps_value_number(const nps_value_t *value, const char *tensor, double t, do
     break;
   }
   for (int i = 0; i < value->count; i++)
-    if (matches(value->filters[i].filter, tensor)) return nps_value_number(value->filters[i].value, tensor, t, out);
+    if (nps_filter_matches(value->filters[i].filter, tensor))
+      return nps_value_number(value->filters[i].value, tensor, t, out);
   return false;
 }
 

@@ -100,6 +100,18 @@ nps_err_t nps_merge_plan_parts(nps_merge_t *merge);
 /** Forget what is known of the subspaces. */
 void nps_merge_subspaces_clear(nps_merge_subspaces_t *subspaces);
 
+/** Room for a path and a line number. */
+#define NPS_WHERE 4200
+
+/** Write "FILE:LINE: " for a setting of the config, "--set: " for one of the command line. @return out */
+const char *nps_merge_where(const nps_merge_t *merge, const nps_setting_t *setting, char out[NPS_WHERE]);
+
+/** Give a parameter of a method, or NULL. */
+const nps_param_t *nps_merge_find_param(const nps_merge_method_t *method, const char *name);
+
+/** Note the filters of the config that choose no tensor. Local. (filters.c) */
+void nps_merge_note_filters(const nps_merge_t *merge);
+
 /** Whether some method has a parameter of this name, or mergekit has it for a method that is planned. */
 bool nps_merge_param_known(const char *name);
 

@@ -9,31 +9,27 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Room for a path and a line number. */
-#define WHERE 4200
-
-/* "FILE:LINE: " for a setting of the config, "--set: " for one of the command line. */
-static const char *where_of(const nps_merge_t *merge, const nps_setting_t *setting, char out[WHERE]) {
+const char *nps_merge_where(const nps_merge_t *merge, const nps_setting_t *setting, char out[NPS_WHERE]) {
   if (setting->line > 0)
-    snprintf(out, WHERE, "%s:%d: ", merge->spec.config_file, setting->line);
+    snprintf(out, NPS_WHERE, "%s:%d: ", merge->spec.config_file, setting->line);
   else
-    snprintf(out, WHERE, "--set: ");
+    snprintf(out, NPS_WHERE, "--set: ");
   return out;
 }
 
-static const nps_param_t *find_param(const nps_merge_method_t *method, const char *name) {
+const nps_param_t *nps_merge_find_param(const nps_merge_method_t *method, const char *name) {
   for (int i = 0; i < method->param_count; i++)
     if (strcmp(method->params[i].name, name) == 0) return &method->params[i];
   return NULL;
 }
 
 static nps_err_t unknown_param(const nps_merge_t *merge, const nps_setting_t *setting) {
-  char where[WHERE];
+  char where[NPS_WHERE];
   const nps_merge_method_t *method = merge->spec.method;
   const char *names[NPS_MAX_PARAMS];
   for (int i = 0; i < method->param_count; i++) names[i] = method->params[i].name;
   const char *nearest = nps_nearest(setting->name, names, method->param_count);
-  where_of(merge, setting, where);
+  nps_merge_where(merge, setting, where);
   if (nearest)
     return nps_fail(NPS_ERR_CONFIG, "%sunknown parameter '%s' of %s, did you mean '%s'?", where, setting->name,
                     method->name, nearest);
@@ -41,18 +37,19 @@ static nps_err_t unknown_param(const nps_merge_t *merge, const nps_setting_t *se
 }
 
 static nps_err_t check_names(const nps_merge_t *merge, const nps_settings_t *settings, bool of_model) {
-  char where[WHERE];
+  char where[NPS_WHERE];
   nps_err_t err = NPS_OK;
   for (int i = 0; settings && i < settings->count; i++) {
     const nps_setting_t *setting = &settings->items[i];
-    const nps_param_t *param = find_param(merge->spec.method, setting->name);
+    const nps_param_t *param = nps_merge_find_param(merge->spec.method, setting->name);
     if (merge->spec.nps && strcmp(setting->name, "scope") == 0)
-      err = nps_fail(NPS_ERR_CONFIG, "%sparameter 'scope' belongs under nps.scope", where_of(merge, setting, where));
+      err = nps_fail(NPS_ERR_CONFIG, "%sparameter 'scope' belongs under nps.scope",
+                     nps_merge_where(merge, setting, where));
     else if (param && of_model && !param->per_model)
       err = nps_fail(NPS_ERR_CONFIG, "%sparameter '%s' holds for all models: it belongs under the top-level parameters",
-                     where_of(merge, setting, where), setting->name);
+                     nps_merge_where(merge, setting, where), setting->name);
     else if (!param && nps_merge_param_known(setting->name))
-      nps_note("%sparameter '%s' has no effect with %s", where_of(merge, setting, where), setting->name,
+      nps_note("%sparameter '%s' has no effect with %s", nps_merge_where(merge, setting, where), setting->name,
                merge->spec.method->name);
     else if (!param)
       err = unknown_param(merge, setting);
@@ -73,25 +70,25 @@ static int find_choice(const nps_param_t *param, const nps_value_t *value) {
 
 static nps_err_t check_choice(const nps_merge_t *merge, const nps_param_t *param, const nps_setting_t *setting) {
   if (find_choice(param, setting->value) >= 0) return NPS_OK;
-  char where[WHERE];
+  char where[NPS_WHERE];
   nps_text_t list = {0};
   for (int i = 0; param->choices[i]; i++) nps_text_add(&list, i ? ", %s" : "%s", param->choices[i]);
   const char *text = nps_value_text(setting->value);
-  nps_err_t err =
-      nps_fail(NPS_ERR_CONFIG, "%sparameter '%s' must be one of %s, found %s%s%s", where_of(merge, setting, where),
-               setting->name, list.text, text ? "'" : "", text ? text : "another kind of value", text ? "'" : "");
+  nps_err_t err = nps_fail(NPS_ERR_CONFIG, "%sparameter '%s' must be one of %s, found %s%s%s",
+                           nps_merge_where(merge, setting, where), setting->name, list.text, text ? "'" : "",
+                           text ? text : "another kind of value", text ? "'" : "");
   free(list.text);
   return err;
 }
 
 static nps_err_t check_value(const nps_merge_t *merge, const nps_param_t *param, const nps_setting_t *setting) {
-  char where[WHERE];
+  char where[NPS_WHERE];
   if (param->kind == NPS_PARAM_CHOICE) return check_choice(merge, param, setting);
   const bool boolean = nps_value_is_boolean(setting->value);
   if (nps_value_is_numeric(setting->value) && !boolean) return NPS_OK;
   const char *text = nps_value_text(setting->value);
-  return nps_fail(NPS_ERR_CONFIG, "%sparameter '%s' must be a number, found %s%s%s", where_of(merge, setting, where),
-                  setting->name, text ? "'" : "",
+  return nps_fail(NPS_ERR_CONFIG, "%sparameter '%s' must be a number, found %s%s%s",
+                  nps_merge_where(merge, setting, where), setting->name, text ? "'" : "",
                   boolean ? "a boolean"
                   : text  ? text
                           : "a text",
@@ -101,7 +98,7 @@ static nps_err_t check_value(const nps_merge_t *merge, const nps_param_t *param,
 static nps_err_t check_values(const nps_merge_t *merge, const nps_settings_t *settings) {
   nps_err_t err = NPS_OK;
   for (int i = 0; settings && i < settings->count; i++) {
-    const nps_param_t *param = find_param(merge->spec.method, settings->items[i].name);
+    const nps_param_t *param = nps_merge_find_param(merge->spec.method, settings->items[i].name);
     if (param && check_value(merge, param, &settings->items[i]) != NPS_OK) err = NPS_ERR_CONFIG;
   }
   return err;
@@ -189,7 +186,7 @@ static double fallback_of(const nps_merge_t *merge, const nps_param_t *param) {
 
 static nps_err_t evaluate(const nps_merge_t *merge, const nps_param_t *param, int model, const nps_target_t *target,
                           double *value) {
-  char where[WHERE];
+  char where[NPS_WHERE];
   const nps_merge_spec_t *spec = &merge->spec;
   const nps_setting_t *setting = look_up(merge, param, model, target, value);
   if (!setting) {
@@ -203,7 +200,8 @@ static nps_err_t evaluate(const nps_merge_t *merge, const nps_param_t *param, in
   }
   if (param->kind == NPS_PARAM_NUMBER && !(*value >= param->least && *value <= param->most))
     return nps_fail(NPS_ERR_CONFIG, "%sparameter '%s' must lie in [%g, %g], found %g for tensor %s",
-                    where_of(merge, setting, where), param->name, param->least, param->most, *value, target->name);
+                    nps_merge_where(merge, setting, where), param->name, param->least, param->most, *value,
+                    target->name);
   return NPS_OK;
 }
 
@@ -342,6 +340,7 @@ static nps_err_t check_settings(const nps_merge_t *merge) {
 static nps_err_t prepare(nps_merge_t *merge) {
   const nps_merge_spec_t *spec = &merge->spec;
   NPS_TRY(nps_err_worse(check_counts(merge), check_settings(merge)));
+  nps_merge_note_filters(merge);
   describe_tensors(merge);
   nps_err_t err = NPS_OK;
   for (int p = 0; p < spec->method->param_count; p++) err = nps_err_worse(err, evaluate_param(merge, p));
@@ -462,7 +461,7 @@ int64_t nps_merge_work(const nps_merge_t *merge) {
 }
 
 bool nps_merge_plain_value(const nps_merge_t *merge, const char *name, int model, double *value) {
-  const nps_param_t *param = find_param(merge->spec.method, name);
+  const nps_param_t *param = nps_merge_find_param(merge->spec.method, name);
   if (!param || merge->first < 0) return false;
   const int p = (int)(param - merge->spec.method->params), row = param->per_model ? model : 0;
   bool found = false;

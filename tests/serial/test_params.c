@@ -380,6 +380,20 @@ START_TEST(parameters_of_other_methods_are_noted) {
 }
 END_TEST
 
+/* Each once, though it is looked up for every tensor and model; q_proj of one layer alone is a match. */
+START_TEST(filters_that_choose_nothing_are_noted) {
+  accept("merge_method: ties\nbase_model: base\nmodels:\n- model: a\n  parameters: &p\n"
+         "    weight:\n    - {filter: self_atn, value: 0}\n    - {filter: layers.2.mlp, value: 1}\n    - {value: 0.5}\n"
+         "- model: b\n  parameters: *p\n"
+         "parameters:\n  density: [{value: 0.5}, {filter: mlp, value: 1}]\n  lambda: [{filter: '*', value: 1}]\n");
+  ck_assert_str_eq(
+      notes.text, "c.yaml:13: parameter 'density': filter 'mlp' stands behind one that matches every tensor and has no "
+                  "effect\n"
+                  "c.yaml:7: parameter 'weight': filter 'self_atn' is in no tensor's name and has no effect");
+  free_merge();
+}
+END_TEST
+
 /* ---- methods ---- */
 
 static const char *const built[] = {"linear",    "task_arithmetic", "ties",        "dare_linear",
@@ -423,6 +437,7 @@ int main(void) {
   tcase_add_test(cases, all_problems_are_listed_together);
   tcase_add_test(cases, settings_of_the_command_line_have_no_line);
   tcase_add_test(cases, parameters_of_other_methods_are_noted);
+  tcase_add_test(cases, filters_that_choose_nothing_are_noted);
   tcase_add_test(cases, methods_are_found_by_name);
   const int code = run_tests("params", cases);
   free(notes.text);
