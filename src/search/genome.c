@@ -98,3 +98,9 @@ void nps_genome_put(const nps_genome_t *g, const double *x, nps_weighting_t *w) 
     for (int model = 0; model < w->models; model++)
       if (g->genes[i].model < 0 || g->genes[i].model == model) put_value(g->genes[i], g->follow, x[i], model, w);
 }
+
+/* All else is copied, or comes of operations that IEEE 754 defines to the bit. */
+void nps_genome_put_alike(const nps_comm_t *comm, const nps_genome_t *g, const double *x, nps_weighting_t *w) {
+  nps_genome_put(g, x, w);
+  nps_comm_bcast(comm, w->priority, (size_t)w->models * (size_t)w->subspaces * sizeof *w->priority);
+}

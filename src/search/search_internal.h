@@ -244,6 +244,11 @@ void nps_genome_clip(const nps_genome_t *genome, double *x);
 /** Put values into a weighting; the rest of it stays. @param x  [count] */
 void nps_genome_put(const nps_genome_t *genome, const double *x, nps_weighting_t *weighting);
 
+/** Put the same values into the weightings of all ranks, to the same bits: exp() of two C libraries, or of one on two types of
+ *  processors, differs in the last bit, and what ranks do together follows from hashes of these bits. Collective. */
+void nps_genome_put_alike(const nps_comm_t *comm, const nps_genome_t *genome, const double *x,
+                          nps_weighting_t *weighting);
+
 /* ---- searches (track.c, stages.c) ---- */
 
 /** One search on its way. All pointers are owned but history's. */

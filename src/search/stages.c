@@ -207,14 +207,14 @@ static nps_err_t check_result(const nps_track_t *track) {
                   (long long)h->evaluations);
 }
 
-/* What the searches of a stage have found, and where they began. */
+/* What the searches of a stage have found, and where they began. Collective. */
 static void take_results(nps_searching_t *s, const nps_track_t *tracks, int count) {
   nps_weighting_free(s->began);
   s->began = nps_weighting_copy(s->current);
   for (int i = 0; i < count; i++) {
     const nps_search_history_t *h = tracks[i].history;
-    nps_genome_put(tracks[i].genome, h->genome + h->start * h->variables, s->began);
-    nps_genome_put(tracks[i].genome, h->genome + h->best * h->variables, s->current);
+    nps_genome_put_alike(s->comm, tracks[i].genome, h->genome + h->start * h->variables, s->began);
+    nps_genome_put_alike(s->comm, tracks[i].genome, h->genome + h->best * h->variables, s->current);
   }
 }
 

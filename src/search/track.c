@@ -92,12 +92,12 @@ static void add_row(const nps_searching_t *s, nps_track_t *track, int point, boo
   h->held_fitness[row] = NAN;
 }
 
-/* Appends the candidate of a genome to a list of jobs. @return it, to be named */
+/* Appends the candidate of a genome to a list of jobs. Collective. @return it, to be named */
 static nps_job_t *add_job(const nps_searching_t *s, const nps_track_t *track, const double *x, int part,
                           nps_job_t *jobs, int *count) {
   nps_weighting_t *w = nps_weighting_copy(track->frame);
   nps_job_t *job = &jobs[(*count)++];
-  nps_genome_put(track->genome, x, w);
+  nps_genome_put_alike(s->comm, track->genome, x, w);
   *job = (nps_job_t){.weighting = w,
                      .tasks = track->tasks,
                      .task_count = track->task_count,
