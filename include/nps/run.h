@@ -18,8 +18,10 @@ typedef struct nps_run_options {
   int ranks;          /**< plan: for so many ranks; 0: those that are there */
   int ranks_per_node; /**< plan: 0: all on one node, where `ranks` is given */
   bool force;
-  bool resume;        /**< go on from the snapshot of an interrupted run, where there is one */
-  bool (*stop)(void); /**< whether this rank was asked to stop; NULL: never */
+  bool resume;                                /**< go on from the snapshot of an interrupted run, where there is one */
+  bool (*stop)(void);                         /**< whether this rank was asked to stop; NULL: never */
+  void (*guard_search)(const char *snapshot); /**< rank 0's is called when a search begins that is kept there, and with
+                                                   NULL when it is over; NULL: is not called */
   const char *log;
   bool quiet;
   bool verbose;

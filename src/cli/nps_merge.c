@@ -5,7 +5,11 @@
 #include "nps/command.h"
 #include "nps/run.h"
 
+#include <limits.h>
 #include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
 
 static volatile sig_atomic_t asked_to_stop;
 
@@ -23,6 +27,36 @@ static void take_warnings(void) {
   sigaction(SIGUSR1, &action, NULL);
 }
 
+/* ---- Ctrl-C and SIGTERM in a search ---- */
+
+static const int deadly[] = {SIGINT, SIGTERM};
+static char snapshot[PATH_MAX], farewell[PATH_MAX + 80];
+
+/* Calls nothing but what signal handlers may. */
+static void say_and_end(int signal_number) {
+  static const char nothing[] = "\nnps-merge: interrupted before anything was kept in a snapshot\n";
+  const char *text = access(snapshot, F_OK) == 0 ? farewell : nothing;
+  if (write(STDERR_FILENO, text, strlen(text)) < 0) text = NULL; /* nothing can be done */
+  signal(signal_number, SIG_DFL);
+  raise(signal_number);
+}
+
+/* A signal that is ignored (nohup, a shell's background) stays so. */
+static void set_handler(int signal_number, void (*handler)(int)) {
+  struct sigaction old, action = {.sa_handler = handler, .sa_flags = SA_NODEFER};
+  sigemptyset(&action.sa_mask);
+  if (sigaction(signal_number, NULL, &old) == 0 && old.sa_handler != SIG_IGN) sigaction(signal_number, &action, NULL);
+}
+
+static void guard_search(const char *path) {
+  const size_t count = sizeof deadly / sizeof *deadly;
+  for (size_t i = 0; !path && i < count; i++) set_handler(deadly[i], SIG_DFL);
+  if (!path || strlen(path) >= sizeof snapshot) return;
+  strcpy(snapshot, path);
+  snprintf(farewell, sizeof farewell, "\nnps-merge: interrupted; run again with --resume to go on from %s\n", path);
+  for (size_t i = 0; i < count; i++) set_handler(deadly[i], say_and_end);
+}
+
 static nps_err_t run(const nps_comm_t *comm, const cli_merge_options_t *o) {
   const nps_run_options_t options = {
       .config = o->config,
@@ -36,6 +70,7 @@ static nps_err_t run(const nps_comm_t *comm, const cli_merge_options_t *o) {
       .force = o->force,
       .resume = o->resume,
       .stop = stop,
+      .guard_search = guard_search,
       .log = o->log,
       .quiet = o->quiet,
       .verbose = o->verbose,

@@ -149,6 +149,10 @@ static nps_err_t search(nps_run_state_t *run, const work_t *work, const char *id
   return NPS_OK;
 }
 
+static void guard(const nps_run_state_t *run, const char *snapshot) {
+  if (nps_comm_rank(run->comm) == 0 && run->options->guard_search) run->options->guard_search(snapshot);
+}
+
 /* With a snapshot where there is a search to go on with. */
 static nps_err_t search_kept(nps_run_state_t *run, const work_t *work) {
   char *identity = NULL, *snapshot = searches(run) ? nps_run_keep_path(run) : NULL;
@@ -159,7 +163,9 @@ static nps_err_t search_kept(nps_run_state_t *run, const work_t *work) {
   nps_err_t err = snapshot && nps_comm_rank(run->comm) == 0 ? nps_lock_new(snapshot, &lock) : NPS_OK;
   err = nps_comm_agree(run->comm, err);
   if (err == NPS_OK && snapshot) err = nps_run_keep_identity(run, &identity);
+  guard(run, snapshot);
   if (err == NPS_OK) err = search(run, work, identity, snapshot);
+  guard(run, NULL);
   nps_lock_free(lock);
   free(identity);
   free(snapshot);

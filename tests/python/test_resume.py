@@ -95,6 +95,19 @@ def test_a_warning_stops_and_saves(data, whole, tmp_path):
     assert content(out) == whole
 
 
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_search_names_its_snapshot(sent, data, whole, tmp_path):
+    """Without mpirun, which may end before it has passed the line on."""
+    out = tmp_path / "out.h5"
+    process = start(recipe(data), out, 0)
+    process.send_signal(sent)
+    result = tools.finish(process)
+    assert result.code == -sent, result
+    assert result.err.count(f"interrupted; run again with --resume to go on from {snapshot_of(out)}") == 1, result
+    merge(recipe(data), out, "--resume", ranks=2)
+    assert content(out) == whole
+
+
 def test_a_time_limit(data, whole, tmp_path):
     """There are more generations than any time is enough for; an extended search may have them."""
     out = tmp_path / "out.h5"
