@@ -99,6 +99,7 @@ typedef struct nps_merge_method {
   const char *name;
   const char *summary; /**< one line for people */
   nps_base_use_t base;
+  const struct nps_merge_method *with_base; /**< its form where the recipe names a base; NULL: the same */
   int min_models, max_models; /**< as the method counts them (task vectors, or models with the base); 0: no limit */
   nps_param_t params[NPS_MAX_PARAMS];
   int param_count;

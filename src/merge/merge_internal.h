@@ -28,6 +28,11 @@ struct nps_merge {
 extern const nps_merge_method_t nps_method_linear;
 extern const nps_merge_method_t nps_method_passthrough;
 extern const nps_merge_method_t nps_method_slerp;
+extern const nps_merge_method_t nps_method_nuslerp;
+extern const nps_merge_method_t nps_method_multislerp;
+extern const nps_merge_method_t nps_method_karcher;
+extern const nps_merge_method_t nps_method_model_stock;
+extern const nps_merge_method_t nps_method_nearswap;
 extern const nps_merge_method_t nps_method_task_arithmetic;
 extern const nps_merge_method_t nps_method_ties;
 extern const nps_merge_method_t nps_method_dare_linear;

@@ -15,6 +15,11 @@ static const nps_merge_method_t *const methods[] = {
     &nps_method_della,
     &nps_method_della_linear,
     &nps_method_slerp,
+    &nps_method_nuslerp,
+    &nps_method_multislerp,
+    &nps_method_karcher,
+    &nps_method_model_stock,
+    &nps_method_nearswap,
     &nps_method_arcee_fusion,
     &nps_method_passthrough,
     &nps_method_nps,
@@ -29,16 +34,14 @@ static const nps_merge_method_t *const methods[] = {
 enum { METHODS = sizeof methods / sizeof *methods };
 
 static const char *const planned[] = {
-    "nuslerp",    "multislerp", "karcher", "model_stock", "sce",       "nearswap", "ram",
-    "ramplus_tl", "fisher",     "regmean", "pcb",         "consensus", "emr",
+    "sce", "ram", "ramplus_tl", "fisher", "regmean", "pcb", "consensus", "emr",
 };
 
 enum { PLANNED = sizeof planned / sizeof *planned };
 
 /* Parameters of planned methods and of mergekit, which a config may hold for a method that does not use them. */
 static const char *const other_params[] = {
-    "int8_mask", "alpha",    "mode", "select_topk", "filter_wise",     "row_wise",         "flatten",   "eps",
-    "tol",       "max_iter", "r",    "density",     "nuslerp_flatten", "nuslerp_row_wise", "tokenizer",
+    "int8_mask", "alpha", "mode", "select_topk", "row_wise", "flatten", "r", "density", "tokenizer",
 };
 
 enum { OTHER_PARAMS = sizeof other_params / sizeof *other_params };

@@ -124,9 +124,17 @@ static void choose_models(nps_run_state_t *run) {
                                          listed_base ? &listed_base->parameters : NULL};
 }
 
-/* nps has two forms. */
+static bool names_a_base(const nps_recipe_t *recipe) {
+  for (int s = 0; s < recipe->slice_count; s++)
+    if (recipe->slices[s].base_model) return true;
+  return recipe->base_model != NULL;
+}
+
+/* nps has two forms, others one without and one with a base. */
 static void choose_form(nps_run_state_t *run) {
-  if (run->method && nps_run_is_singular(run)) run->method = nps_merge_method_singular();
+  if (!run->method) return;
+  if (nps_run_is_singular(run)) run->method = nps_merge_method_singular();
+  if (run->method->with_base && names_a_base(run->recipe)) run->method = run->method->with_base;
 }
 
 /* Makes every rank know rank 0's recipe, inputs and choices. Collective. */

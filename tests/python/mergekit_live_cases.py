@@ -293,6 +293,72 @@ tokenizer_source: union
 dtype: bfloat16
 chat_template: chatml
 """),
+    "nearswap": (dict(family="llama"), """\
+merge_method: nearswap
+base_model: {base}
+models:
+  - model: {a}
+parameters: {t: [{filter: mlp, value: [0.01, 0.05]}, {value: 0.02}]}
+tokenizer_source: union
+dtype: float32
+"""),
+    "nuslerp of task vectors": (dict(family="llama"), """\
+merge_method: nuslerp
+base_model: {base}
+models:
+  - {model: {a}, parameters: {weight: [0.2, 0.9]}}
+  - {model: {c}, parameters: {weight: 0.4}}
+parameters: {nuslerp_row_wise: true}
+tokenizer_source: union
+dtype: float32
+"""),
+    "nuslerp of models": (dict(family="mistral"), """\
+merge_method: nuslerp
+models:
+  - {model: {a}, parameters: {weight: 0.3}}
+  - {model: {c}, parameters: {weight: [{filter: mlp, value: -0.1}, {value: 0.7}]}}
+tokenizer_source: union
+dtype: float32
+"""),
+    "multislerp of task vectors": (dict(family="mistral"), """\
+merge_method: multislerp
+base_model: {base}
+models:
+  - {model: {a}, parameters: {weight: 0.8}}
+  - {model: {c}, parameters: {weight: [0.1, 0.6]}}
+parameters: {normalize_weights: false}
+tokenizer_source: union
+dtype: float32
+"""),
+    "multislerp of models": (dict(family="llama"), """\
+merge_method: multislerp
+models:
+  - {model: {base}, parameters: {weight: 0.8}}
+  - {model: {a}, parameters: {weight: 0.5}}
+  - {model: {c}, parameters: {weight: [0.1, 0.6]}}
+tokenizer_source: union
+dtype: float32
+"""),
+    "karcher: the base counts": (dict(family="llama"), """\
+merge_method: karcher
+base_model: {base}
+models:
+  - model: {a}
+  - model: {c}
+parameters: {max_iter: 20}
+tokenizer_source: union
+dtype: float32
+"""),
+    "model_stock": (dict(family="gpt2"), """\
+merge_method: model_stock
+base_model: {base}
+models:
+  - model: {base}
+  - model: {a}
+  - model: {c}
+tokenizer_source: union
+dtype: float32
+"""),
 }  # fmt: skip
 
 # All of mergekit_cases.py as well.

@@ -76,6 +76,9 @@ def slerp_with_float32_cosine(config, tensor, base, theta, layers):
     return share[0] * base.astype(np.float64) + share[1] * theta[-1].astype(np.float64)
 
 
+OF_ANGLES = ("nuslerp", "multislerp", "karcher", "model_stock", "nearswap")
+
+
 def selection(method, meaning, model, magnitude):
     """What a model keeps of a flat tensor, and the entries that have the magnitude of a threshold and may or may not stay."""
     n, density = magnitude.size, meaning.of_model(model, "density", 1)
@@ -109,6 +112,8 @@ def bound_and_free(config, tensor, base, theta, layers):
         cosine = (zero * one).sum() / (np.linalg.norm(zero) * np.linalg.norm(one))
         share = shares(cosine, t)
         return np.abs(share[0] * zero) + np.abs(share[1] * one), nothing, nothing
+    if method in OF_ANGLES:
+        return sum(np.abs(x.astype(np.float64)) for x in [*theta, *([base] if base is not None else [])]), nothing, nothing
     weights = [meaning.of_model(m, "weight") for m in models]
     if method == "linear":
         total = sum(weights) if meaning.shared("normalize", True) else 1

@@ -31,6 +31,69 @@ def slerp(a, b, t):
     return np.sin((1 - t) * angle) / np.sin(angle) * a + np.sin(t * angle) / np.sin(angle) * b
 
 
+def nearswap(a, b, t):
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    w = np.minimum(t / np.maximum(np.abs(b - a), 1e-6), 1)
+    return w * b + (1 - w) * a
+
+
+def nuslerp(a, b, weights):
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    t = weights[1] / sum(weights) if abs(sum(weights)) >= 1e-6 else 0.5
+    cosine = np.clip((a / max(np.linalg.norm(a), 1e-7) * (b / max(np.linalg.norm(b), 1e-7))).sum(), -1, 1)
+    if 1 - cosine**2 <= 1e-16:
+        return (1 - t) * a + t * b
+    angle = np.arccos(cosine)
+    return (np.sin((1 - t) * angle) * a + np.sin(t * angle) * b) / np.sin(angle)
+
+
+def multislerp(theta, weights, normalize=True, eps=1e-8):
+    """With the step in the tangent space that mergekit takes: it is 0 but for rounding."""
+    x = [v.astype(np.float64) for v in theta]
+    w = [v / sum(weights) if normalize else v for v in weights]
+    norms = [np.linalg.norm(v) for v in x]
+    units = [v / (n + eps) for v, n in zip(x, norms)]
+    mean = sum(a * u for a, u in zip(w, units))
+    if np.linalg.norm(mean) < eps:
+        return sum(a * v for a, v in zip(w, x))
+    mean = mean / np.linalg.norm(mean)
+    tangent = sum(a * (u - (u * mean).sum() * mean) for a, u in zip(w, units))
+    way = np.linalg.norm(tangent) + eps
+    return (np.cos(way) * mean + np.sin(way) / way * tangent) * sum(a * n for a, n in zip(w, norms))
+
+
+def karcher(theta, steps=10, tol=1e-5):
+    x = [v.astype(np.float64) for v in theta]
+    norms = [np.linalg.norm(v) for v in x]
+    units = [v / n for v, n in zip(x, norms) if n > tol]
+    if not units:
+        return np.zeros(x[0].shape)
+    mean = sum(units) / len(units)
+    mean = units[0] if np.linalg.norm(mean) < tol else mean / np.linalg.norm(mean)
+    for _ in range(steps):
+        tangent = np.zeros(mean.shape)
+        for u in units:
+            cosine = np.clip((u * mean).sum(), -1, 1)
+            angle = np.arccos(cosine)
+            if tol <= angle <= np.pi - 1e-6:
+                tangent = tangent + angle / np.sin(angle) * (u - cosine * mean) / len(units)
+        way = np.linalg.norm(tangent)
+        if way < tol:
+            break
+        mean = np.cos(way) * mean + np.sin(way) * tangent / way
+        mean = mean / np.linalg.norm(mean)
+    return sum(norms) / len(norms) * mean
+
+
+def model_stock(base, theta):
+    tau = [task_vector(x, base).astype(np.float64) for x in theta]
+    pairs = [(a, b) for i, a in enumerate(tau) for b in tau[:i]]
+    cosine = np.mean([np.clip((a * b).sum() / max(np.linalg.norm(a) * np.linalg.norm(b), 1e-6), -1, 1) for a, b in pairs])
+    divisor = 1 + (len(tau) - 1) * cosine
+    t = len(tau) * cosine / divisor if abs(divisor) >= 1e-6 else 0
+    return base.astype(np.float64) + t * sum(tau) / len(tau)
+
+
 # ---- the task-arithmetic family ----------------------------------------------------------------------------------------
 
 

@@ -277,6 +277,78 @@ def test_slerp_of_different_directions(tmp_path):
     assert_equal(merged(config, tmp_path), expected, 1e-2)
 
 
+def of_directions(tmp_path, count):
+    """Models at wide angles, some of whose tensors are 0, equal, or opposite: [{name: values}], and their folders."""
+    random = np.random.default_rng(5)
+    shapes = {"x": (300, 260), "y": (40, 30), "equal": (70,), "zero": (6, 5), "opposite": (50,)}
+    models = [{n: random.standard_normal(s).astype(np.float32) for n, s in shapes.items()} for _ in range(count)]
+    for i, model in enumerate(models):
+        model["zero"][:] = 0
+        model["equal"] = models[0]["equal"]
+        model["opposite"] = models[0]["opposite"] * (-1) ** i
+        tools.write_folder(tmp_path / f"m{i}", {n: ("F32", x) for n, x in model.items()})
+    return models, [str(tmp_path / f"m{i}") for i in range(count)]
+
+
+GEOMETRIC = {  # method: parameters, weights (None: it has none), function([base] or [], models, weights)
+    "nuslerp": ({}, [0.7, 0.5], lambda b, x, w: oracle.nuslerp(*x, w)),
+    "nuslerp, weightless": ({}, [0.7, -0.7], lambda b, x, w: oracle.nuslerp(*x, w)),
+    "multislerp": ({}, [0.7, 0.5, 0.2], lambda b, x, w: oracle.multislerp(x, w)),
+    "multislerp, not normalized": ({"normalize_weights": False}, [0.7, -0.5, 0.2], lambda b, x, w: oracle.multislerp(x, w, False)),
+    "karcher": ({}, [None] * 3, lambda b, x, w: oracle.karcher(b + x)),
+    "karcher, further": ({"max_iter": 30, "tol": 1e-9}, [None] * 5, lambda b, x, w: oracle.karcher(b + x, 30, 1e-9)),
+    "model_stock": ({}, [None] * 3, lambda b, x, w: oracle.model_stock(*b, x)),
+}
+
+
+@pytest.mark.parametrize("based", [False, True])
+@pytest.mark.parametrize("case", GEOMETRIC)
+def test_angles(case, based, tmp_path):
+    """Methods whose factors follow from norms and angles, on models and on task vectors."""
+    parameters, weights, function = GEOMETRIC[case]
+    method = case.split(",")[0]
+    (base, *models), (base_folder, *folders) = of_directions(tmp_path, 1 + len(weights))
+    config = {"merge_method": method, "parameters": parameters, "dtype": "float32", "models": [
+        {"model": m, **({"parameters": {"weight": w}} if w is not None else {})} for m, w in zip(folders, weights)]}  # fmt: skip
+    if not based and method == "model_stock":
+        assert "model_stock needs base_model" in tools.merge(config, tmp_path / "no.h5", code=2).err
+        return
+    config.update({"base_model": base_folder} if based else {})
+    expected = {}
+    for n in base:
+        x = [m[n] for m in models]
+        if based and method in ("nuslerp", "multislerp"):
+            expected[n] = base[n].astype(np.float64) + function([], [oracle.task_vector(v, base[n]) for v in x], weights)
+        else:
+            expected[n] = function([base[n]] if based else [], x, weights)
+    # Of opposite vectors whether the cosine is −1 hangs on rounding.
+    assert_equal(merged(config, tmp_path, ranks=2), expected, 5e-4 if method == "nuslerp" else ODD_ONES)
+
+
+@pytest.mark.parametrize("method", ["nuslerp", "multislerp", "karcher", "model_stock"])
+def test_angles_of_real_models(family, method, tmp_path):
+    name, base, models = family
+    weights = [0.6, 0.3] if method == "nuslerp" else weights_of(family)
+    each_model = None if method in ("karcher", "model_stock") else [{"weight": w} for w in weights]
+    config = config_of(family, method, each_model=each_model, names=tools.TASKS[name][: len(weights)])
+    expected = {}
+    for n, b in base.items():
+        x = [m[n] for m in models[: len(weights)]]
+        tau = [oracle.task_vector(v, b) for v in x]
+        expected[n] = {"nuslerp": lambda: b.astype(np.float64) + oracle.nuslerp(*tau, weights),
+                       "multislerp": lambda: b.astype(np.float64) + oracle.multislerp(tau, weights),
+                       "karcher": lambda: oracle.karcher([b, *x]), "model_stock": lambda: oracle.model_stock(b, x)}[method]()  # fmt: skip
+    assert_equal(merged(config, tmp_path), expected, ODD_ONES)
+
+
+@pytest.mark.parametrize("t", [0, 1e-4, 0.01])
+def test_nearswap(family, t, tmp_path):
+    name, base, models = family
+    config = tools.recipe(name, "nearswap", {"t": t}, names=[tools.TASKS[name][0]])
+    result = merged(config, tmp_path)
+    assert_equal({n: result[n] for n in base}, {n: oracle.nearswap(base[n], models[0][n], t) for n in base})
+
+
 def test_passthrough_scales(family, tmp_path):
     name, base, models = family
     config = tools.recipe(name, "passthrough", None, {"scale": 0.7}, names=[tools.TASKS[name][1]])

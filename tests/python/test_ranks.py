@@ -21,15 +21,19 @@ METHODS = {
     "breadcrumbs_ties": ({"density": 0.6, "gamma": 0.1}, {"weight": 0.7}),
     "della": ({"density": 0.4}, {"weight": 0.7}),
     "slerp": ({"t": 0.4}, None),
+    "karcher": ({}, None),
+    "model_stock": ({}, None),
     "arcee_fusion": ({}, None),
     "passthrough": ({}, {"scale": 0.9}),
 }
+
+MOST_MODELS = {"slerp": 1, "arcee_fusion": 1, "passthrough": 1}
 
 
 def config_of(family, case, **more):
     parameters, each = METHODS[case]
     method = case.split(",")[0]
-    names = tools.TASKS[family][:1] if method in ("slerp", "arcee_fusion", "passthrough") else None
+    names = tools.TASKS[family][: MOST_MODELS.get(method)]
     return tools.recipe(family, method, parameters, each, names=names, seed=7, **more)
 
 
@@ -89,8 +93,7 @@ def test_slabs_give_the_same_bytes(case, big, tmp_path):
     parameters, each = METHODS[case]
     method = case.split(",")[0]
     models = [{"model": str(big / m), **({"parameters": each} if each else {})} for m in ("x", "y", "z")]
-    if method in ("slerp", "arcee_fusion", "passthrough"):
-        models = models[:1]
+    models = models[: MOST_MODELS.get(method)]
     config = {"merge_method": method, "base_model": str(big / "base"), "models": models, "parameters": parameters}
     first = None
     for ranks, memory in [(1, "auto"), (1, "least"), (3, "least"), (8, "least"), (2, "200MiB")]:

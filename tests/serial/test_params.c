@@ -401,10 +401,11 @@ static const char *const built[] = {"linear",    "task_arithmetic", "ties",     
 
 static const char *const methods[][2] = {
     {"tiess", "c.yaml:1: unknown merge_method 'tiess', did you mean 'ties'?"},
-    {"model_stock", "c.yaml:1: merge_method 'model_stock' is not built yet"},
+    {"regmean", "c.yaml:1: merge_method 'regmean' is not built yet"},
     {"quantum_soup", "c.yaml:1: unknown merge_method 'quantum_soup'; known are linear, task_arithmetic, ties, "
-                     "dare_linear, dare_ties, breadcrumbs, breadcrumbs_ties, della, della_linear, slerp, arcee_fusion, "
-                     "passthrough, nps, tsv_m, iso_c, iso_cts, knots, opcm, smile"},
+                     "dare_linear, dare_ties, breadcrumbs, breadcrumbs_ties, della, della_linear, slerp, nuslerp, "
+                     "multislerp, karcher, model_stock, nearswap, arcee_fusion, passthrough, nps, tsv_m, iso_c, iso_cts, "
+                     "knots, opcm, smile"},
 };
 
 START_TEST(methods_are_found_by_name) {
