@@ -78,6 +78,9 @@ int64_t nps_select_ties(const nps_select_t *select);
 /** Set how many of the entries at the threshold that follow on this rank may be kept. Local. */
 void nps_select_set_ties(nps_select_t *select, int64_t ties);
 
+/** Go back to the first of this rank's entries, to keep or mark them once more. Local. */
+void nps_select_rewind(nps_select_t *select);
+
 /** Set to zero the entries that are not kept; entries must come in order. Local.
  *  @param[in,out] x  [n]
  *  @return how many are kept */

@@ -26,7 +26,8 @@ struct nps_select {
   bool found, missed;      /* after pass 1 */
   uint32_t threshold;      /* when found */
   int64_t ties;            /* entries at the threshold that are kept, over all ranks */
-  int64_t ties_left;       /* of those, what this rank may still keep */
+  int64_t ties_here;       /* of those, what this rank may keep */
+  int64_t ties_left;       /* what it may still keep */
   int64_t used;            /* of the counters: the others are 0 */
   int64_t count[COUNTERS]; /* pass 0: COPIES histograms; pass 1: by the bits from `least` on */
 };
@@ -294,7 +295,12 @@ uint32_t nps_select_threshold(const nps_select_t *select) { return select->thres
 
 int64_t nps_select_ties(const nps_select_t *select) { return select->ties; }
 
-void nps_select_set_ties(nps_select_t *select, int64_t ties) { select->ties_left = ties; }
+void nps_select_set_ties(nps_select_t *select, int64_t ties) {
+  select->ties_here = ties;
+  nps_select_rewind(select);
+}
+
+void nps_select_rewind(nps_select_t *select) { select->ties_left = select->ties_here; }
 
 /* Keeps magnitudes whose bits are at least `least`. */
 NPS_VECTOR_CLONES

@@ -95,7 +95,7 @@ static void breadcrumbs_ties_merge(void *state, const nps_merge_tensor_t *tensor
   .base = NPS_BASE_TASK_VECTORS, .min_models = 1,                                                                      \
   .params = {NPS_FAMILY_PARAMS(0), NPS_FAMILY_PARAM_DENSITY,                                                           \
              [GAMMA] = {.name = "gamma", .per_model = true, .fallback = 0.01, .least = 0, .most = 1}},                 \
-  .param_count = 5, .element_seconds = 3e-9, .passes = breadcrumbs_passes, .state_new = breadcrumbs_new,             \
+  .param_count = 5, .element_seconds = 3e-9, .passes = breadcrumbs_passes, .state_new = breadcrumbs_new,               \
   .state_free = breadcrumbs_free, .state_bytes = breadcrumbs_bytes, .start = breadcrumbs_start,                        \
   .part = breadcrumbs_part, .scan = breadcrumbs_scan, .reduce = breadcrumbs_reduce, .next = breadcrumbs_next
 

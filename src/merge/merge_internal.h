@@ -42,6 +42,9 @@ extern const nps_merge_method_t nps_method_breadcrumbs_ties;
 extern const nps_merge_method_t nps_method_arcee_fusion;
 extern const nps_merge_method_t nps_method_della;
 extern const nps_merge_method_t nps_method_della_linear;
+extern const nps_merge_method_t nps_method_sce;
+extern const nps_merge_method_t nps_method_ram;
+extern const nps_merge_method_t nps_method_ramplus_tl;
 extern const nps_merge_method_t nps_method_nps;
 extern const nps_merge_method_t nps_method_nps_singular; /* not listed: nps with partition singular */
 extern const nps_merge_method_t nps_method_tsv_m;

@@ -14,6 +14,9 @@ static const nps_merge_method_t *const methods[] = {
     &nps_method_breadcrumbs_ties,
     &nps_method_della,
     &nps_method_della_linear,
+    &nps_method_sce,
+    &nps_method_ram,
+    &nps_method_ramplus_tl,
     &nps_method_slerp,
     &nps_method_nuslerp,
     &nps_method_multislerp,
@@ -34,14 +37,14 @@ static const nps_merge_method_t *const methods[] = {
 enum { METHODS = sizeof methods / sizeof *methods };
 
 static const char *const planned[] = {
-    "sce", "ram", "ramplus_tl", "fisher", "regmean", "pcb", "consensus", "emr",
+    "fisher", "regmean", "pcb", "consensus", "emr",
 };
 
 enum { PLANNED = sizeof planned / sizeof *planned };
 
 /* Parameters of planned methods and of mergekit, which a config may hold for a method that does not use them. */
 static const char *const other_params[] = {
-    "int8_mask", "alpha", "mode", "select_topk", "row_wise", "flatten", "r", "density", "tokenizer",
+    "int8_mask", "alpha", "mode", "row_wise", "flatten", "density", "tokenizer",
 };
 
 enum { OTHER_PARAMS = sizeof other_params / sizeof *other_params };

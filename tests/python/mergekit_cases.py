@@ -130,6 +130,57 @@ models:
 parameters: {gamma: 0.05, normalize: true}
 dtype: float32
 """,
+    "sce": """\
+merge_method: sce
+base_model: {base}
+models:
+  - model: {a}
+  - model: {b}
+  - model: {c}
+parameters:
+  select_topk:
+    - filter: mlp
+      value: [0.2, 0.7]
+    - filter: norm
+      value: 1
+    - value: 0.37
+dtype: float32
+""",
+    "sce, all kept": """\
+merge_method: sce
+base_model: {base}
+models:
+  - model: {a}
+  - model: {base}
+  - model: {b}
+  - model: {c}
+parameters: {int8_mask: true}
+dtype: float32
+""",
+    "ram": """\
+merge_method: ram
+base_model: {base}
+models:
+  - model: {a}
+  - model: {b}
+  - model: {c}
+parameters:
+  epsilon:
+    - filter: mlp
+      value: [0.03, 0.06]
+    - value: 0.004
+dtype: float32
+""",
+    "ramplus_tl": """\
+merge_method: ramplus_tl
+base_model: {base}
+models:
+  - model: {a}
+  - model: {b}
+  - model: {c}
+parameters: {epsilon: 0.006, r: [0.1, 0.8], alpha: 0.5}
+dtype: float32
+""",
     "slerp": """\
 merge_method: slerp
 base_model: {base}

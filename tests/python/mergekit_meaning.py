@@ -3,6 +3,8 @@
 Every element lies within 2^-21 · (|θ0| + Σ |w_i θ_i|) of mergekit's, but for methods that select by magnitude where models
 have equal magnitudes at their threshold (which of them stays is arbitrary), and where the sum that elects a sign cancels to
 rounding; and but for SLERP where mergekit's cosine, a float32, is too coarse for the angle between nearly parallel tensors.
+Where SCE selects, its weights hang on what it selects: there mergekit's result is that of the formula with its own choice among
+the entries whose variance is that of the threshold, to a rounding.
 """
 
 import re
@@ -79,6 +81,17 @@ def slerp_with_float32_cosine(config, tensor, base, theta, layers):
 OF_ANGLES = ("nuslerp", "multislerp", "karcher", "model_stock", "nearswap")
 
 
+def sce_as_selected(base, theta, topk, theirs):
+    """SCE with the entries that mergekit has selected, which differ from the base in its result; they must be the largest."""
+    tau = np.stack([oracle.task_vector(x, base) for x in theta])
+    variance, mask = oracle.sce_variance(tau).astype(np.float64), theirs != base
+    wanted = oracle.sce_mask(tau, topk)
+    least = variance[wanted].min(initial=np.inf)
+    assert abs(np.count_nonzero(mask) - np.count_nonzero(wanted)) <= 1  # mergekit's count is a float32 product
+    assert np.abs(variance[mask != wanted] - least).max(initial=0) <= 2.0**-22 * least
+    return oracle.sce(base, theta, topk, mask)
+
+
 def selection(method, meaning, model, magnitude):
     """What a model keeps of a flat tensor, and the entries that have the magnitude of a threshold and may or may not stay."""
     n, density = magnitude.size, meaning.of_model(model, "density", 1)
@@ -114,6 +127,12 @@ def bound_and_free(config, tensor, base, theta, layers):
         return np.abs(share[0] * zero) + np.abs(share[1] * one), nothing, nothing
     if method in OF_ANGLES:
         return sum(np.abs(x.astype(np.float64)) for x in [*theta, *([base] if base is not None else [])]), nothing, nothing
+    if method in ("sce", "ram", "ramplus_tl"):
+        others = [x.astype(np.float64) for m, x in zip(models, theta) if m["model"] != config["base_model"]]
+        factor = 1 + abs(meaning.shared("r", 0.1)) * meaning.shared("alpha", 0.2) if method == "ramplus_tl" else 1
+        votes, sizes = sum(x - base for x in others), sum(np.abs(x - base) for x in others)
+        cancels = (np.abs(votes) <= 2.0**-22 * sizes) & (sizes > 0) if method == "sce" else nothing
+        return np.abs(base.astype(np.float64)) + factor * sum(np.abs(x) for x in others), nothing, cancels
     weights = [meaning.of_model(m, "weight") for m in models]
     if method == "linear":
         total = sum(weights) if meaning.shared("normalize", True) else 1
@@ -276,7 +295,7 @@ def compare(case, text, ours, theirs, layers, vocabulary=None):
         (theta, base), (sizes, base_size) = inputs.of(config, names, name)
         if config["merge_method"] == "slerp":  # the base first
             theta.sort(key=lambda x: x is not base)
-        elif config["merge_method"] not in SELECTING:
+        elif config["merge_method"] not in (*SELECTING, "sce"):
             theta, base = sizes, base_size
         size, ties, election = bound_and_free(config, name, base, theta, layers)
         off = np.abs(a - b)
@@ -285,6 +304,10 @@ def compare(case, text, ours, theirs, layers, vocabulary=None):
         if config["merge_method"] == "slerp" and beyond.any():
             coarse = slerp_with_float32_cosine(config, name, base, theta, layers)
             angle = beyond & (np.abs(coarse - b) <= 2.0**-21 * size)
+        topk = Meaning(config, name, layers).shared("select_topk", 1)
+        if config["merge_method"] == "sce" and topk < 1 and beyond.any():
+            others = [x for m, x in zip(config["models"], theta) if m["model"] != config["base_model"]]
+            ties = beyond & (np.abs(sce_as_selected(base, others, topk, theirs_value) - b) <= 2.0**-21 * size)
         unexplained = beyond & ~ties & ~election & ~angle
         assert not unexplained.any(), (
             f"{case}: {name}: {np.count_nonzero(unexplained)} of {a.size} elements differ, "

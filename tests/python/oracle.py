@@ -173,6 +173,47 @@ def breadcrumbs(base, theta, weights, densities, gammas, elect=False, lam=1.0, n
     return (consensus if elect else combine)(base, delta, weights, lam, normalize)
 
 
+# ---- sce, ram ----------------------------------------------------------------------------------------------------------
+
+
+def sce_variance(tau):
+    """Over the models, [models][…]: float64, rounded once."""
+    return tau.astype(np.float64).var(axis=0).astype(np.float32)
+
+
+def sce_mask(tau, topk):
+    if topk >= 1:
+        return np.ones(tau.shape[1:], bool)
+    variance = sce_variance(tau)
+    return largest(variance.reshape(-1), int(topk * np.count_nonzero(variance))).reshape(variance.shape)
+
+
+def sce(base, theta, topk=1.0, mask=None):
+    tau = np.stack([task_vector(x, base) for x in theta])
+    tau = np.where(sce_mask(tau, topk) if mask is None else mask, tau, np.float32(0)).astype(np.float64)
+    weights = np.array([(t * t).sum() / t.size for t in tau])
+    weights = weights / weights.sum() if weights.sum() >= 1e-6 else np.full(len(tau), 1 / len(tau))
+    sign = np.where(tau.sum(0) >= 0, 1.0, -1.0)
+    total, divisor = np.zeros(base.shape), np.zeros(base.shape)
+    for t, w in zip(tau, weights):
+        total = total + np.where(np.sign(t) == sign, w * t, 0)
+        divisor = divisor + np.where(np.sign(t) == sign, w, 0)
+    return base.astype(np.float64) + total / np.maximum(divisor, 1e-6)
+
+
+def ram(base, theta, epsilon=1e-5, r=0.0, alpha=0.2):
+    """ram with r = 0, else ramplus_tl."""
+    tau = np.stack([task_vector(x, base) for x in theta])
+    changed = np.abs(tau) > np.float32(epsilon)
+    count = changed.sum(0)
+    total = np.zeros(base.shape)
+    for t, mine in zip(tau.astype(np.float64), changed):
+        alone, shared = mine & (count == 1), mine & (count > 1)
+        ratio = shared.sum() / alone.sum() if alone.any() else 0
+        total = total + np.where(alone, (1 + r * min(ratio, alpha)) * t, 0) + np.where(shared, t, 0)
+    return base.astype(np.float64) + total / np.maximum(count, 1)
+
+
 # ---- nps: subspaces by magnitude ---------------------------------------------------------------------------------------
 
 

@@ -25,6 +25,10 @@ FULL_CASES = {
     "ties of five": "merge_method: ties\nbase_model: {base}\nmodels:\n"
     + "".join(f"  - {{model: {{{m}}}, parameters: {{weight: 0.3, density: 0.5}}}}\n" for m in "abcde")
     + "dtype: float32\n",
+    "sce of five": "merge_method: sce\nbase_model: {base}\nmodels:\n"
+    + "".join(f"  - {{model: {{{m}}}}}\n" for m in "abcde") + "parameters: {select_topk: 0.3}\ndtype: float32\n",
+    "ramplus_tl of five": "merge_method: ramplus_tl\nbase_model: {base}\nmodels:\n"
+    + "".join(f"  - {{model: {{{m}}}}}\n" for m in "abcde") + "dtype: float32\n",
     "ties, all kept": "merge_method: ties\nbase_model: {base}\nmodels:\n"
     + "".join(f"  - {{model: {{{m}}}, parameters: {{weight: 0.3}}}}\n" for m in "abcde") + "dtype: float32\n",
 }  # fmt: skip
@@ -280,7 +284,7 @@ def test_bytes_llama_with_mergekit(case, with_mergekit, tmp_path):
     theirs = {name: tools.values(stored) for name, stored in tools.read_model(folder).items()}
     counts = compare(case, config.read_text(), ours_of(config, tmp_path / "out.h5", ranks=2), theirs, 4)
     method = yaml.safe_load(config.read_text())["merge_method"]
-    assert method in SELECTING or counts["ties"] == counts["election"] == 0
+    assert method in (*SELECTING, "sce") or counts["ties"] == counts["election"] == 0
     assert "slerp" in case or counts["angle"] == 0
 
 

@@ -130,11 +130,18 @@ def test_dare_by_default_rescales_and_does_not_normalize(family, tmp_path):
     assert_equal(merged(config, tmp_path), expected, ODD_ONES)
 
 
+def check_kept(family, result, kept):
+    """The table tells what part of each task vector is kept. kept: entries, one number a model."""
+    whole = sum(x.size for x in family[1].values())
+    for task, count in zip(tools.TASKS[family[0]], kept):
+        assert re.search(rf"{task}\s+\S+\s+{100 * count / whole:.2f} %", result.out), (task, count, result.out)
+
+
 @pytest.mark.parametrize("gamma", [None, 0.2, 0])
 @pytest.mark.parametrize("method", ["breadcrumbs", "breadcrumbs_ties"])
 def test_breadcrumbs(family, method, gamma, tmp_path):
     """Densities that leave room for the outliers' part and some that do not, all, nothing; counts of what is kept."""
-    name, base, models = family
+    base = family[1]
     weights = weights_of(family)
     densities = [[0.5, 0.9, 1, 0, 0.004][i % 5] for i in range(len(weights))]
     config = config_of(family, method, {"lambda": 0.8, **({} if gamma is None else {"gamma": gamma})},
@@ -143,10 +150,7 @@ def test_breadcrumbs(family, method, gamma, tmp_path):
     expected = each(family, lambda n, b, x: oracle.breadcrumbs(b, x, weights, densities, gammas, method.endswith("ties"), 0.8))
     result = tools.merge(config, tmp_path / "out.h5", ranks=2)
     assert_equal(tools.read_model(tmp_path / "out.h5"), expected)
-    whole = sum(x.size for x in base.values())
-    for task, density in zip(tools.TASKS[name], densities):
-        kept = sum(x.size if density == 1 else int(density * x.size) for x in base.values())
-        assert re.search(rf"{task}\s+\S+\s+{100 * kept / whole:.2f} %", result.out), (task, kept, result.out)
+    check_kept(family, result, [sum(x.size if d == 1 else int(d * x.size) for x in base.values()) for d in densities])
 
 
 def test_breadcrumbs_with_outliers_of_their_own(family, tmp_path):
@@ -181,6 +185,53 @@ def test_della_by_default(family, method, tmp_path):
     expected = each(family, lambda n, b, x: oracle.della(
         n, b, x, weights, [0.5] * len(weights), [0.15] * len(weights), 0, True, elect, 1, elect))  # fmt: skip
     assert_equal(merged(config, tmp_path), expected, ODD_ONES)
+
+
+@pytest.mark.parametrize("topk", [1, 0.3, 0.02, 0])
+def test_sce(family, topk, tmp_path):
+    _, base, models = family
+    result = tools.merge(config_of(family, "sce", {"select_topk": topk}), tmp_path / "out.h5", ranks=2)
+    expected = each(family, lambda n, b, x: oracle.sce(b, x, topk))
+    assert_equal(tools.read_model(tmp_path / "out.h5"), expected, ODD_ONES)
+    tau = {n: np.stack([oracle.task_vector(m[n], base[n]) for m in models]) for n in base}
+    check_kept(family, result, [sum(int(oracle.sce_mask(t, topk).sum()) for t in tau.values())] * len(models))
+
+
+def test_sce_selects_more_in_some_tensors(family, tmp_path):
+    """All, a part and nothing in one merge."""
+    name, base, _ = family
+    first, second = sorted(base)[0], sorted(base)[1]
+    topk = [{"filter": first, "value": 1}, {"filter": second, "value": 0}, {"value": 0.4}]
+    part = lambda n: 1 if first in n else 0 if second in n else 0.4
+    expected = each(family, lambda n, b, x: oracle.sce(b, x, part(n)))
+    assert_equal(merged(config_of(family, "sce", {"select_topk": topk}), tmp_path, ranks=3), expected, ODD_ONES)
+
+
+def test_sce_of_one_model(family, tmp_path):
+    """A single model does not vary: nothing is selected; without selection it is the result."""
+    name, base, models = family
+    for topk in (0.5, 1):
+        config = tools.recipe(name, "sce", {"select_topk": topk}, names=[tools.TASKS[name][0]])
+        result = merged(config, tmp_path)
+        expected = {n: oracle.sce(base[n], [models[0][n]], topk) for n in base}
+        assert_equal({n: result[n] for n in base}, expected, ODD_ONES)
+        assert topk == 1 or all(np.array_equal(expected[n], base[n].astype(np.float64)) for n in base)
+        (tmp_path / "out.h5").unlink()
+
+
+RAM = [("ram", {}), ("ram", {"epsilon": 0.002}), ("ramplus_tl", {}), ("ramplus_tl", {"epsilon": 0.003, "r": 0.5, "alpha": 0.9}),
+       ("ramplus_tl", {"epsilon": 0.002, "r": -1, "alpha": 0.1})]  # fmt: skip
+
+
+@pytest.mark.parametrize("method, parameters", RAM)
+def test_ram(family, method, parameters, tmp_path):
+    _, base, models = family
+    values = {"r": 0.1 if method == "ramplus_tl" else 0, **parameters}
+    result = tools.merge(config_of(family, method, parameters), tmp_path / "out.h5", ranks=2)
+    assert_equal(tools.read_model(tmp_path / "out.h5"), each(family, lambda n, b, x: oracle.ram(b, x, **values)))
+    epsilon = np.float32(parameters.get("epsilon", 1e-5))
+    check_kept(family, result, [sum(int((np.abs(oracle.task_vector(m[n], base[n])) > epsilon).sum()) for n in base)
+                                for m in models])  # fmt: skip
 
 
 SUBSPACE_WEIGHTS = [0.3, -0.5, 0, 0.7, 1, 1.1, 0.9, 1.3]

@@ -330,6 +330,13 @@ static const char *const refused[][2] = {
      "c.yaml:4: parameter 'gamma' must lie in [0, 1], found 1.5 for tensor model.embed_tokens.weight"},
     {"merge_method: breadcrumbs_ties\nbase_model: base\n" AB "parameters: {weight: 1, gama: 0.1}\n",
      "c.yaml:4: unknown parameter 'gama' of breadcrumbs_ties, did you mean 'gamma'?"},
+    {"merge_method: sce\nbase_model: base\n" AB "parameters: {select_topk: 1.5}\n",
+     "c.yaml:4: parameter 'select_topk' must lie in [0, 1], found 1.5 for tensor model.embed_tokens.weight"},
+    {"merge_method: sce\nbase_model: base\nmodels: [{model: a, parameters: {select_topk: 1}}]\n",
+     "c.yaml:3: parameter 'select_topk' holds for all models: it belongs under the top-level parameters"},
+    {"merge_method: ramplus_tl\nbase_model: base\n" AB "parameters: {alpha: -1}\n",
+     "c.yaml:4: parameter 'alpha' must lie in [0, 1e+30], found -1 for tensor model.embed_tokens.weight"},
+    {"merge_method: ram\nmodels: [{model: a}]\n", "c.yaml: ram needs base_model"},
     {"merge_method: linear\nmodels:\n- {model: a, parameters: {weight: 1}}\n- {model: b, parameters: {weight: -1}}\n",
      "c.yaml: linear, tensor model.embed_tokens.weight: the weights add up to 0, and normalize: true divides by their "
      "sum"},
@@ -402,10 +409,11 @@ static const char *const built[] = {"linear",    "task_arithmetic", "ties",     
 static const char *const methods[][2] = {
     {"tiess", "c.yaml:1: unknown merge_method 'tiess', did you mean 'ties'?"},
     {"regmean", "c.yaml:1: merge_method 'regmean' is not built yet"},
-    {"quantum_soup", "c.yaml:1: unknown merge_method 'quantum_soup'; known are linear, task_arithmetic, ties, "
-                     "dare_linear, dare_ties, breadcrumbs, breadcrumbs_ties, della, della_linear, slerp, nuslerp, "
-                     "multislerp, karcher, model_stock, nearswap, arcee_fusion, passthrough, nps, tsv_m, iso_c, iso_cts, "
-                     "knots, opcm, smile"},
+    {"quantum_soup",
+     "c.yaml:1: unknown merge_method 'quantum_soup'; known are linear, task_arithmetic, ties, "
+     "dare_linear, dare_ties, breadcrumbs, breadcrumbs_ties, della, della_linear, sce, ram, "
+     "ramplus_tl, slerp, nuslerp, multislerp, karcher, model_stock, nearswap, arcee_fusion, passthrough, "
+     "nps, tsv_m, iso_c, iso_cts, knots, opcm, smile"},
 };
 
 START_TEST(methods_are_found_by_name) {

@@ -75,12 +75,15 @@ static int64_t keep_all(float *x, int64_t n, int64_t chunk) {
 enum { MOST = 7001 };
 
 static bool selects_as_sorting_does(entry_fn *kind, uint64_t seed, int64_t n, int64_t k, int64_t chunk) {
-  float expected[MOST], found[MOST] = {0};
-  for (int64_t i = 0; i < n; i++) expected[i] = found[i] = kind(&seed);
+  float expected[MOST], found[MOST] = {0}, again[MOST] = {0};
+  for (int64_t i = 0; i < n; i++) expected[i] = found[i] = again[i] = kind(&seed);
   find_threshold(k, found, n, chunk);
   int64_t kept = keep_all(found, n, chunk);
+  nps_select_rewind(selection);
+  const int64_t kept_again = keep_all(again, n, chunk);
   keep_slowly(expected, n, k);
-  return kept == (k < n ? k : n) && memcmp(found, expected, (size_t)n * sizeof *found) == 0;
+  return kept == (k < n ? k : n) && kept_again == kept && memcmp(found, expected, (size_t)n * sizeof *found) == 0 &&
+         memcmp(again, expected, (size_t)n * sizeof *again) == 0;
 }
 
 START_TEST(what_is_kept_is_what_sorting_keeps) {
