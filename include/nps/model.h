@@ -161,9 +161,17 @@ nps_err_t nps_made_end(nps_model_t *made);
 /** Give the name of the tensor that a made one begins with, or a stored one's own. Local. */
 const char *nps_model_origin(const nps_model_t *model, int tensor);
 
+/** Whether a model has norms of the name LayerNorm.weight, and none of the old name LayerNorm.gamma. Local. */
+bool nps_model_names_norms(const nps_model_t *model);
+
+/** Name the norms of a model as another names its own: LayerNorm.weight and LayerNorm.bias, or the old LayerNorm.gamma and
+ *  LayerNorm.beta. Local, before nps_model_name_like().
+ *  @param[out] changed  whether there was such a difference */
+nps_err_t nps_model_name_norms(nps_model_t *model, const nps_model_t *like, bool *changed);
+
 /** Name the stored tensors of a model as another names them, where the names differ by what stands before them: transformers
- *  calls a tensor "bert.X" in a model with a head, and "X" in the body alone. Local. It must be done before anything else
- *  knows the tensors by their places.
+ *  calls a tensor "bert.X" in a model with a head, and "X" in the body alone; norms as by nps_model_name_norms(). Local. It must
+ *  be done before anything else knows the tensors by their places.
  *  @param[out] changed  whether there was such a difference */
 nps_err_t nps_model_name_like(nps_model_t *model, const nps_model_t *like, bool *changed);
 
@@ -172,7 +180,7 @@ nps_err_t nps_model_name_like(nps_model_t *model, const nps_model_t *like, bool 
 typedef enum nps_action {
   NPS_ACTION_MERGE, /**< floating point: the method is applied */
   NPS_ACTION_COPY,  /**< integers and booleans: copied from the first source; the other sources must be equal. A model
-                         may lack those of the base */
+                         may lack those of the base. And buffers (nps_is_buffer()) that not all models have: the base's */
   NPS_ACTION_HEAD   /**< an extra tensor of the head model: copied, in its type there */
 } nps_action_t;
 
@@ -239,6 +247,11 @@ const char *nps_stack_rest(const nps_stack_t *stack, const char *name, int64_t *
 
 /** Whether the rows of a tensor of that name belong to tokens: embeddings, output heads, their biases. Local. */
 bool nps_is_vocabulary(const char *name);
+
+/** Whether a floating-point tensor is a table that models compute from their config, which older versions of transformers stored
+ *  and newer ones do not: `inv_freq`, `cos_cached`, `sin_cached`, `masked_bias`, and `attn.bias` or `attention.bias` [1, 1, n, n].
+ *  Local. */
+bool nps_is_buffer(const nps_tensor_info_t *t);
 
 /** Whether a tensor outside of the layers comes before them: embeddings and what prepares them. Local. */
 bool nps_is_before_layers(const char *name);

@@ -13,6 +13,8 @@ typedef struct {
   nps_layout_t *layout;
   nps_checks_t *checks; /* [n] */
   bool **used;          /* [n][tensors of the input] */
+  nps_text_t kept;      /* names of buffers that are the base's alone, the first three */
+  int kept_count;
 } match_t;
 
 static bool is_quantised_name(const char *name) {
@@ -82,9 +84,12 @@ static const nps_tensor_info_t **in_file_order(const nps_model_t *model) {
   return order;
 }
 
-/* Finds a tensor in all inputs. Returns whether it is merged. */
-static bool find_sources(match_t *m, const nps_tensor_info_t *t, int *source) {
+/* Finds a tensor in all inputs. Returns whether the output has it; *lacking: some input lacks a buffer of the base, as newer
+ * versions of transformers do not store it. */
+static bool find_sources(match_t *m, const nps_tensor_info_t *t, int *source, bool *lacking) {
+  const bool buffer = m->base >= 0 && (nps_dtype_kind(t->dtype) == NPS_KIND_EXACT || nps_is_buffer(t));
   bool everywhere = true;
+  *lacking = false;
   for (int k = 0; k < m->n; k++) {
     source[k] = nps_model_find(m->inputs[k], t->name);
     if (source[k] >= 0 && m->inputs[k]->tensors[source[k]].absent) {
@@ -92,12 +97,29 @@ static bool find_sources(match_t *m, const nps_tensor_info_t *t, int *source) {
       source[k] = -1;
       continue;
     }
-    const bool buffer = m->base >= 0 && nps_dtype_kind(t->dtype) == NPS_KIND_EXACT; /* newer models do not store some */
+    *lacking = *lacking || (source[k] < 0 && buffer);
     if (source[k] >= 0 || buffer) continue;
     everywhere = false;
     if (m->base >= 0) nps_checks_fail(&m->checks[k], "lacks tensor %s of the base", t->name);
   }
   return everywhere;
+}
+
+/* Whether a tensor of the base may be of a head that no other model has: none has a name that begins with the same part, and
+ * it lies outside of the layers. */
+static bool is_lone_head(const match_t *m, const char *name) {
+  const size_t part = strcspn(name, ".");
+  for (const char *at = name; *at; at += strspn(at, ".")) {
+    const size_t n = strcspn(at, ".");
+    if (n > 0 && strspn(at, "0123456789") == n) return false;
+    at += n;
+  }
+  for (int k = 0; k < m->n; k++)
+    for (int i = 0; k != m->base && i < m->inputs[k]->tensor_count; i++) {
+      const char *other = m->inputs[k]->tensors[i].name;
+      if (strcspn(other, ".") == part && strncmp(other, name, part) == 0) return false;
+    }
+  return true;
 }
 
 static bool check_kind(match_t *m, int k, const nps_tensor_info_t *t) {
@@ -134,16 +156,55 @@ static void add_target(match_t *m, const nps_tensor_info_t *t, nps_action_t acti
       .name = t->name, .action = action, .dtype = dtype, .ndim = t->ndim, .shape = t->shape, .count = t->count};
 }
 
+static void add_name(nps_text_t *names, int *count, const char *name) {
+  if ((*count)++ < 3) nps_text_add(names, "%s%s", names->size ? ", " : "", name);
+}
+
+static void end_names(nps_text_t *names, int count) {
+  if (count > 3) nps_text_add(names, " and %d more", count - 3);
+}
+
+/* A floating-point buffer that some input lacks is the base's, whatever others have. */
+static void keep_buffer(match_t *m, const nps_tensor_info_t *t, int *source) {
+  for (int k = 0; k < m->n; k++) {
+    if (source[k] >= 0) m->used[k][source[k]] = true;
+    if (k != m->base) source[k] = -1;
+  }
+  check_kind(m, m->base, t);
+  add_name(&m->kept, &m->kept_count, t->name);
+  add_target(m, t, NPS_ACTION_COPY);
+}
+
+/* Tells what to do where the base has a head that no other model has. */
+static void suggest_body(match_t *m, nps_text_t *names, int count) {
+  const nps_model_t *base = m->inputs[m->reference];
+  end_names(names, count);
+  if (count > 0 && m->layout->count > 0)
+    nps_checks_fail(&m->checks[m->reference],
+                    "no other model has %s; where that is a head, use the base without it, which transformers makes: "
+                    "AutoModel.from_pretrained(\"%s\").save_pretrained(…)",
+                    names->text, base->path);
+  free(names->text);
+}
+
 static void match_common(match_t *m) {
   const nps_model_t *reference = m->inputs[m->reference];
   const nps_tensor_info_t **order = in_file_order(reference);
+  nps_text_t lone = {NULL, 0, 0};
+  int lone_count = 0;
   for (int i = 0; i < reference->tensor_count; i++) {
     const nps_tensor_info_t *t = order[i];
     int *source = m->layout->source + (size_t)m->layout->count * (size_t)m->n;
-    if (!find_sources(m, t, source)) {
+    bool lacking;
+    if (!find_sources(m, t, source, &lacking)) {
+      if (m->base >= 0 && is_lone_head(m, t->name)) add_name(&lone, &lone_count, t->name);
       if (m->base >= 0) /* reported; no extra tensor of the inputs that have it */
         for (int k = 0; k < m->n; k++)
           if (source[k] >= 0) m->used[k][source[k]] = true;
+      continue;
+    }
+    if (lacking && nps_dtype_kind(t->dtype) != NPS_KIND_EXACT) {
+      keep_buffer(m, t, source);
       continue;
     }
     check_kind(m, m->reference, t);
@@ -154,6 +215,7 @@ static void match_common(match_t *m) {
     }
     add_target(m, t, nps_dtype_kind(t->dtype) == NPS_KIND_EXACT ? NPS_ACTION_COPY : NPS_ACTION_MERGE);
   }
+  suggest_body(m, &lone, lone_count);
   free(order);
 }
 
@@ -176,9 +238,8 @@ static char *list_extras(const match_t *m, int k) {
   nps_text_t names = {NULL, 0, 0};
   int count = 0;
   for (int i = 0; i < m->inputs[k]->tensor_count; i++)
-    if (!m->used[k][i] && count++ < 3)
-      nps_text_add(&names, "%s%s", names.size ? ", " : "", m->inputs[k]->tensors[i].name);
-  if (count > 3) nps_text_add(&names, " and %d more", count - 3);
+    if (!m->used[k][i]) add_name(&names, &count, m->inputs[k]->tensors[i].name);
+  end_names(&names, count);
   return names.text;
 }
 
@@ -202,6 +263,11 @@ static void note_extras(const match_t *m) {
     free(extras[k]);
   }
   free(extras);
+}
+
+static void note_kept(match_t *m) {
+  end_names(&m->kept, m->kept_count);
+  if (m->kept_count) nps_note("copied from the base, as not all models store them: %s", m->kept.text);
 }
 
 /* Where slices are, a tensor knows its place. */
@@ -249,6 +315,7 @@ static nps_err_t match_all(match_t *m) {
   if (m->head >= 0) add_head(m);
   NPS_TRY(end_checks(m));
   note_extras(m);
+  note_kept(m);
   set_layers(m);
   return NPS_OK;
 }
@@ -272,6 +339,7 @@ nps_err_t nps_layout_match(const nps_model_t *const *inputs, int n, int base, in
   nps_err_t err = match_all(&m);
   for (int k = 0; k < n; k++) free(m.used[k]);
   free(m.used);
+  free(m.kept.text);
   free(m.checks);
   *out = NULL;
   if (err == NPS_OK)

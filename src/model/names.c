@@ -37,6 +37,18 @@ bool nps_is_vocabulary(const char *name) {
   return nps_is_embedding(name) || nps_is_head(name);
 }
 
+/* Tables computed from the config, and masks of [1, 1, n, n]. */
+bool nps_is_buffer(const nps_tensor_info_t *t) {
+  static const char *const tables[] = {"inv_freq", "cos_cached", "sin_cached", "masked_bias"};
+  static const char *const masks[] = {"attn.bias", "attention.bias"};
+  const bool square = t->ndim == 4 && t->shape[0] == 1 && t->shape[1] == 1 && t->shape[2] == t->shape[3];
+  for (size_t i = 0; i < COUNT(tables); i++)
+    if (has_end(t->name, tables[i])) return true;
+  for (size_t i = 0; square && i < COUNT(masks); i++)
+    if (has_end(t->name, masks[i])) return true;
+  return false;
+}
+
 /* Most families call what comes first after embeddings; the others are listed. */
 bool nps_is_before_layers(const char *name) {
   static const char *const parts[] = {"embed",  "embd",       "wte.",       "wpe.",          "shared.",   "conv1.",

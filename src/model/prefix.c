@@ -1,4 +1,4 @@
-/* Names that differ by what stands before them. transformers puts a body's name and a dot ("bert.") before the names of its
+/* Names that differ by what stands before them, or as old and new names of norms. transformers puts a body's name and a dot ("bert.") before the names of its
  * tensors where the model has a head, and nothing where it is the body alone. */
 #include "model_internal.h"
 
@@ -74,11 +74,59 @@ static char *rename_one(const nps_model_t *model, const nps_model_t *like, lead_
   return NULL;
 }
 
-nps_err_t nps_model_name_like(nps_model_t *model, const nps_model_t *like, bool *changed) {
+/* ---- old names of norms ---- */
+
+static const char *const norms[2][2] = {{"LayerNorm.weight", "LayerNorm.bias"}, {"LayerNorm.gamma", "LayerNorm.beta"}};
+
+/* Whether a name ends in a norm's, the new or the old; *which: weight or bias. */
+static bool is_norm(const char *name, bool old, int *which) {
+  for (*which = 0; *which < 2; (*which)++)
+    if (nps_ends_with(name, norms[old][*which])) return true;
+  return false;
+}
+
+static bool has_norms(const nps_model_t *model, bool old) {
+  int which;
+  for (int i = 0; i < model->tensor_count; i++)
+    if (is_norm(model->tensors[i].name, old, &which)) return true;
+  return false;
+}
+
+bool nps_model_names_norms(const nps_model_t *model) { return has_norms(model, false) && !has_norms(model, true); }
+
+/* Old names become new ones, or new ones old, as the other model has them. */
+static bool rename_norms(nps_model_t *model, const nps_model_t *like) {
+  const bool old = has_norms(model, true), like_old = has_norms(like, true);
+  if (old == like_old || !has_norms(model, old) || !has_norms(like, like_old)) return false;
+  if (has_norms(model, like_old) || has_norms(like, old)) return false; /* one has both */
+  for (int i = 0; i < model->tensor_count; i++) {
+    char *name = model->tensors[i].name;
+    int which;
+    if (!is_norm(name, old, &which)) continue;
+    const size_t stem = strlen(name) - strlen(norms[old][which]);
+    model->tensors[i].name = nps_xstrf("%.*s%s", (int)stem, name, norms[like_old][which]);
+    free(name);
+  }
+  return true;
+}
+
+/* ---- all ---- */
+
+static bool can_rename(const nps_model_t *model) {
   const bool stored =
       model->form == NPS_FORM_FOLDER || model->form == NPS_FORM_SAFETENSORS || model->form == NPS_FORM_HDF5;
+  return stored && !model->experts;
+}
+
+nps_err_t nps_model_name_norms(nps_model_t *model, const nps_model_t *like, bool *changed) {
+  *changed = can_rename(model) && rename_norms(model, like);
+  return *changed ? nps_model_sort(model) : NPS_OK;
+}
+
+nps_err_t nps_model_name_like(nps_model_t *model, const nps_model_t *like, bool *changed) {
   *changed = false;
-  if (!stored || model->experts || model == like) return NPS_OK;
+  if (!can_rename(model) || model == like) return NPS_OK;
+  NPS_TRY(nps_model_name_norms(model, like, changed));
   const int same = count_same(model, like);
   if (same == model->tensor_count || same == like->tensor_count) return NPS_OK;
   lead_t put = find_lead(like, model), cut = find_lead(model, like);

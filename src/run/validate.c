@@ -81,9 +81,27 @@ static const nps_model_t *named_like(const nps_run_state_t *run, int input) {
   return run->inputs[run->head >= 0 ? run->head : lends];
 }
 
+/* Old names of norms give way where some model has the new ones, which all programs know; not in an archive, whose base is read
+ * as it is. */
+static nps_err_t align_norms(nps_run_state_t *run) {
+  const nps_model_t *like = NULL;
+  nps_err_t err = NPS_OK;
+  if (run->recipe->nps.application == NPS_APPLICATION_COMPRESSION) return NPS_OK;
+  for (int i = run->input_count - 1; i >= 0; i--)
+    if (nps_model_names_norms(run->inputs[i])) like = run->inputs[i];
+  for (int i = 0; like && i < run->input_count; i++) {
+    bool changed = false;
+    err = nps_err_worse(err, nps_model_name_norms(run->inputs[i], like, &changed));
+    if (changed)
+      nps_note("%s: its LayerNorm.gamma and LayerNorm.beta are LayerNorm.weight and LayerNorm.bias, as in %s",
+               run->inputs[i]->name, like->name);
+  }
+  return err;
+}
+
 /* Names that differ by what stands before them become the same; the base comes first in the list, and last here. */
 static nps_err_t align_names(nps_run_state_t *run) {
-  nps_err_t err = NPS_OK;
+  nps_err_t err = align_norms(run);
   for (int i = run->input_count - 1; i >= 0; i--) {
     const nps_model_t *like = named_like(run, i);
     bool changed = false;

@@ -196,13 +196,14 @@ START_TEST(misfits_are_all_listed) {
   nps_layout_t *layout = NULL;
   ck_assert_int_eq(nps_layout_match(inputs, 3, 0, -1, NULL, &layout), NPS_ERR_INPUT);
   ck_assert_ptr_null(layout);
-  ck_assert_int_eq(nps_problem_count(), 6);
+  ck_assert_int_eq(nps_problem_count(), 7);
   check_problem("one: tensor a has shape [5], expected [4] as in base");
   check_problem("one: tensor b has type I32, in base BF16");
   check_problem("two: tensor b has type F8_E4M3, which cannot be merged");
   check_problem("two: tensor buffer has type I32, in base I64");
   check_problem("one: lacks tensor z of the base");
   check_problem("two: lacks tensor z of the base");
+  check_problem("base: no other model has z; where that is a head, use the base without it");
 }
 END_TEST
 
