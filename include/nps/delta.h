@@ -136,7 +136,7 @@ typedef struct nps_weighting {
   nps_scope_t scope;
   nps_normalize_t normalize;
   double *weight;   /**< [T][M] owned */
-  double *priority; /**< [T][M] at least 0; owned */
+  double *priority; /**< [T][M] at least 0, not −0, as scores are compared as bits; owned */
   double *lambda;   /**< [T] owned. A model with λ = 0 has no part */
   double *density;  /**< [T] 0 to 1; owned */
   double *rest;     /**< [T] partition singular: weight of the tensors that are not split into bands; owned */

@@ -1,6 +1,7 @@
 /* What a run writes: one output of all models, under transfer one of each, under compression one file of them. */
 #include "run_internal.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -30,7 +31,7 @@ static void make_weighting(const nps_run_state_t *run, nps_run_output_t *output)
     for (int m = 0; m < nps->subspaces; m++) {
       const int at = i * nps->subspaces + m;
       if (weights) w->weight[at] = weights[m];
-      w->priority[at] = priorities ? priorities[m] : w->weight[at] < 0 ? -w->weight[at] : w->weight[at];
+      w->priority[at] = fabs(priorities ? priorities[m] : w->weight[at]); /* of −0 too: scores are compared as bits */
     }
   }
   output->nps = (nps_merge_nps_t){.weighting = w,

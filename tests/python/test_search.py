@@ -107,6 +107,20 @@ def test_result_is_reported(tmp_path):
     assert json.loads(evaluated.out)["average"]["accuracy"] == pytest.approx(all_[best], abs=1e-12)
 
 
+@pytest.mark.parametrize("numbers", ["weights", "priorities"])
+def test_minus_zero_is_zero(numbers, tmp_path):
+    """Scored as what is written: entries of score 0 are kept last."""
+    found = []
+    for zero in (0.0, -0.0):
+        nps = {"subspaces": 4, "density": 0.3, "weights": [1, 1, 3, 3], numbers: [zero, zero, 3, 3]}
+        config = config_of({"algorithm": "none"}, {"metric": "nll"}, nps, ("plain", "rot90"))
+        log = tmp_path / f"log{zero}"
+        tools.merge(tools.write_config(tmp_path / "c.yaml", config), tmp_path / "out.h5", "--force", "--log", log)
+        events = [json.loads(line) for line in log.read_text().splitlines()]
+        found += [{k: v for k, v in e.items() if k != "time"} for e in events if e["event"] == "scores"]
+    assert len(found) == 2 and found[0] == found[1]
+
+
 def test_folder_has_the_findings(tmp_path):
     config = config_of({**SHORT, "stages": ["fuse"]}, names=TASKS[:2])
     tools.merge(config, tmp_path / "out", ranks=2)
