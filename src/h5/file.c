@@ -209,13 +209,31 @@ static hid_t make_access(const nps_h5_t *file) {
   return H5I_INVALID_HID;
 }
 
+/* Open MPI makes a semaphore for every file, named by the last part of its path alone, and removes it again: one that another
+ * user's run has left is in the way of all files of that name on the node. Its other ways to share file pointers, which are
+ * not used here, put files beside the output. */
+static nps_err_t fail_create(const nps_h5_t *file) {
+  const char *slash = strrchr(file->path, '/');
+  char *semaphore = nps_xstrf("/dev/shm/sem.OMPIO_%s", slash ? slash + 1 : file->path);
+  nps_err_t err;
+  if (access(semaphore, F_OK) == 0)
+    err = nps_h5_fail(file, NPS_ERR_IO,
+                      "cannot be created as an HDF5 file (is %s, which another run has left, in the way? Remove it, "
+                      "choose another name for the output, or set OMPI_MCA_sharedfp=^sm)",
+                      semaphore);
+  else
+    err = nps_h5_fail(file, NPS_ERR_IO, "cannot be created as an HDF5 file");
+  free(semaphore);
+  return err;
+}
+
 static nps_err_t create_file(nps_h5_t *file) {
   hid_t creation = H5Pcreate(H5P_FILE_CREATE);
   hid_t access = make_access(file);
   if (creation >= 0 && access >= 0 && H5Pset_obj_track_times(creation, false) >= 0)
     file->id = H5Fcreate(file->path, H5F_ACC_TRUNC, creation, access);
   nps_err_t err = NPS_OK;
-  if (file->id < 0) err = nps_h5_fail(file, NPS_ERR_IO, "cannot be created as an HDF5 file");
+  if (file->id < 0) err = fail_create(file);
   if (creation >= 0) H5Pclose(creation);
   if (access >= 0) H5Pclose(access);
   if (err == NPS_OK) err = nps_h5_types_make(file);

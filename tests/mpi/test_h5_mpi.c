@@ -4,6 +4,8 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 static char path[600];
 
@@ -114,6 +116,27 @@ START_TEST(an_unusable_target_fails_everywhere) {
 }
 END_TEST
 
+/* A folder stands for another user's semaphore. With other MPI libraries nothing is in the way. */
+START_TEST(a_semaphore_in_the_way_is_told_of) {
+  nps_h5_t *file = NULL;
+  char name[100] = "", semaphore[200], target[800];
+  if (rank == 0) snprintf(name, sizeof name, "test_h5_mpi-%ld.h5", (long)getpid());
+  nps_comm_bcast(comm, name, sizeof name);
+  snprintf(semaphore, sizeof semaphore, "/dev/shm/sem.OMPIO_%s", name);
+  snprintf(target, sizeof target, "%s/%s", folder, name);
+  if (rank == 0) mkdir(semaphore, 0777);
+  nps_comm_barrier(comm);
+  const nps_err_t err = nps_h5_create(comm, target, &file);
+  bool ok = err == NPS_OK || (err == NPS_ERR_IO && !file);
+  for (int i = 0; i < nps_problem_count(); i++) ok = ok && strstr(nps_problem_text(i), semaphore);
+  nps_problem_clear();
+  nps_h5_close(file);
+  nps_comm_barrier(comm);
+  if (rank == 0) rmdir(semaphore);
+  ck_assert(everywhere(ok));
+}
+END_TEST
+
 /* A limit on the file's size stands for a full disk. */
 START_TEST(a_full_disk_fails_everywhere) {
   const int64_t shape[1] = {6000000};
@@ -155,6 +178,7 @@ int main(int argc, char **argv) {
   tcase_add_test(cases, ranks_write_their_shares);
   tcase_add_test(cases, small_things_are_written_once);
   tcase_add_test(cases, an_unusable_target_fails_everywhere);
+  tcase_add_test(cases, a_semaphore_in_the_way_is_told_of);
   tcase_add_test(cases, a_full_disk_fails_everywhere);
   tcase_add_test(cases, abandoning_leaves_no_problem);
   return end_mpi(run_tests_everywhere("h5_mpi", cases));
