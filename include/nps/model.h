@@ -415,6 +415,9 @@ nps_err_t nps_lock_new(const char *target, nps_lock_t **out);
 /** Give the lock up. Local. NULL is fine. */
 void nps_lock_free(nps_lock_t *lock);
 
+/** Rename a complete file, which is on the device, over another, and bring its new name to the device. Local. NPS_ERR_IO. */
+nps_err_t nps_file_replace(const char *from, const char *to);
+
 /** Check the target before any work. Local, for rank 0: an existing output without `force`, something there that is not
  *  an output of the same form (never replaced), a folder that does not exist (NPS_ERR_CONFIG); a folder that cannot be
  *  written to, not enough free space for `bytes`, another run that writes there (NPS_ERR_IO). Puts back a folder that a

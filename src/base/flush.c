@@ -32,7 +32,9 @@ nps_flush_t *nps_flush_begin(int fd) {
 static void flush_now(nps_flush_t *f) {
   f->asked = false;
   pthread_mutex_unlock(&f->lock);
-  const int cause = fdatasync(f->fd) != 0 ? errno : 0;
+  int cause;
+  do cause = fdatasync(f->fd) != 0 ? errno : 0;
+  while (cause == EINTR);
   pthread_mutex_lock(&f->lock);
   if (f->cause == 0) f->cause = cause;
 }

@@ -2,6 +2,7 @@
 
 #include "thread.h"
 
+#include <errno.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -79,8 +80,10 @@ ssize_t nps_watch_pwrite(int fd, const void *from, size_t n, off_t at, const cha
 }
 
 int nps_watch_fsync(int fd, const char *path) {
+  int code;
   nps_watch_begin("bringing to the device", path);
-  const int code = fsync(fd);
+  do code = fsync(fd);
+  while (code != 0 && errno == EINTR);
   nps_watch_end();
   return code;
 }

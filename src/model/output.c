@@ -342,3 +342,11 @@ nps_err_t nps_place_finish(const nps_place_t *place, bool force) {
   note_unless_removed(nps_path_remove(place->partial));
   return NPS_OK;
 }
+
+nps_err_t nps_file_replace(const char *from, const char *to) {
+  NPS_TRY(move(from, to));
+  char *folder = nps_path_folder(to);
+  const nps_err_t err = nps_path_sync(folder);
+  free(folder);
+  return err;
+}

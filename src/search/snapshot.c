@@ -2,7 +2,6 @@
  * the same way again, as every step of it follows from the scores, and scores only what the snapshot does not hold. */
 #include "search_internal.h"
 
-#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -99,7 +98,7 @@ nps_err_t nps_snapshot_write(const char *path, const char *identity, const nps_m
   const int head = slash ? (int)(slash + 1 - path) : 0;
   char *partial = nps_xstrf("%.*s.%s.partial", head, path, path + head);
   nps_err_t err = write_file(partial, identity, &c);
-  if (err == NPS_OK && rename(partial, path) != 0) err = nps_fail(NPS_ERR_IO, "%s: %s", path, strerror(errno));
+  if (err == NPS_OK) err = nps_file_replace(partial, path);
   if (err != NPS_OK) unlink(partial);
   free(partial);
   free_columns(&c);

@@ -1,5 +1,6 @@
 #include "../../src/model/writer_internal.h"
 #include "../nps_check.h"
+#include "nps/flush.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -13,6 +14,8 @@ static char target[600], h5_target[600], note[3000];
 /* Failures that no test can bring about otherwise: these take the place of the C library's functions. */
 static const char *refused_name; /* nothing can be renamed to it */
 static int lock_cause;           /* why no lock can be had */
+static int interruptions;        /* of the next calls of fsync() and fdatasync() */
+static ino_t synced;             /* what was brought to the device last */
 
 int rename(const char *from, const char *to) {
   if (!refused_name || strcmp(to, refused_name) != 0) return renameat(AT_FDCWD, from, AT_FDCWD, to);
@@ -25,6 +28,21 @@ int flock(int fd, int operation) {
   errno = lock_cause;
   return -1;
 }
+
+static int sync_call(int fd, long call) {
+  struct stat st;
+  if (interruptions > 0) {
+    interruptions--;
+    errno = EINTR;
+    return -1;
+  }
+  if (fstat(fd, &st) == 0) synced = st.st_ino;
+  return (int)syscall(call, fd);
+}
+
+int fsync(int fd) { return sync_call(fd, SYS_fsync); }
+
+int fdatasync(int fd) { return sync_call(fd, SYS_fdatasync); }
 
 static const char *in_folder(const char *name) {
   static char path[4][1200];
@@ -456,6 +474,37 @@ START_TEST(files_are_put_under_plain_names_only) {
 }
 END_TEST
 
+/* ---- to the device ---- */
+
+START_TEST(a_replaced_file_has_its_name_on_the_device) {
+  struct stat st;
+  char *from = nps_xstrdup(in_folder("new"));
+  put("new", "new", 3);
+  put("kept", "old", 3);
+  ck_assert_int_eq(nps_file_replace(from, in_folder("kept")), NPS_OK);
+  content_is("kept", "new");
+  ck_assert(stat(folder, &st) == 0 && synced == st.st_ino);
+  free(from);
+}
+END_TEST
+
+/* By signals, on some network file systems. */
+START_TEST(interrupted_flushes_are_repeated) {
+  struct stat st;
+  interruptions = 3;
+  ck_assert_int_eq(nps_file_put(folder, "a", "abc", 3), NPS_OK);
+  ck_assert(interruptions == 0 && stat(in_folder("a"), &st) == 0 && synced == st.st_ino);
+  const int fd = open(in_folder("a"), O_WRONLY);
+  nps_flush_t *flush = nps_flush_begin(fd);
+  interruptions = 3;
+  synced = 0;
+  nps_flush_note(flush, NPS_FLUSH_BYTES);
+  ck_assert_int_eq(nps_flush_end(flush, "a"), 0);
+  ck_assert(interruptions == 0 && synced == st.st_ino);
+  close(fd);
+}
+END_TEST
+
 int main(void) {
   TCase *cases = tcase_create("output");
   tcase_add_checked_fixture(cases, set_up, tear_down);
@@ -484,5 +533,7 @@ int main(void) {
   tcase_add_test(cases, a_lock_file_that_was_left_disturbs_nobody);
   tcase_add_test(cases, without_locks_a_run_goes_on);
   tcase_add_test(cases, files_are_put_under_plain_names_only);
+  tcase_add_test(cases, a_replaced_file_has_its_name_on_the_device);
+  tcase_add_test(cases, interrupted_flushes_are_repeated);
   return run_tests("output", cases);
 }
