@@ -57,8 +57,12 @@ typedef struct nps_tensor_info {
 
 typedef struct nps_model_file {
   char *path;
-  int64_t size; /**< bytes */
+  int64_t size;    /**< bytes */
+  int64_t changed; /**< nps_file_change_time() when it was opened */
 } nps_model_file_t;
+
+/** Give the time of a file's last change (ctime) in ns since the epoch; INT64_MAX: it cannot be looked at. Local. */
+int64_t nps_file_change_time(const char *path);
 
 typedef enum nps_model_form {
   NPS_FORM_FOLDER,
@@ -449,12 +453,15 @@ typedef struct nps_provenance {
   char **paths;  /**< [count] of input files; NULL: one that is not known */
   char **hashes; /**< [count] as nps_digest_hex() */
   int64_t *sizes;
-  double time; /**< when it was complete, seconds since the epoch */
+  int64_t time; /**< files that were last changed before it are as they were read, ns since the epoch */
 } nps_provenance_t;
 
 /** Read it from an output, file or folder. Local. count 0: there is none. */
 void nps_output_provenance(const char *path, nps_provenance_t *out);
 void nps_provenance_free(nps_provenance_t *provenance);
+
+/** Set the provenance's time of a complete output; else it is when that was written. Local. */
+void nps_output_set_time(const char *path, int64_t time);
 
 /** Write provenance, flush to the device, agree, rename into place. Collective. A complete output that cannot take its place
  *  is kept as NAME.complete (NPS_ERR_IO).

@@ -75,20 +75,32 @@ void nps_model_free(nps_model_t *model) {
   free(model);
 }
 
+static int64_t change_time(const struct stat *st) {
+  return (int64_t)st->st_ctim.tv_sec * 1000000000 + st->st_ctim.tv_nsec;
+}
+
+int64_t nps_file_change_time(const char *path) {
+  struct stat st;
+  return stat(path, &st) == 0 ? change_time(&st) : INT64_MAX;
+}
+
 nps_err_t nps_model_add_file(nps_model_t *model, const char *path) {
   struct stat st;
   if (stat(path, &st) != 0) return nps_fail(NPS_ERR_INPUT, "%s: cannot be read: %s", path, strerror(errno));
   if (!S_ISREG(st.st_mode)) return nps_fail(NPS_ERR_INPUT, "%s: expected a regular file", path);
   model->files = nps_xrealloc(model->files, (size_t)model->file_count + 1, sizeof *model->files);
-  model->files[model->file_count++] = (nps_model_file_t){nps_xstrdup(path), (int64_t)st.st_size};
+  model->files[model->file_count++] = (nps_model_file_t){nps_xstrdup(path), (int64_t)st.st_size, change_time(&st)};
   return NPS_OK;
 }
 
 int nps_model_add_files(nps_model_t *model, const nps_model_t *other) {
   const int first = model->file_count;
   model->files = nps_xrealloc(model->files, (size_t)(first + other->file_count) + 1, sizeof *model->files);
-  for (int i = 0; i < other->file_count; i++)
-    model->files[model->file_count++] = (nps_model_file_t){nps_xstrdup(other->files[i].path), other->files[i].size};
+  for (int i = 0; i < other->file_count; i++) {
+    nps_model_file_t *file = &model->files[model->file_count++];
+    *file = other->files[i];
+    file->path = nps_xstrdup(file->path);
+  }
   return first;
 }
 

@@ -53,6 +53,7 @@ char *nps_model_pack(const nps_model_t *model) {
   for (int i = 0; i < model->file_count; i++) {
     put_text(&out, model->files[i].path);
     put_number(&out, model->files[i].size);
+    put_number(&out, model->files[i].changed);
   }
   for (int i = 0; i < model->tensor_count; i++) {
     const nps_tensor_info_t *t = &model->tensors[i];
@@ -159,7 +160,8 @@ nps_err_t nps_model_unpack(const char *text, nps_model_t **out) {
   for (int i = 0; c.at && i < files; i++) {
     model->files = nps_xrealloc(model->files, (size_t)i + 1, sizeof *model->files);
     model->files[model->file_count].path = get_text(&c);
-    model->files[model->file_count++].size = get_number(&c, 0, INT64_MAX);
+    model->files[model->file_count].size = get_number(&c, 0, INT64_MAX);
+    model->files[model->file_count++].changed = get_number(&c, INT64_MIN, INT64_MAX);
   }
   for (int i = 0; c.at && i < tensors; i++) get_tensor(&c, model);
   get_experts(&c, model);

@@ -3,10 +3,25 @@
 #include "nps/h5.h"
 #include "nps/json.h"
 
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+#define NANO ((int64_t)1000000000)
+
+/* Whose time of modification is the provenance's; freed with free(). */
+static char *file_of(const char *output) {
+  return nps_output_is_hdf5(output) ? nps_xstrdup(output) : nps_xstrf("%s/provenance.json", output);
+}
+
+void nps_output_set_time(const char *path, int64_t time) {
+  const struct timespec times[] = {{.tv_nsec = UTIME_OMIT}, {.tv_sec = time / NANO, .tv_nsec = time % NANO}};
+  char *file = file_of(path);
+  (void)utimensat(AT_FDCWD, file, times, 0);
+  free(file);
+}
 
 static void make_room(nps_provenance_t *p, int64_t count) {
   p->count = count;
@@ -60,13 +75,13 @@ static nps_err_t read_folder(const char *path, nps_provenance_t *p) {
 void nps_output_provenance(const char *path, nps_provenance_t *out) {
   const int problems = nps_problem_count();
   const bool hdf5 = nps_output_is_hdf5(path);
-  char *file = hdf5 ? nps_xstrdup(path) : nps_xstrf("%s/provenance.json", path);
+  char *file = file_of(path);
   struct stat st;
   *out = (nps_provenance_t){0};
   if (stat(file, &st) == 0) {
     const nps_err_t err = hdf5 ? read_hdf5(file, out) : read_folder(file, out);
     if (err != NPS_OK) nps_provenance_free(out);
-    out->time = (double)st.st_mtim.tv_sec + 1e-9 * (double)st.st_mtim.tv_nsec;
+    out->time = (int64_t)st.st_mtim.tv_sec * NANO + st.st_mtim.tv_nsec;
   }
   if (problems == 0) nps_problem_clear(); /* what cannot be read is not known */
   free(file);

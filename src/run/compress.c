@@ -181,7 +181,9 @@ static nps_err_t write_file(compress_t *c) {
   NPS_TRY(nps_archive_new(c->file, &spec, &c->archive));
   for (int o = 0; o < run->output_count; o++) NPS_TRY(add_model(c, o));
   NPS_TRY(nps_digest_finish(run->comm, c->digest));
-  return nps_writer_commit(c->file, c->digest);
+  NPS_TRY(nps_writer_commit(c->file, c->digest));
+  nps_run_check_inputs(run, output.path);
+  return NPS_OK;
 }
 
 /* ---- what is shown ---- */

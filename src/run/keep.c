@@ -105,9 +105,21 @@ static int64_t find_row(const nps_provenance_t *made_from, const char *path) {
 /* Whether a file is as it was, by its size and the time of its last change. */
 static bool is_untouched(const nps_provenance_t *made_from, const nps_model_file_t *file) {
   const int64_t row = find_row(made_from, file->path);
-  struct stat st;
-  return row >= 0 && made_from->sizes[row] == file->size && stat(file->path, &st) == 0 &&
-         (double)st.st_ctim.tv_sec + 1e-9 * (double)st.st_ctim.tv_nsec < made_from->time;
+  return row >= 0 && made_from->sizes[row] == file->size && file->changed < made_from->time;
+}
+
+void nps_run_check_inputs(const nps_run_state_t *run, const char *output) {
+  int64_t first = INT64_MAX;
+  for (int i = 0; nps_comm_rank(run->comm) == 0 && i < run->input_count; i++)
+    for (int f = 0; f < run->inputs[i]->file_count; f++) {
+      const nps_model_file_t *file = &run->inputs[i]->files[f];
+      const int64_t changed = nps_file_change_time(file->path);
+      if (changed == file->changed) continue;
+      nps_note("%s: %s was touched while the run read it; if its content changed, parts of both may be in the output",
+               output, file->path);
+      if (changed < first) first = changed;
+    }
+  if (first < INT64_MAX) nps_output_set_time(output, first);
 }
 
 static found_t look_at(const nps_run_state_t *run, const nps_run_output_t *output, nps_provenance_t *made_from) {

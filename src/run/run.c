@@ -178,6 +178,7 @@ static nps_err_t merge_and_write(nps_run_state_t *run, nps_run_output_t *output,
   since = tell_step(run, "remaining hashes", since);
   NPS_GOTO(nps_writer_commit(writer, digest));
   tell_step(run, "output brought to the device and put in place", since);
+  nps_run_check_inputs(run, output->path);
   *bytes = nps_writer_bytes(writer);
 done:
   nps_writer_free(writer);

@@ -174,6 +174,10 @@ nps_err_t nps_run_keep_identity(nps_run_state_t *run, char **out);
 /** Whether the user, the batch system or search.max_time asks this rank to stop. @param ctx  the run */
 bool nps_run_should_stop(void *ctx);
 
+/** Look whether input files were touched since they were opened, after an output is complete: a note says so, and --resume will
+ *  look at their contents. Local. */
+void nps_run_check_inputs(const nps_run_state_t *run, const char *output);
+
 /** Find the outputs that --resume finds complete: made by this recipe from these inputs, and say so. Collective.
  *  @param[out] all  whether all are */
 nps_err_t nps_run_find_complete(nps_run_state_t *run, bool *all);

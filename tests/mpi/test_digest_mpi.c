@@ -45,7 +45,7 @@ static void tear_down(void) {
 }
 
 static nps_digest_t *start(char *path, int64_t bytes) {
-  nps_model_file_t file = {path, bytes};
+  nps_model_file_t file = {path, bytes, 0};
   nps_model_t model = {.files = &file, .file_count = 1};
   const nps_model_t *models[] = {&model};
   return nps_digest_start(models, 1);
@@ -118,8 +118,8 @@ START_TEST(cuts_anywhere_give_the_same_hash) {
 END_TEST
 
 START_TEST(files_of_several_models_are_hashed_once_and_kept_in_order) {
-  nps_model_file_t first[] = {{zeros_path, SIZE}, {pattern_path, SIZE}};
-  nps_model_file_t second[] = {{pattern_path, SIZE}, {empty_path, 0}};
+  nps_model_file_t first[] = {{zeros_path, SIZE, 0}, {pattern_path, SIZE, 0}};
+  nps_model_file_t second[] = {{pattern_path, SIZE, 0}, {empty_path, 0, 0}};
   nps_model_t a = {.files = first, .file_count = 2}, b = {.files = second, .file_count = 2};
   const nps_model_t *models[] = {&a, &b};
   nps_digest_t *d = nps_digest_start(models, 2);
@@ -137,7 +137,7 @@ END_TEST
 /* Two files whose parts begin and end at different places of their blocks, hashed side by side. One holds zeros, the other
  * the pattern, and both are told to hold the pattern: neither may be read again. */
 START_TEST(two_files_at_a_time_have_the_hashes_they_have_alone) {
-  nps_model_file_t files[] = {{zeros_path, SIZE}, {pattern_path, SIZE}};
+  nps_model_file_t files[] = {{zeros_path, SIZE, 0}, {pattern_path, SIZE, 0}};
   nps_model_t model = {.files = files, .file_count = 2};
   const nps_model_t *models[] = {&model};
   nps_digest_t *d = nps_digest_start(models, 1);

@@ -98,7 +98,7 @@ static nps_err_t write_all(const nps_comm_t *c, const nps_output_t *output, cons
 }
 
 static nps_digest_t *digest_of(char *path) {
-  nps_model_file_t file = {path, 3};
+  nps_model_file_t file = {path, 3, 0};
   nps_model_t model = {.files = &file, .file_count = 1};
   const nps_model_t *models[] = {&model};
   nps_digest_t *d = nps_digest_start(models, 1);

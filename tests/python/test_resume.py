@@ -185,6 +185,18 @@ def test_an_output_of_changed_inputs_is_not_complete(form, data, tmp_path):
     assert "exists already; --force replaces it" in text
 
 
+def test_an_input_that_changes_during_the_run(data, tmp_path):
+    """It is older than the output by then, and yet not what the output was made of."""
+    config, out = recipe(data, max_time=0, generations=4), tmp_path / "out.h5"
+    config["models"][1]["model"] = str(other_model(tmp_path, 0))
+    process = start(config, out, 2)
+    other_model(tmp_path, 1e-3)
+    result = tools.finish(process)
+    assert result.code == 0 and f"{tmp_path}/blur/model.safetensors was touched while the run read it" in result.err, result
+    text = merge(config, out, "--resume", code=2)
+    assert f"was made by this recipe, but {tmp_path}/blur/model.safetensors has changed since" in text
+
+
 def test_one_search_at_a_time(data, whole, tmp_path):
     """A second run to the same output, or with the same snapshot, ends at once and disturbs nothing."""
     out, kept = tmp_path / "out.h5", tmp_path / "kept.h5"
