@@ -10,7 +10,8 @@
 #include "nps/tensor.h"
 
 /** The value of a parameter in mergekit's forms: a number, a boolean, a text, a list of numbers (or of booleans) over the
- *  layers, or a list of {filter, value}. Numbers are finite, lists are not empty. A quoted number is a text. Opaque. */
+ *  layers, or a list of {filter, value}. Numbers are finite, lists are not empty. A quoted number is a number, a quoted true or false
+ *  a boolean, as in mergekit. Opaque. */
 typedef struct nps_value nps_value_t;
 
 /** A parameter as written. */

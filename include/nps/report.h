@@ -30,6 +30,9 @@ void nps_report_drop_log(nps_report_t *report);
  *  @param fields  an object, stolen (released); may be NULL */
 void nps_report_event(nps_report_t *report, const char *name, json_t *fields);
 
+/** Make a JSON string of a text that may not be UTF-8 (paths): where it is not, all bytes beyond ASCII become '?'. */
+json_t *nps_report_json_text(const char *text);
+
 /** Start a phase with a progress bar (terminal) or a line now and then (otherwise).
  *  @param title  "merging"; @param total  units of work, bytes */
 void nps_report_phase(nps_report_t *report, const char *title, int64_t total);

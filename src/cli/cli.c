@@ -88,6 +88,20 @@ static const cli_option_t *find_name(const cli_program_t *program, const char *n
   return NULL;
 }
 
+/* Takes what another program knows at argv[*at], with its value. @return whether it is such an option: an error that says what
+ * to do */
+static bool take_foreign(const cli_program_t *program, const char *name, bool has_value, int argc, int *at) {
+  for (int i = 0; i < program->foreign_count; i++) {
+    const cli_foreign_t *foreign = &program->foreign[i];
+    if (strcmp(foreign->name, name) != 0) continue;
+    nps_fail(NPS_ERR_CONFIG, "unknown option '--%s': that is %s's, %s%s", name, program->foreign_program,
+             foreign->instead ? "here it is " : "leave it out", foreign->instead ? foreign->instead : "");
+    if (foreign->takes_value && !has_value && *at + 1 < argc) ++*at;
+    return true;
+  }
+  return false;
+}
+
 /* Takes "--name", "--name=value" or "--name" "value" at argv[*at] and moves *at to the last word taken. */
 static nps_err_t take_long(parser_t *p, int argc, char *const argv[], int *at) {
   const char *name = argv[*at] + 2;
@@ -96,9 +110,9 @@ static nps_err_t take_long(parser_t *p, int argc, char *const argv[], int *at) {
   const cli_option_t *option = find_name(p->program, name, length);
   if (!option) {
     char *word = nps_xstrndup(name, length);
-    nps_err_t err = fail_unknown(p->program, word);
+    if (!take_foreign(p->program, word, value, argc, at)) fail_unknown(p->program, word);
     free(word);
-    return err;
+    return NPS_ERR_CONFIG;
   }
   if (!takes_value(option) && value) return nps_fail(NPS_ERR_CONFIG, "option --%s takes no value", option->name);
   if (takes_value(option) && !value) {

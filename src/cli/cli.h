@@ -40,6 +40,13 @@ typedef struct cli_operand {
   const char *help;
 } cli_operand_t;
 
+/** An option of another program for the same work, which users bring along. */
+typedef struct cli_foreign {
+  const char *name;    /**< without dashes */
+  bool takes_value;    /**< as the next word */
+  const char *instead; /**< what does the same here; NULL: nothing is needed */
+} cli_foreign_t;
+
 typedef struct cli_program {
   const char *name;              /**< "nps-merge" */
   const char *about;             /**< what it does, wrapped when shown */
@@ -47,6 +54,9 @@ typedef struct cli_program {
   int operand_count;
   const cli_option_t *options; /**< [option_count] */
   int option_count;
+  const char *foreign_program;  /**< "mergekit" */
+  const cli_foreign_t *foreign; /**< [foreign_count] that are no options here, or NULL */
+  int foreign_count;
   const char *examples; /**< whole lines, each with its newline */
 } cli_program_t;
 
@@ -72,7 +82,7 @@ char *cli_help(const cli_program_t *program);
 /** What the exit codes mean, for the texts. */
 #define CLI_EXIT_CODES                                                                                                 \
   "0 done; 1 failed while running; 2 the command line or the config is wrong; 3 an input file is missing, corrupt or " \
-  "does not fit the others; 4 stopped by a signal or a time limit, with a snapshot that --resume goes on from " \
+  "does not fit the others; 4 stopped by a signal or a time limit, with a snapshot that --resume goes on from "        \
   "(nps-merge only)."
 
 /** Whether an argument of this name is a path: FILE, OUT, DST, CONFIG, and whatever names a model. Local. */

@@ -2,6 +2,7 @@
 #include "programs.h"
 
 #include "nps/convert.h"
+#include "nps/model.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -73,6 +74,8 @@ static nps_err_t check_together(const options_t *o, nps_convert_request_t *reque
     err = nps_fail(NPS_ERR_CONFIG, "option --base needs --lora-rank R or --lora-energy E");
   if (!o->base && (o->energy || o->rank))
     err = nps_fail(NPS_ERR_CONFIG, "option --lora-%s needs --base BASE", o->rank ? "rank" : "energy");
+  if (o->base && o->target && nps_output_is_hdf5(o->target))
+    err = nps_fail(NPS_ERR_CONFIG, "%s: an adapter is a folder, expected a name that does not end in .h5", o->target);
   return err;
 }
 

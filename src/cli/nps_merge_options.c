@@ -41,6 +41,32 @@ static const cli_option_t options[] = {
     {"help", 'h', CLI_HELP, NULL, 0, "Print this text and exit."},
 };
 
+/* Those of mergekit-yaml that have no name here. */
+static const cli_foreign_t mergekit[] = {
+    {"allow-crimes", false, NULL},
+    {"async-write", false, NULL},
+    {"clone-tensors", false, NULL},
+    {"cuda", false, NULL},
+    {"device", true, NULL},
+    {"gpu-rich", false, NULL},
+    {"lazy-unpickle", false, NULL},
+    {"lora-merge-cache", true, NULL},
+    {"lora-merge-dtype", true, NULL},
+    {"low-cpu-memory", false, NULL},
+    {"multi-gpu", false, NULL},
+    {"num-threads", true, NULL},
+    {"out-shard-size", true, "--set output.shard_size=5GB, in bytes"},
+    {"random-seed", true, "--set seed=N"},
+    {"read-to-gpu", false, NULL},
+    {"safe-serialization", false, NULL},
+    {"transformers-cache", true, "the variable HF_HUB_CACHE"},
+    {"trust-remote-code", false, NULL},
+    {"unsafe-truncate-embeddings", false, "tokenizer_source in CONFIG"},
+    {"verbosity", true, "--verbose"},
+    {"write-model-card", false, NULL},
+    {"write-threads", true, NULL},
+};
+
 const cli_program_t cli_merge_program = {
     .name = "nps-merge",
     .about =
@@ -52,6 +78,9 @@ const cli_program_t cli_merge_program = {
     .operand_count = sizeof operands / sizeof *operands,
     .options = options,
     .option_count = sizeof options / sizeof *options,
+    .foreign_program = "mergekit",
+    .foreign = mergekit,
+    .foreign_count = sizeof mergekit / sizeof *mergekit,
     .examples = "  mpirun -np 4 nps-merge config.yaml merged.h5     merge on 4 ranks\n"
                 "  nps-merge --plan --ranks 64 config.yaml          what would 64 ranks need?\n",
 };

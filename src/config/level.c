@@ -21,7 +21,8 @@ static void fail_unknown(const nps_entry_t *entry, const char *path, const nps_k
   if (near)
     nps_place_fail(entry->place, "unknown key '%s'%s%s, did you mean '%s'?", shown, in, path, near);
   else
-    nps_place_fail(entry->place, "unknown key '%s'%s%s", shown, in, path);
+    nps_place_fail(entry->place, "unknown key '%s'%s%s%s", shown, in, path,
+                   find_key(keys, count, "parameters") ? "; a method's parameters belong under 'parameters'" : "");
   free(names);
 }
 

@@ -60,6 +60,24 @@ static int find_index(const nps_node_t *list, const char *rest, size_t *length) 
   return index < list->count ? index : -1;
 }
 
+/* " or the name of a model: a, b", with the first names. @return owned */
+static char *list_models(const nps_node_t *models) {
+  enum { MOST = 10 };
+  nps_text_t text = {0};
+  char shown[72];
+  nps_text_add(&text, " or the name of a model");
+  if (models->count > NPS_MAX_MODELS) return text.text;
+  char **names = nps_model_names(models, NULL);
+  int told = 0;
+  for (int i = 0; i < models->count && told <= MOST; i++) {
+    if (!names[i]) continue;
+    nps_text_add(&text, "%s%s", told ? ", " : ": ", told < MOST ? nps_show(names[i], shown) : "…");
+    told++;
+  }
+  nps_model_names_free(names, models->count);
+  return text.text;
+}
+
 static nps_err_t step_list(cursor_t *c) {
   nps_node_t *list = *c->slot;
   size_t n = 0;
@@ -74,8 +92,11 @@ static nps_err_t step_list(cursor_t *c) {
   nps_show(component, shown);
   free(component);
   if (list->count == 0) return nps_place_fail(c->place, "no entry '%s' in an empty list", shown);
-  return nps_place_fail(c->place, "no entry '%s' in a list of %d, expected an index from 0 to %d%s", shown, list->count,
-                        list->count - 1, c->at_models ? " or the name of a model" : "");
+  char *names = c->at_models ? list_models(list) : nps_xstrdup("");
+  nps_err_t err = nps_place_fail(c->place, "no entry '%s' in a list of %d, expected an index from 0 to %d%s", shown,
+                                 list->count, list->count - 1, names);
+  free(names);
+  return err;
 }
 
 static nps_err_t step(cursor_t *c) {

@@ -23,6 +23,8 @@ typedef struct draft {
   bool has_dtype;
   nps_dtype_t dtype;
   nps_place_t head_place;
+  bool has_random_seed;
+  uint64_t random_seed; /* holds where there is no seed */
 } draft_t;
 
 static void read_method(void *target, const nps_node_t *value, const char *what) {
@@ -53,11 +55,22 @@ static void read_parameters(void *target, const nps_node_t *value, const char *w
   nps_settings_read(value, what, &((draft_t *)target)->recipe->parameters);
 }
 
-static void read_seed(void *target, const nps_node_t *value, const char *what) {
+static void read_number_of_seed(const nps_node_t *value, const char *what, uint64_t *out) {
   char found[96];
-  if (!nps_node_uint64(value, &((draft_t *)target)->recipe->seed))
+  if (!nps_node_uint64(value, out))
     nps_place_fail(value->place, "%s: expected an integer from 0 to %" PRIu64 ", found %s", what, UINT64_MAX,
                    nps_node_describe(value, found));
+}
+
+static void read_seed(void *target, const nps_node_t *value, const char *what) {
+  read_number_of_seed(value, what, &((draft_t *)target)->recipe->seed);
+}
+
+/* mergekit's name for it. */
+static void read_random_seed(void *target, const nps_node_t *value, const char *what) {
+  draft_t *draft = target;
+  draft->has_random_seed = true;
+  read_number_of_seed(value, what, &draft->random_seed);
 }
 
 static void read_size(const nps_node_t *value, const char *what, const char *expected, int64_t *out) {
@@ -124,7 +137,13 @@ static void read_head(void *target, const nps_node_t *value, const char *what) {
 }
 
 static void read_shard_size(void *target, const nps_node_t *value, const char *what) {
-  read_size(value, what, "a size such as 5GB", &((draft_t *)target)->recipe->shard_size);
+  int64_t *bytes = &((draft_t *)target)->recipe->shard_size;
+  read_size(value, what, "a size such as 5GB", bytes);
+  if (value->kind == NPS_NODE_SCALAR && strchr(value->text, 'B') == value->text + strspn(value->text, "0123456789. ") &&
+      *bytes < 1000)
+    nps_place_note(value->place,
+                   "%s: %s is %" PRId64 " bytes; mergekit's 1B, a thousand million numbers, is 2GB in bfloat16", what,
+                   value->text, *bytes);
 }
 
 static void read_output(void *target, const nps_node_t *value, const char *what) {
@@ -193,7 +212,7 @@ static const nps_key_t top_keys[] = {{"merge_method", NPS_KEY_READ, read_method,
                                      {"num_threads", NPS_KEY_NO_EFFECT, NULL, NULL},
                                      {"async_write", NPS_KEY_NO_EFFECT, NULL, NULL},
                                      {"write_threads", NPS_KEY_NO_EFFECT, NULL, NULL},
-                                     {"random_seed", NPS_KEY_ELSEWHERE, NULL, "seed"},
+                                     {"random_seed", NPS_KEY_READ, read_random_seed, NULL},
                                      {"out_shard_size", NPS_KEY_ELSEWHERE, NULL, "output.shard_size"}};
 
 static void check_missing(const nps_node_t *root, const char *key, const char *expected) {
@@ -226,6 +245,7 @@ static void read_recipe(const nps_node_t *root, nps_recipe_t *recipe) {
   draft_t draft = {.recipe = recipe};
   nps_sections_default(recipe);
   nps_level_read(root, "", top_keys, COUNT(top_keys), &draft);
+  if (draft.has_random_seed && !nps_node_find(root, "seed")) recipe->seed = draft.random_seed;
   check_missing(root, "merge_method", "the name of a method");
   nps_slices_check(recipe, root);
   nps_tokenizer_check(root);

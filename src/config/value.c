@@ -85,9 +85,19 @@ void nps_value_free(nps_value_t *value) {
   free(value);
 }
 
+/* As nps_node_scalar(), but a quoted number is a number, and a quoted true or false a boolean, as in mergekit. */
+static nps_scalar_t read_plain(const nps_node_t *node, double *number) {
+  nps_node_t plain = *node;
+  const nps_scalar_t scalar = nps_node_scalar(node, number);
+  if (scalar != NPS_SCALAR_TEXT || node->kind != NPS_NODE_SCALAR) return scalar;
+  plain.quoted = false;
+  const nps_scalar_t inside = nps_node_scalar(&plain, number);
+  return inside == NPS_SCALAR_NUMBER || inside == NPS_SCALAR_BOOLEAN ? inside : scalar;
+}
+
 static nps_value_t *read_scalar(const nps_node_t *node, const char *what) {
   double number = 0;
-  nps_scalar_t scalar = nps_node_scalar(node, &number);
+  nps_scalar_t scalar = read_plain(node, &number);
   if (scalar == NPS_SCALAR_NULL) {
     nps_place_fail(node->place, "%s: expected a value, found nothing", what);
     return NULL;
@@ -108,7 +118,7 @@ static nps_value_t *read_scalar(const nps_node_t *node, const char *what) {
 
 static bool read_number_at(const nps_node_t *item, const char *what, bool boolean, double *out) {
   char found[96];
-  nps_scalar_t scalar = nps_node_scalar(item, out);
+  nps_scalar_t scalar = read_plain(item, out);
   if (scalar != (boolean ? NPS_SCALAR_BOOLEAN : NPS_SCALAR_NUMBER)) {
     nps_place_fail(item->place, "%s: expected a list of %s, found %s in it", what, boolean ? "booleans" : "numbers",
                    nps_node_describe(item, found));
@@ -121,7 +131,7 @@ static bool read_number_at(const nps_node_t *item, const char *what, bool boolea
 
 static nps_value_t *read_numbers(const nps_node_t *node, const char *what) {
   double first = 0;
-  bool boolean = nps_node_scalar(node->entries[0].value, &first) == NPS_SCALAR_BOOLEAN, good = true;
+  bool boolean = read_plain(node->entries[0].value, &first) == NPS_SCALAR_BOOLEAN, good = true;
   nps_value_t *value = nps_xcalloc(1, sizeof *value);
   value->kind = boolean ? NPS_VALUE_BOOLEANS : NPS_VALUE_NUMBERS;
   value->count = node->count;

@@ -14,11 +14,24 @@ static bool try_path(char *path, nps_text_t *tried, char **out) {
   return false;
 }
 
+/* A folder below the one that a variable names, where it is set; "~/" is the user's. @return owned, or NULL */
+static char *folder_of(const char *variable, const char *below) {
+  const char *value = getenv(variable), *home = getenv("HOME");
+  if (!value || !*value) return NULL;
+  const bool of_user = value[0] == '~' && (value[1] == '/' || !value[1]) && home;
+  return nps_xstrf("%s%s%s", of_user ? home : "", value + of_user, below);
+}
+
+/* As huggingface_hub finds it. */
 static char *cache_folder(void) {
-  const char *cache = getenv("HF_HUB_CACHE"), *home = getenv("HF_HOME"), *user = getenv("HOME");
-  if (cache && *cache) return nps_xstrdup(cache);
-  if (home && *home) return nps_path_join(home, "hub");
-  return nps_xstrf("%s/.cache/huggingface/hub", user ? user : "");
+  static const char *const places[][2] = {{"HF_HUB_CACHE", ""},
+                                          {"HUGGINGFACE_HUB_CACHE", ""},
+                                          {"HF_HOME", "/hub"},
+                                          {"XDG_CACHE_HOME", "/huggingface/hub"},
+                                          {"HOME", "/.cache/huggingface/hub"}};
+  char *folder = NULL;
+  for (size_t i = 0; i < sizeof places / sizeof *places && !folder; i++) folder = folder_of(places[i][0], places[i][1]);
+  return folder ? folder : nps_xstrdup("/.cache/huggingface/hub");
 }
 
 /* org/name or org/name@revision, of the characters the hub allows. Splits it. */

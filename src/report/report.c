@@ -147,8 +147,15 @@ static void print_problem(const char *program, const char *text, bool colour) {
   fputc('\n', stderr);
 }
 
+/* A model that is named twice is missing once. */
+static bool is_told(int problem) {
+  for (int i = 0; i < problem; i++)
+    if (strcmp(nps_problem_text(i), nps_problem_text(problem)) == 0) return true;
+  return false;
+}
+
 void nps_report_problems(nps_report_t *report, const char *program) {
-  int count = nps_problem_count();
+  int count = nps_problem_count(), told = 0;
   bool colour = nps_report_colour(stderr);
   if (report) {
     nps_report_clear_bar(report);
@@ -156,6 +163,8 @@ void nps_report_problems(nps_report_t *report, const char *program) {
   }
   fflush(stdout);
   for (int i = 0; i < count; i++) {
+    if (is_told(i)) continue;
+    told++;
     print_problem(program, nps_problem_text(i), colour);
     if (!report) continue;
     json_t *fields = json_object();
@@ -163,6 +172,6 @@ void nps_report_problems(nps_report_t *report, const char *program) {
     json_object_set_new(fields, "exit_code", json_integer(nps_err_exit_code(nps_problem_code(i))));
     nps_report_event(report, "error", fields);
   }
-  if (count > 1) fprintf(stderr, "%s: %d problems\n", program, count);
+  if (told > 1) fprintf(stderr, "%s: %d problems\n", program, told);
   nps_problem_clear();
 }

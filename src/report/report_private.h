@@ -40,7 +40,4 @@ void nps_report_clear_bar(nps_report_t *report);
 /** Count the characters of a UTF-8 text. */
 int nps_report_characters(const char *text);
 
-/** Make a JSON string of a text that may not be UTF-8 (paths): foreign bytes become '?'. */
-json_t *nps_report_json_text(const char *text);
-
 #endif

@@ -249,9 +249,9 @@ static void show_summary(const compress_t *c) {
   nps_report_line(run->report, "%s: %d models, %s, compressed, in %.1f s", run->outputs[0].path, run->output_count,
                   nps_format_bytes(bytes, size), seconds);
   nps_report_event(run->report, "done",
-                   json_pack("{s:s, s:s, s:I, s:f, s:i, s:o}", "output", run->outputs[0].path, "method", "nps", "bytes",
-                             (json_int_t)bytes, "seconds", seconds, "ranks", nps_comm_size(run->comm), "models",
-                             models));
+                   json_pack("{s:o, s:s, s:I, s:f, s:i, s:o}", "output", nps_report_json_text(run->outputs[0].path),
+                             "method", "nps", "bytes", (json_int_t)bytes, "seconds", seconds, "ranks",
+                             nps_comm_size(run->comm), "models", models));
   for (int i = 0; i < cells; i++) free(cell[i]);
   free(cell);
 }

@@ -45,8 +45,8 @@ static nps_err_t read_recipe(const nps_model_t *model, char **recipe) {
 /* A recipe that gives the same tensors, behind the one by which they were made, as a comment. */
 static char *write_recipe(const char *source, const char *made_by) {
   nps_text_t text = {0};
-  json_t *quoted = json_string(source);
-  char *path = quoted ? json_dumps(quoted, JSON_ENCODE_ANY) : nps_xstrdup("\"?\""); /* JSON's texts are YAML's */
+  json_t *quoted = nps_report_json_text(source);
+  char *path = json_dumps(quoted, JSON_ENCODE_ANY); /* JSON's texts are YAML's */
   if (made_by) nps_text_add(&text, "# Converted from a model that was made by\n");
   for (const char *line = made_by; line && *line;) {
     const int length = (int)strcspn(line, "\n");

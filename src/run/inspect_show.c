@@ -54,12 +54,6 @@ static void each_only_in(const nps_model_t *model, const nps_model_t *other, voi
 
 static json_t *json_number(double x) { return isfinite(x) ? json_real(x) : json_null(); }
 
-/* Paths may hold bytes that are not UTF-8. */
-static json_t *json_path(const char *path) {
-  json_t *string = json_string(path);
-  return string ? string : json_null();
-}
-
 static json_t *json_difference(const nps_inspect_tensor_t *found) {
   if (!found->compared) return json_null();
   json_t *difference = json_object();
@@ -92,7 +86,7 @@ static json_t *json_against(const nps_inspect_t *inspect) {
   each_only_in(inspect->base, inspect->model, append_name, in_base);
   for (int t = 0; t < inspect->model->tensor_count; t++)
     if (not_comparable(&inspect->tensors[t])) append_name(unlike, inspect->model->tensors[t].name);
-  json_object_set_new(against, "path", json_path(inspect->base->path));
+  json_object_set_new(against, "path", nps_report_json_text(inspect->base->path));
   json_object_set_new(against, "difference", json_difference(&inspect->total));
   json_object_set_new(against, "only_in_model", in_model);
   json_object_set_new(against, "only_in_base", in_base);
@@ -143,7 +137,7 @@ json_t *nps_inspect_json(const nps_inspect_t *inspect) {
     if (count > 0) json_object_set_new(nonfinite, model->tensors[t].name, json_integer(count));
   }
   for (int i = 0; i < inspect->sidecar_count; i++) append_name(files, inspect->sidecars[i]);
-  json_object_set_new(root, "path", json_path(model->path));
+  json_object_set_new(root, "path", nps_report_json_text(model->path));
   json_object_set_new(root, "form", json_string(form_name(model->form)));
   json_object_set_new(root, "parameters", json_integer(parameters));
   json_object_set_new(root, "bytes", json_integer(bytes));

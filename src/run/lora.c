@@ -236,9 +236,6 @@ static nps_err_t check_output(const nps_lora_t *lora, const nps_output_t *output
   if (nps_comm_rank(lora->comm) != 0) return NPS_OK;
   for (int t = 0; t < lora->layout->count; t++)
     bytes += lora->layout->targets[t].count * (int64_t)nps_dtype_size(lora->layout->targets[t].dtype);
-  if (nps_output_is_hdf5(output->path))
-    return nps_fail(NPS_ERR_CONFIG, "%s: an adapter is a folder, expected a name that does not end in .h5",
-                    output->path);
   if (nps_run_is_of_model(lora->model, output->path) || nps_run_is_of_model(lora->base, output->path))
     return nps_fail(NPS_ERR_CONFIG, "%s: the output would replace an input", output->path);
   return nps_output_check(output, bytes, NULL);

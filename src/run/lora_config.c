@@ -189,10 +189,9 @@ void nps_lora_write_config(nps_lora_t *lora) {
   const int64_t common = largest_rank(lora);
   const char *task = task_type(model);
   char *base = base_name(lora->request->base);
-  json_t *path = json_string(base);
   json_object_set_new(json, "peft_type", json_string("LORA"));
   json_object_set_new(json, "task_type", task ? json_string(task) : json_null());
-  json_object_set_new(json, "base_model_name_or_path", path ? path : json_null());
+  json_object_set_new(json, "base_model_name_or_path", nps_report_json_text(base));
   json_object_set_new(json, "r", json_integer(common));
   json_object_set_new(json, "lora_alpha", json_integer(common));
   json_object_set_new(json, "rank_pattern", rank_pattern(lora, common));

@@ -157,7 +157,7 @@ void nps_run_show_summary(const nps_run_state_t *run, const nps_run_output_t *ou
   nps_report_line(run->report, "%s: %d tensors, %s, %s, in %.1f s", output->path, output->layout->count,
                   nps_format_bytes((double)bytes, size), run->method->name, seconds);
   nps_report_event(run->report, "done",
-                   json_pack("{s:s, s:s, s:I, s:f, s:i, s:o}", "output", output->path, "method", run->method->name,
-                             "bytes", (json_int_t)bytes, "seconds", seconds, "ranks", nps_comm_size(run->comm),
-                             "models", models));
+                   json_pack("{s:o, s:s, s:I, s:f, s:i, s:o}", "output", nps_report_json_text(output->path), "method",
+                             run->method->name, "bytes", (json_int_t)bytes, "seconds", seconds, "ranks",
+                             nps_comm_size(run->comm), "models", models));
 }

@@ -47,16 +47,20 @@ static nps_err_t choose(const nps_run_state_t *run, nps_token_choice_t *choices)
 /* A model of which only the tokenizer is wanted: in a folder its weights need not be there. */
 static nps_err_t find_other(const nps_run_state_t *run, nps_model_t **other) {
   struct stat st;
+  static const char *const words[] = {"base", "union"};
   char *name = run->recipe->tokenizer.model, *path = NULL;
-  NPS_TRY(locate(run, name, &path));
+  const nps_err_t err = locate(run, name, &path);
+  const char *near = err == NPS_OK ? NULL : nps_nearest(name, words, 2);
+  if (near) nps_note("%s: tokenizer_source: did you mean '%s'?", run->recipe->file, near);
+  NPS_TRY(err);
   if (stat(path, &st) == 0 && S_ISDIR(st.st_mode)) {
     *other = nps_xcalloc(1, sizeof **other);
     **other = (nps_model_t){.name = nps_xstrdup(name), .path = path, .form = NPS_FORM_FOLDER};
     return NPS_OK;
   }
-  nps_err_t err = nps_model_open(path, name, other);
+  const nps_err_t opened = nps_model_open(path, name, other);
   free(path);
-  return err;
+  return opened;
 }
 
 nps_err_t nps_run_align(nps_run_state_t *run) {

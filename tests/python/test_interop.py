@@ -469,7 +469,8 @@ def make_cache(
         (snapshot / file.name).symlink_to(f"../../blobs/{blob.name}")
 
 
-@pytest.mark.parametrize("variable, below", [("HF_HUB_CACHE", ""), ("HF_HOME", "hub")])
+@pytest.mark.parametrize("variable, below", [("HF_HUB_CACHE", ""), ("HUGGINGFACE_HUB_CACHE", ""), ("HF_HOME", "hub"),
+                                             ("XDG_CACHE_HOME", "huggingface/hub")])  # fmt: skip
 def test_models_in_the_hugging_face_cache(variable, below, tmp_path):
     cache = tmp_path / "cache" / below
     make_cache(cache, tools.MODELS / "bytes-llama/base", "org/base")
@@ -478,7 +479,8 @@ def test_models_in_the_hugging_face_cache(variable, below, tmp_path):
     models = [{"model": "org/tuned"}, {"model": "org/tuned@v2"}, {"model": "org/tuned@" + "f" * 40}]
     config = {"merge_method": "task_arithmetic", "base_model": "org/base", "models": models,
               "parameters": {"weight": 0.2}, "dtype": "float32"}  # fmt: skip
-    env = {"HF_HUB_CACHE": "", "HF_HOME": "", variable: str(tmp_path / "cache")}
+    unset = dict.fromkeys(["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"], "")
+    env = {**unset, "HOME": str(tmp_path), variable: "~/cache"}
     tools.merge(config, tmp_path / "cache.h5", env=env)
     direct = tools.recipe("bytes-llama", "task_arithmetic", None, {"weight": 0.2}, names=["french", "german", "german"])
     tools.merge(direct, tmp_path / "direct.h5")

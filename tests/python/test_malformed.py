@@ -1,6 +1,7 @@
 """Malformed input of every kind: each case has its exit code and its message, once, and leaves nothing behind."""
 
 import json
+import os
 import struct
 
 import h5py
@@ -105,7 +106,7 @@ CONFIGS = {
     "misspelt key": (added("dtypes: float32"), "c.yaml:7: unknown key 'dtypes', did you mean 'dtype'?"),
     "unknown key": (added("qwertyuiop: 1"), "c.yaml:7: unknown key 'qwertyuiop'"),
     "misspelt key of a model": (changed("parameters:", "parametres:"), "unknown key 'parametres' in models.0, did you mean"),
-    "key that lies elsewhere": (added("random_seed: 3"), "did you mean 'seed'?"),
+    "key that lies elsewhere": (added("out_shard_size: 1B"), "did you mean 'output.shard_size'?"),
     "search of another method": (added("search: {generations: 3}"), "c.yaml:7: search: belongs to merge_method nps, this is task_arithmetic"),
     "slices": (added("slices: []"), "slices: expected a list of slices"),
     "nps of another method": (added("nps: {subspaces: 4}"), "c.yaml:7: nps: belongs to merge_method nps, this is task_arithmetic"),
@@ -463,6 +464,9 @@ COMMANDS = {
     "too much": (["c.yaml", "out.h5", "more"], "unexpected argument 'more'"),
     "unknown option": (["c.yaml", "out.h5", "--sett", "a=1"], "unknown option '--sett', did you mean '--set'?"),
     "unknown letter": (["c.yaml", "-x"], "unknown option '-x'"),
+    "mergekit's option": (["c.yaml", "out.h5", "--cuda"], "unknown option '--cuda': that is mergekit's, leave it out"),
+    "mergekit's option with a value": (["c.yaml", "out.h5", "--out-shard-size", "1B"],
+                                       "that is mergekit's, here it is --set output.shard_size=5GB, in bytes"),
     "option without value": (["c.yaml", "out.h5", "--log"], "option --log needs FILE"),
     "letter without value": (["c.yaml", "-o"], "option -o needs OUT"),
     "value of a flag": (["c.yaml", "out.h5", "--force=yes"], "option --force takes no value"),
@@ -518,6 +522,41 @@ def test_command_line(case, outputs):
     before = (outputs / "old.h5").read_bytes()
     check(outputs, 2, message, arguments=arguments)
     assert (outputs / "old.h5").read_bytes() == before
+
+
+def test_a_missing_model_counts_once(tmp_path):
+    result = check(tmp_path, 3, "base: model not found", config=changed("dtype:", "  - model: base\ndtype:"))
+    assert "2 problems" in result.err
+
+
+def test_a_misspelt_tokenizer_source(tmp_path):
+    good_models(tmp_path)
+    check(tmp_path, 3, "c.yaml: tokenizer_source: did you mean 'union'?", config=added("tokenizer_source: unoin"))
+
+
+def test_an_adapter_is_no_file(tmp_path):
+    """Said before models are looked for."""
+    check(tmp_path, 2, "d.h5: an adapter is a folder", config=None, program=tools.CONVERT,
+          arguments=("nowhere", "d.h5", "--base", "none", "--lora-rank", "4"))  # fmt: skip
+
+
+def test_paths_that_are_no_utf8(tmp_path):
+    good_models(tmp_path)
+    for name in ("base", "x"):
+        (tmp_path / name).rename(tmp_path / os.fsdecode(b"\xff" + name.encode()))
+    (tmp_path / "c.yaml").write_text(GOOD.replace("base_model: base", "base_model: b").replace("model: x", "model: l"))
+    (tmp_path / "b").symlink_to(os.fsdecode(b"\xffbase"))
+    (tmp_path / "l").symlink_to(os.fsdecode(b"\xffx"))
+    out = os.fsdecode(b"out\xff")
+    result = tools.run(tools.MERGE, "c.yaml", out, "--log", "log", cwd=tmp_path)
+    assert result.code == 0, result
+    done = json.loads((tmp_path / "log").read_text().splitlines()[-1])
+    assert done["event"] == "done" and done["output"] == "out?" and done["method"] == "task_arithmetic"
+    found = tools.run(tools.INSPECT, os.fsdecode(b"\xffx"), "--json", cwd=tmp_path)
+    assert json.loads(found.out)["path"] == "?x"
+    assert tools.run(tools.CONVERT, os.fsdecode(b"\xffx"), "x.h5", cwd=tmp_path).code == 0
+    shown = tools.run(tools.INSPECT, "x.h5", cwd=tmp_path)
+    assert "?x" in shown.out, shown
 
 
 LOGS = {

@@ -70,7 +70,8 @@ def test_warn_requeue_resume(cluster, data, whole, tmp_path):
 def test_an_array_over_configs(cluster, data, tmp_path):
     configs = []
     for seed in (5, 6, 7, 8):
-        configs.append(tools.write_config(tmp_path / f"seed-{seed}.yaml", {**tools.small_search(data, generations=1, stages=["fuse"]), "seed": seed}))
+        ending = "yml" if seed == 8 else "yaml"
+        configs.append(tools.write_config(tmp_path / f"seed-{seed}.{ending}", {**tools.small_search(data, generations=1, stages=["fuse"]), "seed": seed}))
     job = submit(cluster, tmp_path, "--array=1-4", "--ntasks-per-node=1", JOBS / "sweep.sbatch", "results", *configs,
                  "--", "--quiet")  # fmt: skip
     assert_completed(cluster, job, tmp_path)
@@ -91,6 +92,8 @@ def test_mistakes_are_told(cluster, data, tmp_path):
                                                 config, env={"NPS_MERGE": "no-such-program"}),
         "submit with --array=1-1": submit(cluster, tmp_path, "--array=2", "--ntasks-per-node=1", JOBS / "sweep.sbatch",
                                           "results", config),
+        "two configs are named c: both would make results/c.h5": submit(
+            cluster, tmp_path, "--array=1", "--ntasks-per-node=1", JOBS / "sweep.sbatch", "results", config, "other/c.yml"),
     }  # fmt: skip
     for message, job in cases.items():
         assert [one["ExitCode"] for one in cluster.wait(job)] == ["2:0"]

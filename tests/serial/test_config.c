@@ -339,9 +339,10 @@ START_TEST(scalars_mean_what_yaml_says) {
   static const struct {
     const char *text;
     double number;
-  } numbers[] = {{"1", 1},       {"-2", -2},       {"+3", 3},       {"0.5", 0.5},        {".5", 0.5},  {"5.", 5},
-                 {"1e-3", 1e-3}, {"1.5E+3", 1500}, {"-1.e2", -100}, {"1_000.5", 1000.5}, {"0x1F", 31}, {"-0x10", -16},
-                 {"0b101", 5},   {"010", 8},       {"0", 0},        {"00.5", 0.5},       {"0e1", 0}};
+  } numbers[] = {{"1", 1},      {"-2", -2},     {"+3", 3},        {"0.5", 0.5},    {".5", 0.5},
+                 {"5.", 5},     {"1e-3", 1e-3}, {"1.5E+3", 1500}, {"-1.e2", -100}, {"1_000.5", 1000.5},
+                 {"0x1F", 31},  {"-0x10", -16}, {"0b101", 5},     {"010", 8},      {"0", 0},
+                 {"00.5", 0.5}, {"0e1", 0},     {"'0.5'", 0.5},   {"!!str 5", 5}};
   for (int i = 0; i < COUNT(numbers); i++) {
     nps_recipe_t *r = parse_parameter(numbers[i].text);
     const nps_value_t *value = value_of(&r->parameters, "p");
@@ -349,16 +350,16 @@ START_TEST(scalars_mean_what_yaml_says) {
     ck_assert(nps_value_is_numeric(value) && !nps_value_is_boolean(value) && nps_value_is_plain(value));
     nps_recipe_free(r);
   }
-  static const char *const trues[] = {"true", "True", "TRUE", "yes", "Yes", "on", "ON"};
-  static const char *const falses[] = {"false", "False", "no", "NO", "off", "Off"};
+  static const char *const trues[] = {"true", "True", "TRUE", "yes", "Yes", "on", "ON", "'true'"};
+  static const char *const falses[] = {"false", "False", "no", "NO", "off", "Off", "\"false\""};
   for (int i = 0; i < COUNT(trues) + COUNT(falses); i++) {
     nps_recipe_t *r = parse_parameter(i < COUNT(trues) ? trues[i] : falses[i - COUNT(trues)]);
     ck_assert(nps_value_is_boolean(value_of(&r->parameters, "p")));
     ck_assert(number_of(value_of(&r->parameters, "p"), NULL, 0) == (i < COUNT(trues) ? 1 : 0));
     nps_recipe_free(r);
   }
-  static const char *const texts[] = {"'0.5'", "\"true\"", "'null'", "y",  "tRUE",    "1e", "0x", "1.2.3",
-                                      "08",    "1:30",     "_1",     "--", "!!str 5", "''", "e5", "1e5x"};
+  static const char *const texts[] = {"'0.5x'", "'null'", "y",  "tRUE",     "1e", "0x", "1.2.3", "08",
+                                      "1:30",   "_1",     "--", "!!str 5a", "''", "e5", "1e5x"};
   for (int i = 0; i < COUNT(texts); i++) {
     nps_recipe_t *r = parse_parameter(texts[i]);
     const nps_value_t *value = value_of(&r->parameters, "p");
@@ -385,7 +386,7 @@ START_TEST(broken_values_are_refused) {
       {"[a, b]", "expected a list of numbers, found the text 'a' in it"},
       {"[1, true]", "expected a list of numbers, found the boolean true in it"},
       {"[true, 1]", "expected a list of booleans, found the number 1 in it"},
-      {"[1, '2']", "expected a list of numbers, found the text '2' in it"},
+      {"[1, 'two']", "expected a list of numbers, found the text 'two' in it"},
       {"[1, null]", "expected a list of numbers, found nothing in it"},
       {"[1, [2]]", "expected a list of numbers, found a list in it"},
       {"[1, .inf]", "expected finite numbers, found .inf"},
@@ -417,13 +418,14 @@ START_TEST(wrong_keys_are_named_with_line_and_nearest) {
                   "c.yaml:1: 'merge_method' is missing, expected the name of a method");
   expect_problems("merge_method: ties\nmodels:\n- model: a\n  paramaters: {weight: 1}\nxyzzy: 1\n",
                   "c.yaml:4: unknown key 'paramaters' in models.0, did you mean 'parameters'?\n"
-                  "c.yaml:5: unknown key 'xyzzy'");
+                  "c.yaml:5: unknown key 'xyzzy'; a method's parameters belong under 'parameters'");
   expect_problems("merge_method: ties\nmodels: [{model: a}]\nresources: {memory: 1GB}\noutput:\n  shardsize: 1GB\n",
                   "c.yaml:3: unknown key 'memory' in resources\n"
                   "c.yaml:5: unknown key 'shardsize' in output, did you mean 'shard_size'?");
-  expect_problems("merge_method: ties\nmodels: [{model: a}]\nrandom_seed: 3\nout_shard_size: 1B\n",
-                  "c.yaml:3: unknown key 'random_seed', did you mean 'seed'?\n"
-                  "c.yaml:4: unknown key 'out_shard_size', did you mean 'output.shard_size'?");
+  expect_problems("merge_method: ties\nmodels:\n- model: a\n  parameters:\n  weight: 0.5\n",
+                  "c.yaml:5: unknown key 'weight' in models.0; a method's parameters belong under 'parameters'");
+  expect_problems("merge_method: ties\nmodels: [{model: a}]\nout_shard_size: 1B\n",
+                  "c.yaml:3: unknown key 'out_shard_size', did you mean 'output.shard_size'?");
 }
 END_TEST
 
@@ -737,9 +739,9 @@ START_TEST(overrides_that_do_not_fit_are_refused) {
       {"sed", "1", "--set sed: unknown key 'sed', did you mean 'seed'?"},
       {"sed.x", "1", "--set sed.x: unknown key 'sed', did you mean 'seed'?"},
       {"models.5.name", "x",
-       "--set models.5.name: no entry '5' in a list of 1, expected an index from 0 to 0 or the name of a model"},
+       "--set models.5.name: no entry '5' in a list of 1, expected an index from 0 to 0 or the name of a model: a"},
       {"models.b.name", "x",
-       "--set models.b.name: no entry 'b' in a list of 1, expected an index from 0 to 0 or the name of a model"},
+       "--set models.b.name: no entry 'b' in a list of 1, expected an index from 0 to 0 or the name of a model: a"},
       {"models.a.nam", "x", "--set models.a.nam: unknown key 'nam' in models.0, did you mean 'name'?"},
       {"merge_method.x", "1", "--set merge_method.x: expected a mapping or list before 'x', found the text 'ties'"},
       {"parameters.p", "[1",

@@ -311,7 +311,7 @@ static const char *const refused[][2] = {
      "c.yaml:6: parameter 'density' must lie in [0, 1], found -0.5 for tensor "
      "model.layers.2.self_attn.q_proj.weight"},
     {TIES AB "parameters: {weight: heavy}\n", "c.yaml:4: parameter 'weight' must be a number, found 'heavy'"},
-    {TIES AB "parameters: {weight: '0.5'}\n", "c.yaml:4: parameter 'weight' must be a number, found '0.5'"},
+    {TIES AB "parameters: {weight: '0.5x'}\n", "c.yaml:4: parameter 'weight' must be a number, found '0.5x'"},
     {TIES AB "parameters: {weight: true}\n", "c.yaml:4: parameter 'weight' must be a number, found a boolean"},
     {TIES AB "parameters: {weight: 1, scope: layer}\n",
      "c.yaml:4: parameter 'scope' must be one of tensor, model, found 'layer'"},
