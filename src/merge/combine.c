@@ -51,7 +51,7 @@ INLINE void combine_step(const wide_t *weight, const double lambda, const int mo
 
 INLINE void combine(const nps_combination_t *c, const int models, const bool consensus, const bool normalize, int64_t n,
                     double *out) {
-  double part[models][GROUP], last[GROUP];
+  double part[models][GROUP], last[GROUP]; /* 2 MiB of stack for the most models that a config may list, 1000 */
   wide_t weight[models];
   for (int m = 0; m < models; m++) weight[m] = (wide_t){0} + c->weight[m];
   for (int64_t at = 0; at < n; at += GROUP) {
