@@ -1,5 +1,5 @@
 /* Combinations Σ c_i x_i of a tensor's models, or of their task vectors, whose factors follow from norms and angles: from the
- * Gram matrix of the x_i, over the whole tensor. In mergekit's conventions:
+ * Gram matrix of the x_i, over the whole tensor, or row by row. In mergekit's conventions:
  * slerp (Shoemake 1985), nuslerp, multislerp, karcher (the Fréchet mean on the sphere; Karcher 1977), model_stock (Jang et al.,
  * arXiv 2403.19522). */
 #include "merge_internal.h"
@@ -7,31 +7,38 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
-/* ---- the Gram matrix of a tensor ---- */
+/* ---- Gram matrices of tensors, or of their rows ---- */
 
 typedef struct geometry geometry_t;
 
 /* Gives the factors of the models from the Gram matrix. */
 typedef void factors_fn(const nps_merge_tensor_t *tensor, geometry_t *g);
 
+/* Whether each row of a tensor has factors of its own. */
+typedef bool by_rows_fn(const nps_merge_tensor_t *tensor);
+
 struct geometry {
   factors_fn *find_factors;
+  by_rows_fn *by_rows;    /* NULL: never */
   int models;             /* most of a tensor */
   nps_block_sums_t *sums; /* [pairs] of products */
-  double *gram;           /* [T][T] of the tensor in work */
+  double *gram;           /* [T][T] of the tensor or row in work */
   double *norm;           /* [T] */
   double *factor;         /* [T] */
   double *spare;          /* [T][2] */
   double *wide;           /* [models][NPS_CHUNK] of task vectors */
+  double *row;            /* [T][row_length] the row in work */
+  double *row_factor;     /* [rows][T]; of other ranks' pieces never touched */
 };
 
 static int pairs_of(int models) { return models * (models + 1) / 2; }
 
-static void *geometry_new(const nps_merge_spec_t *spec, factors_fn *find_factors) {
+static void *geometry_new(const nps_merge_spec_t *spec, factors_fn *find_factors, by_rows_fn *by_rows) {
   geometry_t *g = nps_xcalloc(1, sizeof *g);
   const size_t models = (size_t)spec->model_count;
-  *g = (geometry_t){.find_factors = find_factors, .models = spec->model_count};
+  *g = (geometry_t){.find_factors = find_factors, .by_rows = by_rows, .models = spec->model_count};
   g->sums = nps_xcalloc((size_t)pairs_of(g->models), sizeof *g->sums);
   g->gram = nps_xcalloc(models * models, sizeof *g->gram);
   g->norm = nps_xcalloc(4 * models, sizeof *g->norm);
@@ -41,9 +48,16 @@ static void *geometry_new(const nps_merge_spec_t *spec, factors_fn *find_factors
   return g;
 }
 
+static void free_rows(geometry_t *g) {
+  free(g->row);
+  free(g->row_factor);
+  g->row = g->row_factor = NULL;
+}
+
 static void geometry_free(void *state) {
   geometry_t *g = state;
   for (int k = 0; k < pairs_of(g->models); k++) nps_block_sums_free(&g->sums[k]);
+  free_rows(g);
   free(g->sums);
   free(g->gram);
   free(g->norm);
@@ -51,11 +65,21 @@ static void geometry_free(void *state) {
   free(g);
 }
 
+/* Whether a parameter is set somewhere. */
+static bool is_set(const nps_merge_spec_t *spec, const char *name) {
+  bool set = nps_settings_find(spec->settings, name) || (spec->module && nps_settings_find(spec->module, name));
+  for (int s = 0; s < spec->slice_count && !set; s++)
+    set = spec->slices[s].settings && nps_settings_find(spec->slices[s].settings, name);
+  return set;
+}
+
 static size_t geometry_bytes(const nps_merge_spec_t *spec) {
   const size_t models = (size_t)spec->model_count;
+  const nps_extent_t most = nps_merge_extent(spec->layout);
+  const bool rows = is_set(spec, "filter_wise") || is_set(spec, "nuslerp_flatten");
   const size_t wide = spec->method->base == NPS_BASE_TASK_VECTORS ? models * NPS_CHUNK : 0;
   return sizeof(geometry_t) + (size_t)pairs_of(spec->model_count) * sizeof(nps_block_sums_t) +
-         (models * models + 4 * models + wide) * sizeof(double);
+         (models * models + 4 * models + wide + (rows ? models * (size_t)(most.row + most.rows) : 0)) * sizeof(double);
 }
 
 static int one_pass(const nps_merge_tensor_t *tensors, int count) {
@@ -64,9 +88,16 @@ static int one_pass(const nps_merge_tensor_t *tensors, int count) {
   return 1;
 }
 
+static bool has_rows(const geometry_t *g, const nps_merge_tensor_t *tensor) { return g->by_rows && g->by_rows(tensor); }
+
 static void geometry_start(void *state, const nps_merge_tensor_t *tensor) {
   geometry_t *g = state;
+  free_rows(g);
   for (int k = 0; k < pairs_of(tensor->models); k++) nps_block_sums_start(&g->sums[k], tensor->count);
+  if (!has_rows(g, tensor)) return;
+  const size_t models = (size_t)tensor->models, rows = (size_t)(tensor->count / nps_max64(tensor->row_length, 1));
+  g->row = nps_xcalloc(models * (size_t)tensor->row_length, sizeof *g->row);
+  g->row_factor = nps_xcalloc(models * rows, sizeof *g->row_factor);
 }
 
 NPS_VECTOR_CLONES
@@ -84,11 +115,43 @@ static void widen_all(geometry_t *g, const nps_merge_tensor_t *tensor, const nps
     widen(chunk->tau[m], chunk->count, g->wide + (int64_t)m * NPS_CHUNK);
 }
 
-static void geometry_scan(void *state, const nps_merge_tensor_t *tensor, int pass, const nps_merge_chunk_t *chunk) {
-  (void)pass;
-  geometry_t *g = state;
+static void set_product(geometry_t *g, int models, int i, int j, double value) {
+  g->gram[i * models + j] = g->gram[j * models + i] = value;
+  if (i == j) g->norm[i] = sqrt(value);
+}
+
+/* The factors of the row that has been gathered. */
+static void finish_row(geometry_t *g, const nps_merge_tensor_t *tensor, int64_t row) {
+  const int models = tensor->models;
+  const int64_t n = tensor->row_length;
+  for (int i = 0; i < models; i++)
+    for (int j = 0; j <= i; j++) {
+      nps_lanes_t lanes = {{0}};
+      nps_lanes_add_products(&lanes, g->row + i * n, g->row + j * n, n);
+      set_product(g, models, i, j, nps_lanes_sum(&lanes));
+    }
+  g->find_factors(tensor, g);
+  memcpy(g->row_factor + row * models, g->factor, (size_t)models * sizeof *g->factor);
+}
+
+/* Entries of the chunk from `at` on that lie in one row. */
+static int64_t within_row(const nps_merge_tensor_t *tensor, const nps_merge_chunk_t *chunk, int64_t at) {
+  return nps_min64(chunk->count - at, tensor->row_length - (chunk->first + at) % tensor->row_length);
+}
+
+static void scan_rows(geometry_t *g, const nps_merge_tensor_t *tensor, const nps_merge_chunk_t *chunk) {
+  const int64_t length = tensor->row_length;
+  for (int64_t at = 0, n; at < chunk->count; at += n) {
+    const int64_t row = (chunk->first + at) / length, place = (chunk->first + at) % length;
+    n = within_row(tensor, chunk, at);
+    for (int m = 0; m < tensor->models; m++)
+      memcpy(g->row + m * length + place, values_of(g, chunk, m) + at, (size_t)n * sizeof(double));
+    if (place + n == length) finish_row(g, tensor, row);
+  }
+}
+
+static void scan_whole(geometry_t *g, const nps_merge_tensor_t *tensor, const nps_merge_chunk_t *chunk) {
   nps_block_sums_t *sums = g->sums;
-  widen_all(g, tensor, chunk);
   for (int i = 0; i < tensor->models; i++)
     for (int j = 0; j <= i; j++, sums++) {
       nps_lanes_add_products(&sums->lanes, values_of(g, chunk, i), values_of(g, chunk, j), chunk->count);
@@ -96,15 +159,23 @@ static void geometry_scan(void *state, const nps_merge_tensor_t *tensor, int pas
     }
 }
 
+static void geometry_scan(void *state, const nps_merge_tensor_t *tensor, int pass, const nps_merge_chunk_t *chunk) {
+  (void)pass;
+  geometry_t *g = state;
+  widen_all(g, tensor, chunk);
+  if (has_rows(g, tensor))
+    scan_rows(g, tensor, chunk);
+  else
+    scan_whole(g, tensor, chunk);
+}
+
 static void geometry_reduce(void *state, const nps_merge_tensor_t *tensor, int pass, const nps_comm_t *comm) {
   (void)pass;
   geometry_t *g = state;
   nps_block_sums_t *sums = g->sums;
-  const int models = tensor->models;
-  for (int i = 0; i < models; i++) {
-    for (int j = 0; j <= i; j++) g->gram[i * models + j] = g->gram[j * models + i] = nps_block_sums_total(sums++, comm);
-    g->norm[i] = sqrt(g->gram[i * models + i]);
-  }
+  if (has_rows(g, tensor)) return;
+  for (int i = 0; i < tensor->models; i++)
+    for (int j = 0; j <= i; j++) set_product(g, tensor->models, i, j, nps_block_sums_total(sums++, comm));
   g->find_factors(tensor, g);
 }
 
@@ -121,9 +192,16 @@ static void add_scaled(const double *x, double factor, int64_t n, double *out) {
 static void geometry_merge(void *state, const nps_merge_tensor_t *tensor, const nps_merge_chunk_t *chunk, double *out,
                            int64_t *kept) {
   geometry_t *g = state;
+  const bool rows = has_rows(g, tensor);
   widen_all(g, tensor, chunk);
-  scale(values_of(g, chunk, 0), g->factor[0], chunk->count, out);
-  for (int m = 1; m < tensor->models; m++) add_scaled(values_of(g, chunk, m), g->factor[m], chunk->count, out);
+  for (int64_t at = 0, n; at < chunk->count; at += n) {
+    const double *factor = g->factor;
+    n = chunk->count;
+    if (rows) n = within_row(tensor, chunk, at);
+    if (rows) factor = g->row_factor + (chunk->first + at) / tensor->row_length * tensor->models;
+    scale(values_of(g, chunk, 0) + at, factor[0], n, out + at);
+    for (int m = 1; m < tensor->models; m++) add_scaled(values_of(g, chunk, m) + at, factor[m], n, out + at);
+  }
   for (int m = 0; g->wide && m < tensor->models; m++) kept[m] += chunk->count;
 }
 
@@ -167,7 +245,7 @@ static void slerp_factors(const nps_merge_tensor_t *tensor, geometry_t *g) {
   interpolate(tensor->param[0][0], fabs(c) > SLERP_PARALLEL, c, g->factor);
 }
 
-static void *slerp_new(const nps_merge_spec_t *spec) { return geometry_new(spec, slerp_factors); }
+static void *slerp_new(const nps_merge_spec_t *spec) { return geometry_new(spec, slerp_factors, NULL); }
 
 const nps_merge_method_t nps_method_slerp = {
     .name = "slerp",
@@ -189,10 +267,12 @@ enum { NUSLERP_WEIGHT, NUSLERP_FLATTEN, NUSLERP_ROW_WISE };
 #define NUSLERP_PARALLEL 1e-16 /* of 1 − cos² */
 #define NUSLERP_TINY_WEIGHT 1e-6
 
+static bool nuslerp_by_rows(const nps_merge_tensor_t *tensor) { return tensor->param[NUSLERP_FLATTEN][0] == 0; }
+
 static bool nuslerp_check(const nps_merge_tensor_t *tensor, const nps_merge_tensor_t *first, char why[160]) {
   (void)first;
-  if (tensor->param[NUSLERP_FLATTEN][0] != 0) return true;
-  snprintf(why, 160, "nuslerp_flatten: false is not built yet: angles are those of whole tensors");
+  if (!nuslerp_by_rows(tensor) || tensor->param[NUSLERP_ROW_WISE][0] == 0) return true;
+  snprintf(why, 160, "nuslerp_row_wise: true, which takes the angles of columns, is not built yet");
   return false;
 }
 
@@ -203,10 +283,10 @@ static void nuslerp_factors(const nps_merge_tensor_t *tensor, geometry_t *g) {
   interpolate(t, 1 - c * c <= NUSLERP_PARALLEL, c, g->factor);
 }
 
-static void *nuslerp_new(const nps_merge_spec_t *spec) { return geometry_new(spec, nuslerp_factors); }
+static void *nuslerp_new(const nps_merge_spec_t *spec) { return geometry_new(spec, nuslerp_factors, nuslerp_by_rows); }
 
 #define NUSLERP                                                                                                        \
-  .name = "nuslerp", .min_models = 2, .max_models = 2,                                                                 \
+  .name = "nuslerp", .whole_rows = true, .min_models = 2, .max_models = 2,                                             \
   .params = {[NUSLERP_WEIGHT] = WEIGHT,                                                                                \
              [NUSLERP_FLATTEN] = {.name = "nuslerp_flatten",                                                           \
                                   .kind = NPS_PARAM_CHOICE,                                                            \
@@ -264,7 +344,7 @@ static void multislerp_factors(const nps_merge_tensor_t *tensor, geometry_t *g) 
   for (int i = 0; i < models; i++) g->factor[i] = g->spare[i] / mean * cos(eps) * length;
 }
 
-static void *multislerp_new(const nps_merge_spec_t *spec) { return geometry_new(spec, multislerp_factors); }
+static void *multislerp_new(const nps_merge_spec_t *spec) { return geometry_new(spec, multislerp_factors, NULL); }
 
 #define MULTISLERP                                                                                                     \
   .name = "multislerp", .min_models = 1,                                                                               \
@@ -371,7 +451,7 @@ static void karcher_factors(const nps_merge_tensor_t *tensor, geometry_t *g) {
     if (mean[i] != 0) mean[i] *= scale / g->norm[i];
 }
 
-static void *karcher_new(const nps_merge_spec_t *spec) { return geometry_new(spec, karcher_factors); }
+static void *karcher_new(const nps_merge_spec_t *spec) { return geometry_new(spec, karcher_factors, NULL); }
 
 #define KARCHER                                                                                                        \
   .name = "karcher", .summary = "mean of the models' directions on the sphere, at their mean length", .min_models = 1, \
@@ -393,12 +473,7 @@ const nps_merge_method_t nps_method_karcher = {
 #define STOCK_SHORTEST 1e-6 /* product of two lengths */
 #define STOCK_SINGULAR 1e-6
 
-static bool model_stock_check(const nps_merge_tensor_t *tensor, const nps_merge_tensor_t *first, char why[160]) {
-  (void)first;
-  if (tensor->param[0][0] == 0) return true;
-  snprintf(why, 160, "filter_wise: true is not built yet: angles are those of whole tensors");
-  return false;
-}
+static bool model_stock_by_rows(const nps_merge_tensor_t *tensor) { return tensor->param[0][0] != 0; }
 
 /* θ0 + t·mean(τ_i), t = Tc/(1 + (T − 1)c), c the mean cosine of two task vectors. */
 static void model_stock_factors(const nps_merge_tensor_t *tensor, geometry_t *g) {
@@ -412,7 +487,9 @@ static void model_stock_factors(const nps_merge_tensor_t *tensor, geometry_t *g)
   for (int i = 0; i < models; i++) g->factor[i] = t / models;
 }
 
-static void *model_stock_new(const nps_merge_spec_t *spec) { return geometry_new(spec, model_stock_factors); }
+static void *model_stock_new(const nps_merge_spec_t *spec) {
+  return geometry_new(spec, model_stock_factors, model_stock_by_rows);
+}
 
 const nps_merge_method_t nps_method_model_stock = {
     .name = "model_stock",
@@ -421,7 +498,7 @@ const nps_merge_method_t nps_method_model_stock = {
     .min_models = 2,
     .params = {{.name = "filter_wise", .kind = NPS_PARAM_CHOICE, .choices = nps_choices_bool}},
     .param_count = 1,
-    .check = model_stock_check,
+    .whole_rows = true,
     .state_new = model_stock_new,
     ON_GRAM_MATRICES,
 };

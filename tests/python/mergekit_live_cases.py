@@ -320,6 +320,25 @@ models:
 tokenizer_source: union
 dtype: float32
 """),
+    "nuslerp of rows": (dict(family="llama"), """\
+merge_method: nuslerp
+models:
+  - {model: {a}, parameters: {weight: 0.3}}
+  - {model: {c}, parameters: {weight: 0.5}}
+parameters: {nuslerp_flatten: false}
+tokenizer_source: union
+dtype: float32
+"""),
+    "model_stock of rows": (dict(family="mistral"), """\
+merge_method: model_stock
+base_model: {base}
+models:
+  - model: {a}
+  - model: {c}
+parameters: {filter_wise: true}
+tokenizer_source: union
+dtype: float32
+"""),
     "multislerp of task vectors": (dict(family="mistral"), """\
 merge_method: multislerp
 base_model: {base}

@@ -47,6 +47,12 @@ def nuslerp(a, b, weights):
     return (np.sin((1 - t) * angle) * a + np.sin(t * angle) * b) / np.sin(angle)
 
 
+def by_rows(function, *arrays):
+    """A function of arrays of one shape, on each row along their last dimension."""
+    rows = zip(*(x.reshape(-1, *x.shape[-1:] or (1,)) for x in arrays))
+    return np.stack([function(*r) for r in rows]).reshape(arrays[0].shape)
+
+
 def multislerp(theta, weights, normalize=True, eps=1e-8):
     """With the step in the tangent space that mergekit takes: it is 0 but for rounding."""
     x = [v.astype(np.float64) for v in theta]

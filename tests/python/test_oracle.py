@@ -331,7 +331,7 @@ def test_slerp_of_different_directions(tmp_path):
 def of_directions(tmp_path, count):
     """Models at wide angles, some of whose tensors are 0, equal, or opposite: [{name: values}], and their folders."""
     random = np.random.default_rng(5)
-    shapes = {"x": (300, 260), "y": (40, 30), "equal": (70,), "zero": (6, 5), "opposite": (50,)}
+    shapes = {"x": (300, 260), "y": (40, 30), "equal": (70,), "zero": (6, 5), "opposite": (50,), "cube": (3, 4, 5), "one": ()}
     models = [{n: random.standard_normal(s).astype(np.float32) for n, s in shapes.items()} for _ in range(count)]
     for i, model in enumerate(models):
         model["zero"][:] = 0
@@ -344,11 +344,15 @@ def of_directions(tmp_path, count):
 GEOMETRIC = {  # method: parameters, weights (None: it has none), function([base] or [], models, weights)
     "nuslerp": ({}, [0.7, 0.5], lambda b, x, w: oracle.nuslerp(*x, w)),
     "nuslerp, weightless": ({}, [0.7, -0.7], lambda b, x, w: oracle.nuslerp(*x, w)),
-    "multislerp": ({}, [0.7, 0.5, 0.2], lambda b, x, w: oracle.multislerp(x, w)),
+    "multislerp": ({}, [0.7, 0.5, 0.3], lambda b, x, w: oracle.multislerp(x, w)),
     "multislerp, not normalized": ({"normalize_weights": False}, [0.7, -0.5, 0.2], lambda b, x, w: oracle.multislerp(x, w, False)),
     "karcher": ({}, [None] * 3, lambda b, x, w: oracle.karcher(b + x)),
     "karcher, further": ({"max_iter": 30, "tol": 1e-9}, [None] * 5, lambda b, x, w: oracle.karcher(b + x, 30, 1e-9)),
     "model_stock": ({}, [None] * 3, lambda b, x, w: oracle.model_stock(*b, x)),
+    "nuslerp, rows": ({"nuslerp_flatten": False}, [0.7, 0.5],
+                      lambda b, x, w: oracle.by_rows(lambda *r: oracle.nuslerp(*r, w), *x)),
+    "model_stock, rows": ({"filter_wise": True}, [None] * 3,
+                          lambda b, x, w: oracle.by_rows(lambda b, *r: oracle.model_stock(b, r), *b, *x)),
 }
 
 

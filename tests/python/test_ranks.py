@@ -25,7 +25,7 @@ METHODS = {
     "ramplus_tl": ({"epsilon": 0.02}, None),
     "slerp": ({"t": 0.4}, None),
     "karcher": ({}, None),
-    "model_stock": ({}, None),
+    "model_stock, rows": ({"filter_wise": True}, None),
     "arcee_fusion": ({}, None),
     "passthrough": ({}, {"scale": 0.9}),
 }
