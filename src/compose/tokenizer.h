@@ -21,6 +21,11 @@ typedef struct nps_tokenizer {
 nps_err_t nps_tokenizer_read(const nps_model_t *model, nps_tokenizer_t **out);
 void nps_tokenizer_free(nps_tokenizer_t *tokenizer);
 
+/** Look whether other files of a model's tokenizer say that its vocabulary is not this one: tokens or ids that differ, or
+ *  files of SentencePiece and the like that differ or that this one lacks.
+ *  @param[out] why  NULL: none says so; else freed with free(). NPS_ERR_INPUT: one is damaged */
+nps_err_t nps_tokenizer_contradicts(const nps_tokenizer_t *tokenizer, const nps_model_t *model, char **why);
+
 /** Give the id of a token, or -1. */
 int64_t nps_tokenizer_id(const nps_tokenizer_t *tokenizer, const char *token);
 

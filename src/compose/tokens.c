@@ -24,6 +24,35 @@ static int64_t config_size(const char *config_json) {
   return value > 0 ? value : 0;
 }
 
+/* The rows of a model's embeddings, or 0. */
+static int64_t embedding_rows(const nps_model_t *model) {
+  for (int i = 0; i < model->tensor_count; i++)
+    if (nps_is_embedding(model->tensors[i].name) && model->tensors[i].ndim == 2) return model->tensors[i].shape[0];
+  return 0;
+}
+
+/* A model without tokenizer.json is taken to have the base's vocabulary, unless something tells that it has its own. */
+static nps_err_t take_base_vocabulary(const work_t *w, const nps_model_t *model) {
+  const nps_tokens_spec_t *spec = w->spec;
+  const nps_model_t *base = spec->models[spec->base];
+  const int64_t rows = embedding_rows(model), base_rows = embedding_rows(base);
+  char *why = NULL;
+  NPS_TRY(nps_tokenizer_contradicts(w->tokenizers[spec->base], model, &why));
+  if (!why && spec->source == NPS_TOKENS_UNION && rows > 0 && base_rows > 0 && rows != base_rows)
+    why =
+        nps_xstrf("its embeddings have %lld rows, those of %s %lld", (long long)rows, base->name, (long long)base_rows);
+  if (!why) {
+    nps_note("%s has no tokenizer.json: its vocabulary is taken to be that of %s", model->name, base->name);
+    return NPS_OK;
+  }
+  nps_fail(NPS_ERR_INPUT,
+           "%s: %s: has no tokenizer.json, and its vocabulary may not be that of %s: %s; write its tokenizer.json with "
+           "transformers: AutoTokenizer.from_pretrained(\"%s\").save_pretrained(\"%s\")",
+           model->name, model->path, base->name, why, model->path, model->path);
+  free(why);
+  return NPS_ERR_INPUT;
+}
+
 static nps_err_t read_all(work_t *w) {
   const nps_tokens_spec_t *spec = w->spec;
   nps_err_t err = NPS_OK;
@@ -33,14 +62,12 @@ static nps_err_t read_all(work_t *w) {
   const nps_tokenizer_t *base = w->tokenizers[spec->base];
   for (int m = 0; m < spec->model_count; m++) {
     const nps_model_t *model = spec->models[m];
-    if (!w->tokenizers[m] && base)
-      nps_note("%s has no tokenizer.json: its vocabulary is taken to be that of %s", model->name,
-               spec->models[spec->base]->name);
+    if (!w->tokenizers[m] && base) err = nps_err_worse(err, take_base_vocabulary(w, model));
     w->sizes[m] = config_size(model->config_json);
     const nps_tokenizer_t *own = w->tokenizers[m] ? w->tokenizers[m] : base;
     if (w->sizes[m] == 0 && own) w->sizes[m] = own->next;
   }
-  return NPS_OK;
+  return err;
 }
 
 static const nps_tokenizer_t *tokenizer_of(const work_t *w, int model) {

@@ -219,3 +219,62 @@ def test_layers_that_are_missing_are_no_head(tmp_path):
         small(tmp_path, name, {"w": [1.0]})
     result = tools.merge(ties_of(tmp_path, "a", "b"), tmp_path / "out", code=3)
     assert "b: lacks tensor text.layers.0.weight" in result.err and "where that is a head" not in result.err
+
+
+# ---- vocabularies without tokenizer.json -------------------------------------------------------------------------------
+
+
+def without_tokenizer(folder, rows=11, **files):
+    """base with its tokenizer, and a, with the base's rows and none."""
+    models = mergekit_live_cases.write_models(folder, family="llama")
+    tensors = tools.read_model(models["base"])
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        dtype, value = tensors[name]
+        tensors[name] = (dtype, np.resize(value, (rows, value.shape[1])))
+    config = json.loads((models["base"] / "config.json").read_text())
+    a = tools.write_folder(folder / "sp", tensors, {**config, "vocab_size": rows})
+    (models["base"] / "tokenizer.model").write_bytes(b"pieces")
+    for name, text in files.items():
+        (a / name.replace("__", ".")).write_text(text)
+    return recipe({"base": models["base"], "sp": a}, names=("base", "sp"), tokenizer_source="union")
+
+
+TOKENS, ADDED, _ = mergekit_live_cases.VOCABULARIES["base"]
+KNOWN = {t: i for i, t in enumerate(TOKENS)}
+SAME = {
+    "nothing": {},
+    "the base's pieces": {"tokenizer__model": "pieces"},
+    "the base's tokens": {"vocab__json": json.dumps(KNOWN), "added_tokens__json": json.dumps(ADDED), "vocab__txt": "\n".join(TOKENS)},
+    "no added tokens": {"added_tokens__json": "{}", "vocab__txt": "\r\n".join(TOKENS) + "\r\n"},
+}  # fmt: skip
+OTHER = {
+    "other pieces": ({"tokenizer__model": "pieceS"}, "its tokenizer.model says another one"),
+    "pieces that the base lacks": ({"spiece__model": "pieces"}, "its spiece.model says another one"),
+    "an added token": ({"added_tokens__json": '{"<|im_start|>": 11}'}, "its added_tokens.json says another one"),
+    "another id": ({"vocab__json": json.dumps({**KNOWN, "a": 4})}, "its vocab.json says another one"),
+    "another order": ({"vocab__txt": "\n".join(TOKENS[::-1])}, "its vocab.txt says another one"),
+    "more rows": ({"rows": 13}, "its embeddings have 13 rows, those of base 11"),
+    "no JSON": ({"vocab__json": "{"}, "vocab.json: is not valid JSON"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SAME)
+def test_a_model_without_tokenizer_has_the_vocabulary_of_the_base(case, tmp_path):
+    result = tools.merge(without_tokenizer(tmp_path, **SAME[case]), tmp_path / "out")
+    assert "sp has no tokenizer.json: its vocabulary is taken to be that of base" in result.err
+    assert tools.read_model(tmp_path / "out")["lm_head.weight"][1].shape[0] == 11
+
+
+@pytest.mark.parametrize("case", OTHER)
+def test_a_vocabulary_that_cannot_be_read_is_not_guessed(case, tmp_path):
+    more, message = OTHER[case]
+    result = tools.merge(without_tokenizer(tmp_path, **more), tmp_path / "out", code=3, ranks=2)
+    assert message in result.err and str(tmp_path / "sp") in result.err and not (tmp_path / "out").exists()
+    if case != "no JSON":
+        assert f'AutoTokenizer.from_pretrained("{tmp_path}/sp").save_pretrained("{tmp_path}/sp")' in result.err
+
+
+def test_rows_beyond_the_vocabulary_of_the_base_are_left_out(tmp_path):
+    config = {**without_tokenizer(tmp_path, rows=13), "tokenizer_source": "base"}
+    tools.merge(config, tmp_path / "out")
+    assert tools.read_model(tmp_path / "out")["lm_head.weight"][1].shape[0] == 11
