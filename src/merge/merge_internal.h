@@ -45,6 +45,7 @@ extern const nps_merge_method_t nps_method_della_linear;
 extern const nps_merge_method_t nps_method_sce;
 extern const nps_merge_method_t nps_method_ram;
 extern const nps_merge_method_t nps_method_ramplus_tl;
+extern const nps_merge_method_t nps_method_consensus;
 extern const nps_merge_method_t nps_method_nps;
 extern const nps_merge_method_t nps_method_nps_singular; /* not listed: nps with partition singular */
 extern const nps_merge_method_t nps_method_tsv_m;

@@ -25,6 +25,7 @@ static const nps_merge_method_t *const methods[] = {
     &nps_method_nearswap,
     &nps_method_arcee_fusion,
     &nps_method_passthrough,
+    &nps_method_consensus,
     &nps_method_nps,
     &nps_method_tsv_m,
     &nps_method_iso_c,
@@ -37,7 +38,7 @@ static const nps_merge_method_t *const methods[] = {
 enum { METHODS = sizeof methods / sizeof *methods };
 
 static const char *const planned[] = {
-    "fisher", "regmean", "pcb", "consensus", "emr",
+    "fisher", "regmean", "pcb", "emr",
 };
 
 enum { PLANNED = sizeof planned / sizeof *planned };

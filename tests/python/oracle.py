@@ -100,6 +100,13 @@ def model_stock(base, theta):
     return base.astype(np.float64) + t * sum(tau) / len(tau)
 
 
+def consensus_of_tasks(base, theta, lam=1.0, mask_lambdas=None, agree=2):
+    tau = [task_vector(x, base).astype(np.float64) for x in theta]
+    total = sum(tau)
+    masks = [np.abs(t) > m * np.abs(total - t) for t, m in zip(tau, mask_lambdas or [0.4] * len(tau))]
+    return base.astype(np.float64) + np.where(sum(m.astype(int) for m in masks) >= agree, lam * total, 0)
+
+
 # ---- the task-arithmetic family ----------------------------------------------------------------------------------------
 
 

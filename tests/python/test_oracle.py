@@ -404,6 +404,16 @@ def test_nearswap(family, t, tmp_path):
     assert_equal({n: result[n] for n in base}, {n: oracle.nearswap(base[n], models[0][n], t) for n in base})
 
 
+@pytest.mark.parametrize("lam, mask_lambdas, agree", [(1, None, 2), (0.3, [0.2, 0.6, 1, 0, 0.3], 3)])
+def test_consensus(family, lam, mask_lambdas, agree, tmp_path):
+    models = len(tools.TASKS[family[0]])
+    masks = (mask_lambdas * 2)[:models] if mask_lambdas else None
+    config = config_of(family, "consensus", {"lambda": lam, "min_agree": agree} if masks else None,
+                       [{"mask_lambda": m} for m in masks] if masks else None)  # fmt: skip
+    assert_equal(merged(config, tmp_path, ranks=2),
+                 each(family, lambda n, b, x: oracle.consensus_of_tasks(b, x, lam, masks, agree)))  # fmt: skip
+
+
 def test_passthrough_scales(family, tmp_path):
     name, base, models = family
     config = tools.recipe(name, "passthrough", None, {"scale": 0.7}, names=[tools.TASKS[name][1]])

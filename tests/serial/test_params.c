@@ -413,7 +413,7 @@ static const char *const methods[][2] = {
      "c.yaml:1: unknown merge_method 'quantum_soup'; known are linear, task_arithmetic, ties, "
      "dare_linear, dare_ties, breadcrumbs, breadcrumbs_ties, della, della_linear, sce, ram, "
      "ramplus_tl, slerp, nuslerp, multislerp, karcher, model_stock, nearswap, arcee_fusion, passthrough, "
-     "nps, tsv_m, iso_c, iso_cts, knots, opcm, smile"},
+     "consensus, nps, tsv_m, iso_c, iso_cts, knots, opcm, smile"},
 };
 
 START_TEST(methods_are_found_by_name) {
