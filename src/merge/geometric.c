@@ -333,14 +333,14 @@ static void multislerp_factors(const nps_merge_tensor_t *tensor, geometry_t *g) 
   double square = 0, length = 0;
   for (int i = 0; i < models; i++) {
     g->factor[i] = weight[i] / divisor;
-    g->spare[i] = g->factor[i] / (g->norm[i] + eps);
+    g->spare[i] = g->norm[i] > 0 ? g->factor[i] / (g->norm[i] + eps) : 0;
     length += g->factor[i] * g->norm[i];
   }
   for (int i = 0; i < models; i++)
     for (int j = 0; j < models; j++) square += g->spare[i] * g->spare[j] * g->gram[i * models + j];
   const double mean = sqrt(fmax(square, 0));
   if (models == 1) g->factor[0] = 1;
-  if (models == 1 || mean < eps) return;
+  if (models == 1 || mean <= eps) return;
   for (int i = 0; i < models; i++) g->factor[i] = g->spare[i] / mean * cos(eps) * length;
 }
 
@@ -405,7 +405,7 @@ static void find_tangent(const nps_merge_tensor_t *tensor, const geometry_t *g, 
   for (int i = 0; i < tensor->models; i++) {
     if (!(g->norm[i] > tol)) continue;
     const double c = clamp(along(tensor, g, mean, i), -1, 1), angle = acos(c);
-    if (angle < tol || angle > M_PI - KARCHER_OPPOSITE) continue;
+    if (angle <= tol || angle > M_PI - KARCHER_OPPOSITE) continue;
     const double by = share * (angle / sin(angle));
     tangent[i] += by;
     for (int j = 0; j < tensor->models; j++) tangent[j] -= by * c * mean[j];
@@ -418,7 +418,7 @@ static bool step(const nps_merge_tensor_t *tensor, const geometry_t *g, double t
   const int models = tensor->models;
   find_tangent(tensor, g, tol, share, mean, tangent);
   const double way = length_of(tensor, g, tangent);
-  if (way < tol) return false;
+  if (way <= tol) return false;
   for (int i = 0; i < models; i++) mean[i] = cos(way) * mean[i] + sin(way) * (tangent[i] / way);
   const double length = length_of(tensor, g, mean);
   if (length > tol) divide(mean, models, length);
@@ -440,7 +440,7 @@ static void karcher_factors(const nps_merge_tensor_t *tensor, geometry_t *g) {
   if (models == 1 || present == 0) return;
   divide(mean, models, present);
   const double length = length_of(tensor, g, mean);
-  if (length < tol)
+  if (length <= tol)
     for (int i = 0; i < models; i++) mean[i] = i == first;
   else
     divide(mean, models, length);

@@ -104,18 +104,25 @@ static nps_err_t check_values(const nps_merge_t *merge, const nps_settings_t *se
   return err;
 }
 
+/* "1 model", "2 models"; besides the base, or with it among them. */
+static char *count_of(const nps_merge_method_t *method, int count) {
+  const char *base = method->base == NPS_BASE_TASK_VECTORS ? " besides the base"
+                     : count > 1                           ? " (the base counts)"
+                                                           : "";
+  return nps_xstrf("%d model%s%s", count, count > 1 ? "s" : "", base);
+}
+
 /* Of a slice, or of the models. */
 static nps_err_t check_count(const nps_merge_t *merge, int count, const char *in) {
   const nps_merge_spec_t *spec = &merge->spec;
   const nps_merge_method_t *method = spec->method;
-  const char *what = method->base == NPS_BASE_TASK_VECTORS ? "model besides the base" : "model";
-  if (count < method->min_models)
-    return nps_fail(NPS_ERR_CONFIG, "%s: %s needs at least %d %s%s, found %d%s", spec->config_file, method->name,
-                    method->min_models, what, method->min_models > 1 ? "s (the base counts)" : "", count, in);
-  if (method->max_models && count > method->max_models)
-    return nps_fail(NPS_ERR_CONFIG, "%s: %s takes %d %s%s, found %d%s", spec->config_file, method->name,
-                    method->max_models, what, method->max_models > 1 ? "s (the base counts)" : "", count, in);
-  return NPS_OK;
+  const bool few = count < method->min_models, many = method->max_models && count > method->max_models;
+  if (!few && !many) return NPS_OK;
+  char *wanted = count_of(method, few ? method->min_models : method->max_models);
+  const nps_err_t err = nps_fail(NPS_ERR_CONFIG, "%s: %s %s %s, found %d%s", spec->config_file, method->name,
+                                 few ? "needs at least" : "takes", wanted, count, in);
+  free(wanted);
+  return err;
 }
 
 /* What counts models over all tensors, or names them, has them everywhere. */

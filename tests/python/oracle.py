@@ -58,14 +58,14 @@ def multislerp(theta, weights, normalize=True, eps=1e-8):
     x = [v.astype(np.float64) for v in theta]
     w = [v / sum(weights) if normalize else v for v in weights]
     norms = [np.linalg.norm(v) for v in x]
-    units = [v / (n + eps) for v, n in zip(x, norms)]
+    units = [v / (n + eps) if n > 0 else v for v, n in zip(x, norms)]
     mean = sum(a * u for a, u in zip(w, units))
-    if np.linalg.norm(mean) < eps:
+    if np.linalg.norm(mean) <= eps:
         return sum(a * v for a, v in zip(w, x))
     mean = mean / np.linalg.norm(mean)
     tangent = sum(a * (u - (u * mean).sum() * mean) for a, u in zip(w, units))
     way = np.linalg.norm(tangent) + eps
-    return (np.cos(way) * mean + np.sin(way) / way * tangent) * sum(a * n for a, n in zip(w, norms))
+    return (np.cos(way) * mean + np.sinc(way / np.pi) * tangent) * sum(a * n for a, n in zip(w, norms))
 
 
 def karcher(theta, steps=10, tol=1e-5):
@@ -75,16 +75,16 @@ def karcher(theta, steps=10, tol=1e-5):
     if not units:
         return np.zeros(x[0].shape)
     mean = sum(units) / len(units)
-    mean = units[0] if np.linalg.norm(mean) < tol else mean / np.linalg.norm(mean)
+    mean = units[0] if np.linalg.norm(mean) <= tol else mean / np.linalg.norm(mean)
     for _ in range(steps):
         tangent = np.zeros(mean.shape)
         for u in units:
             cosine = np.clip((u * mean).sum(), -1, 1)
             angle = np.arccos(cosine)
-            if tol <= angle <= np.pi - 1e-6:
+            if tol < angle <= np.pi - 1e-6:
                 tangent = tangent + angle / np.sin(angle) * (u - cosine * mean) / len(units)
         way = np.linalg.norm(tangent)
-        if way < tol:
+        if way <= tol:
             break
         mean = np.cos(way) * mean + np.sin(way) * tangent / way
         mean = mean / np.linalg.norm(mean)

@@ -348,6 +348,8 @@ GEOMETRIC = {  # method: parameters, weights (None: it has none), function([base
     "multislerp, not normalized": ({"normalize_weights": False}, [0.7, -0.5, 0.2], lambda b, x, w: oracle.multislerp(x, w, False)),
     "karcher": ({}, [None] * 3, lambda b, x, w: oracle.karcher(b + x)),
     "karcher, further": ({"max_iter": 30, "tol": 1e-9}, [None] * 5, lambda b, x, w: oracle.karcher(b + x, 30, 1e-9)),
+    "karcher, tol 0": ({"tol": 0}, [None] * 2, lambda b, x, w: oracle.karcher(b + x, tol=0)),
+    "multislerp, eps 0": ({"eps": 0}, [0.7, 0.5, 0.3], lambda b, x, w: oracle.multislerp(x, w, eps=0)),
     "model_stock": ({}, [None] * 3, lambda b, x, w: oracle.model_stock(*b, x)),
     "nuslerp, rows": ({"nuslerp_flatten": False}, [0.7, 0.5],
                       lambda b, x, w: oracle.by_rows(lambda *r: oracle.nuslerp(*r, w), *x)),
