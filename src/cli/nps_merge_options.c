@@ -9,9 +9,8 @@
 
 static const cli_operand_t operands[] = {
     {"CONFIG", true, FIELD(config),
-     "YAML file that names the models, the method and its parameters. Configs written for mergekit work unchanged for "
-     "the "
-     "methods that both know."},
+     "YAML file that names the models, the method and its parameters. Configs written for mergekit work too, "
+     "for the methods that both know; docs/mergekit.md lists the differences."},
     {"OUT", false, FIELD(out),
      "Where the merged model goes: a file that ends in .h5 (one HDF5 file), or a folder that transformers can load. "
      "Default: output.path of CONFIG."},
