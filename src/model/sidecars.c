@@ -111,6 +111,14 @@ static int compare_entries(const struct dirent **a, const struct dirent **b) {
   return strcmp((*a)->d_name, (*b)->d_name);
 }
 
+static bool is_folder(const char *folder, const char *name) {
+  struct stat st;
+  char *path = nps_path_join(folder, name);
+  const bool is = stat(path, &st) == 0 && S_ISDIR(st.st_mode);
+  free(path);
+  return is;
+}
+
 /* All files of a module; there may be none. */
 static nps_err_t read_module(const char *folder, const char *module, files_t *files) {
   char *path = nps_path_join(folder, module);
@@ -121,6 +129,7 @@ static nps_err_t read_module(const char *folder, const char *module, files_t *fi
     err = nps_fail(NPS_ERR_INPUT, "%s: cannot be read: %s", path, strerror(errno));
   for (int i = 0; i < n; i++) {
     char *name = nps_path_join(module, entries[i]->d_name);
+    if (is_folder(folder, name)) nps_note("%s/%s: is not copied: folders within a module are left out", folder, name);
     if (err == NPS_OK) err = read_file(folder, name, files);
     free(name);
     free(entries[i]);

@@ -56,6 +56,7 @@ def test_from_the_base_through_both_forms(models):
     write_files(folder / "base", SMALL)
     write_files(folder / "one", {"1_Pooling/config.json": b"another", "2_Dense/model.safetensors": b"another"})
     (folder / "base/1_Pooling/.hidden").write_text("x")
+    (folder / "base/1_Pooling/within").mkdir()
     (folder / "base/other").mkdir()
     (folder / "base/other/config.json").write_text("of no module")
     want = {"modules.json": (folder / "base/modules.json").read_bytes(), **SMALL}
@@ -63,6 +64,7 @@ def test_from_the_base_through_both_forms(models):
         result = tools.merge(config, folder / f"m{ranks}", ranks=ranks)
         assert files_of(folder / f"m{ranks}") == want
         assert result.err.count("2_Dense/model.safetensors: is copied as it is") == 1, result
+        assert result.err.count("1_Pooling/within: is not copied") == 1, result
         tools.merge(config, folder / f"m{ranks}.h5", ranks=ranks)
     assert (folder / "m0.h5").read_bytes() == (folder / "m3.h5").read_bytes()
     with h5py.File(folder / "m0.h5") as file:
