@@ -7,6 +7,7 @@
 #include "section.h"
 
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -50,14 +51,20 @@ static void read_range(void *target, const nps_node_t *value, const char *what) 
   nps_recipe_source_t *source = ((source_draft_t *)target)->source;
   char found[96];
   uint64_t first, end;
-  if (value->kind == NPS_NODE_LIST && value->count == 2 && nps_node_uint64(value->entries[0].value, &first) &&
-      nps_node_uint64(value->entries[1].value, &end) && first < end && end <= MAX_LAYERS) {
+  const bool numbers = value->kind == NPS_NODE_LIST && value->count == 2 &&
+                       nps_node_uint64(value->entries[0].value, &first) &&
+                       nps_node_uint64(value->entries[1].value, &end);
+  if (numbers && first <= end && end <= MAX_LAYERS) {
     source->first = (int64_t)first;
     source->end = (int64_t)end;
     return;
   }
-  nps_place_fail(value->place, "%s: expected [first, end], two whole numbers with 0 <= first < end, found %s", what,
-                 value->kind == NPS_NODE_LIST ? "another list" : nps_node_describe(value, found));
+  if (numbers)
+    snprintf(found, sizeof found, "[%" PRIu64 ", %" PRIu64 "]", first, end);
+  else if (value->kind == NPS_NODE_LIST)
+    snprintf(found, sizeof found, "another list");
+  nps_place_fail(value->place, "%s: expected [first, end], two whole numbers with 0 <= first <= end <= %d, found %s",
+                 what, MAX_LAYERS, value->kind == NPS_NODE_LIST ? found : nps_node_describe(value, found));
 }
 
 static void read_source_parameters(void *target, const nps_node_t *value, const char *what) {
@@ -75,6 +82,7 @@ static void read_source(nps_recipe_t *recipe, const nps_node_t *node, const char
                                    {"layer_range", NPS_KEY_READ, read_range, NULL},
                                    {"parameters", NPS_KEY_READ, read_source_parameters, NULL}};
   source_draft_t draft = {.source = source};
+  source->end = -1; /* none is given */
   nps_level_read(node, what, keys, COUNT(keys), &draft);
   if (draft.model) source->model = find_model(recipe, draft.model, node->place.line);
   if (node->kind != NPS_NODE_MAPPING) return;
@@ -93,7 +101,7 @@ static void check_lengths(const nps_node_t *node, const char *what, const nps_re
   const int64_t length = slice->sources[0].end - slice->sources[0].first;
   for (int i = 1; i < slice->source_count; i++) {
     const int64_t other = slice->sources[i].end - slice->sources[i].first;
-    if (length > 0 && other > 0 && other != length)
+    if (length >= 0 && other >= 0 && other != length)
       nps_place_fail(node->entries[i].value->place,
                      "%s.%d.layer_range: expected %" PRId64 " layers as in the first source, found %" PRId64, what, i,
                      length, other);
@@ -204,6 +212,15 @@ void nps_modules_read(const nps_node_t *node, const char *what, nps_recipe_t *re
 
 /* ---- checks ---- */
 
+/* A slice may have none, for what lies before or after them. */
+static bool has_layers(const nps_recipe_t *recipe) {
+  for (int s = 0; s < recipe->slice_count; s++) {
+    const nps_recipe_slice_t *slice = &recipe->slices[s];
+    if (slice->source_count == 0 || slice->sources[0].end != slice->sources[0].first) return true;
+  }
+  return false;
+}
+
 void nps_slices_check(const nps_recipe_t *recipe, const nps_node_t *root) {
   static const char *const keys[] = {"models", "slices", "modules"};
   int given = 0;
@@ -219,6 +236,7 @@ void nps_slices_check(const nps_recipe_t *recipe, const nps_node_t *root) {
   }
   if (given > 1) nps_place_fail(last->place, "expected only one of models, slices and modules");
   if (recipe->slice_count == 0) return;
+  if (!has_layers(recipe)) nps_place_fail(last->place, "slices: expected at least one layer in all");
   if (recipe->output_head)
     nps_place_fail(nps_node_find(root, "output")->place, "output.head: goes with models, not with slices");
   if (recipe->merge_method && strcmp(recipe->merge_method, "nps") == 0)

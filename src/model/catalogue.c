@@ -30,6 +30,16 @@ char *nps_path_join(const char *folder, const char *name) {
 
 bool nps_path_exists(const char *path) { return access(path, F_OK) == 0; }
 
+bool nps_path_is_broken_link(const char *path) {
+  struct stat st;
+  return lstat(path, &st) == 0 && S_ISLNK(st.st_mode) && stat(path, &st) != 0;
+}
+
+nps_err_t nps_path_check_link(const char *path) {
+  if (!nps_path_is_broken_link(path)) return NPS_OK;
+  return nps_fail(NPS_ERR_INPUT, "%s: is a link to a file that is not there; download the model again", path);
+}
+
 char *nps_path_folder(const char *path) {
   const char *slash = strrchr(path, '/');
   if (!slash) return nps_xstrdup(".");

@@ -134,6 +134,12 @@ char *nps_path_join(const char *folder, const char *name);
 /** Whether there is something at the path. */
 bool nps_path_exists(const char *path);
 
+/** Whether a path is a link to what is not there, as in a Hugging Face cache of which parts were removed. */
+bool nps_path_is_broken_link(const char *path);
+
+/** Refuse such a link. @return NPS_ERR_INPUT */
+nps_err_t nps_path_check_link(const char *path);
+
 /** Give the folder a path lies in ("." when it has none), freed with free(). */
 char *nps_path_folder(const char *path);
 

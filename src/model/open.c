@@ -20,8 +20,8 @@ nps_err_t nps_config_check(const char *text, const char *where) {
 
 static nps_err_t read_config(nps_model_t *model, const char *folder) {
   char *path = nps_path_join(folder, "config.json");
-  nps_err_t err = NPS_OK;
-  if (nps_path_exists(path)) {
+  nps_err_t err = nps_path_check_link(path);
+  if (err == NPS_OK && nps_path_exists(path)) {
     err = nps_file_read(path, (size_t)64 << 20, &model->config_json, NULL);
     if (err == NPS_OK) err = nps_config_check(model->config_json, path);
   }
@@ -97,18 +97,19 @@ static nps_err_t open_listed(nps_model_t *model) {
   return err;
 }
 
+static nps_err_t open_weights(nps_model_t *model, const char *single, const char *index) {
+  NPS_TRY(nps_path_check_link(single));
+  NPS_TRY(nps_path_check_link(index));
+  if (nps_path_exists(single) && nps_path_exists(index))
+    nps_note("%s: has model.safetensors and an index; the index is not used", model->path);
+  if (nps_path_exists(single)) return open_file(model, single);
+  return nps_path_exists(index) ? nps_index_read(model, index) : open_listed(model);
+}
+
 static nps_err_t open_folder(nps_model_t *model) {
   char *single = nps_path_join(model->path, "model.safetensors");
   char *index = nps_path_join(model->path, "model.safetensors.index.json");
-  const bool both = nps_path_exists(single) && nps_path_exists(index);
-  nps_err_t err;
-  if (both) nps_note("%s: has model.safetensors and an index; the index is not used", model->path);
-  if (nps_path_exists(single))
-    err = open_file(model, single);
-  else if (nps_path_exists(index))
-    err = nps_index_read(model, index);
-  else
-    err = open_listed(model);
+  nps_err_t err = open_weights(model, single, index);
   nps_err_t config = model->form == NPS_FORM_ADAPTER ? NPS_OK : read_config(model, model->path);
   free(single);
   free(index);

@@ -88,7 +88,8 @@ static nps_err_t read_file(const char *folder, const char *name, files_t *files)
   if (is_file(path)) {
     err = nps_file_read(path, (size_t)MAX_SIDECAR, &data, &size);
     if (err == NPS_OK) add(files, name, data, size);
-  }
+  } else if (nps_path_is_broken_link(path))
+    nps_note("%s: is a link to a file that is not there, and left out", path);
   free(path);
   return err;
 }

@@ -200,6 +200,14 @@ slices:
         parameters: {scale: [{filter: attn.c_proj, value: 0.0}, {filter: mlp.c_proj, value: 0.0}, {value: 1.0}]}
 dtype: float32
 """),
+    "slices without layers": (dict(family="llama"), """\
+merge_method: passthrough
+slices:
+  - sources: [{model: {a}, layer_range: [0, 0], parameters: {scale: [0.5, 2]}}]
+  - sources: [{model: {base}, layer_range: [0, 2]}]
+  - sources: [{model: {a}, layer_range: [3, 3], parameters: {scale: [{filter: norm, value: [0.75, 3]}, {value: 1}]}}]
+dtype: float32
+"""),
     "slerp over slices, tied": (dict(family="llama", tied=True), """\
 merge_method: slerp
 base_model: {base}

@@ -278,3 +278,28 @@ def test_rows_beyond_the_vocabulary_of_the_base_are_left_out(tmp_path):
     config = {**without_tokenizer(tmp_path, rows=13), "tokenizer_source": "base"}
     tools.merge(config, tmp_path / "out")
     assert tools.read_model(tmp_path / "out")["lm_head.weight"][1].shape[0] == 11
+
+
+# ---- caches of which parts were removed --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.safetensors.index.json", "config.json"])
+def test_links_to_files_that_are_gone_are_an_error(name, tmp_path):
+    for model in ("base", "a"):
+        folder = small(tmp_path, model, {"w": [1.0], "v": [2.0]})
+        if name.endswith("index.json"):
+            tools.write_folder(folder, {"w": ("F32", np.ones(1)), "v": ("F32", np.ones(1))}, {}, shards=2)
+            (folder / "model.safetensors").unlink()
+    (tmp_path / "a" / name).unlink()
+    (tmp_path / "a" / name).symlink_to("../blobs/gone")
+    result = tools.merge(ties_of(tmp_path, "a"), tmp_path / "out", code=3)
+    assert f"{tmp_path}/a/{name}: is a link to a file that is not there" in result.err
+
+
+def test_a_tokenizer_whose_link_leads_nowhere_is_noted(tmp_path):
+    for model in ("base", "a"):
+        small(tmp_path, model, {"w": [1.0]})
+    (tmp_path / "base/tokenizer.json").symlink_to("../blobs/gone")
+    result = tools.merge(ties_of(tmp_path, "a"), tmp_path / "out")
+    assert result.err.count(f"{tmp_path}/base/tokenizer.json: is a link to a file that is not there") == 1
+    assert not (tmp_path / "out/tokenizer.json").exists()

@@ -551,9 +551,18 @@ START_TEST(slices_that_are_wrong_are_reported) {
   expect_problems(
       "merge_method: passthrough\nslices:\n- sources:\n  - model: a\n    layer_range: [2, 1]\n"
       "  - layer_range: [0, 1]\n",
-      "c.yaml:5: slices.0.sources.0.layer_range: expected [first, end], two whole numbers with 0 <= first < "
-      "end, found another list\n"
+      "c.yaml:5: slices.0.sources.0.layer_range: expected [first, end], two whole numbers with 0 <= first <= end <= "
+      "100000, found [2, 1]\n"
       "c.yaml:6: slices.0.sources.1: 'model' is missing, expected a path or org/name");
+  expect_problems(
+      "merge_method: passthrough\nslices:\n- sources:\n  - {model: a, layer_range: [3]}\n",
+      "c.yaml:4: slices.0.sources.0.layer_range: expected [first, end], two whole numbers with 0 <= first <= "
+      "end <= 100000, found another list");
+  expect_problems("merge_method: slerp\nslices:\n- sources:\n  - {model: a, layer_range: [0, 2]}\n"
+                  "  - {model: b, layer_range: [3, 3]}\n",
+                  "c.yaml:5: slices.0.sources.1.layer_range: expected 2 layers as in the first source, found 0");
+  expect_problems("merge_method: passthrough\nslices: [{sources: [{model: a, layer_range: [4, 4]}]}]\n",
+                  "c.yaml:2: slices: expected at least one layer in all");
   expect_problems("merge_method: slerp\nslices:\n- sources:\n  - {model: a, layer_range: [0, 2]}\n"
                   "  - {model: b, layer_range: [0, 3]}\n",
                   "c.yaml:5: slices.0.sources.1.layer_range: expected 2 layers as in the first source, found 3");
