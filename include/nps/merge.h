@@ -104,7 +104,9 @@ typedef struct nps_merge_method {
   nps_param_t params[NPS_MAX_PARAMS];
   int param_count;
   double element_seconds; /**< predicted compute time an element and model, all passes together */
-  bool whole_rows;        /**< a rank's piece of a tensor has whole rows, of row_length entries */
+
+  /** Whether a rank's piece of a tensor has whole rows, of row_length entries. NULL: of none. */
+  bool (*whole_rows)(const nps_merge_tensor_t *tensor);
 
   /** Check the parameter values of one tensor against each other, and with those of the first tensor. NULL: nothing to
    *  check.

@@ -16,8 +16,7 @@ static void add(const float *restrict tau, int64_t n, double *restrict sum) {
 NPS_VECTOR_CLONES
 static void add_mask(const float *restrict tau, const double *restrict sum, double mask_lambda, int64_t n,
                      int32_t *restrict agree) {
-  for (int64_t i = 0; i < n; i++)
-    agree[i] += fabs((double)tau[i]) > mask_lambda * fabs(sum[i] - (double)tau[i]);
+  for (int64_t i = 0; i < n; i++) agree[i] += fabs((double)tau[i]) > mask_lambda * fabs(sum[i] - (double)tau[i]);
 }
 
 /* @return how many entries stay */

@@ -257,7 +257,7 @@ static void della_linear_merge(void *state, const nps_merge_tensor_t *tensor, co
   .params = {NPS_FAMILY_PARAMS(normalized), NPS_FAMILY_PARAM_DENSITY,                                                  \
              [EPSILON] = {.name = "epsilon", .per_model = true, .fallback = 0.15, .least = 0, .most = 1},              \
              [RESCALE] = {.name = "rescale", .kind = NPS_PARAM_CHOICE, .fallback = 1, .choices = nps_choices_bool}},   \
-  .param_count = 6, .element_seconds = 13e-9, .whole_rows = true, .check = check, .passes = passes,                    \
+  .param_count = 6, .element_seconds = 13e-9, .whole_rows = nps_merge_always_rows, .check = check, .passes = passes,   \
   .state_new = state_new, .state_free = state_free, .state_bytes = state_bytes, .start = start, .scan = scan,          \
   .reduce = reduce
 

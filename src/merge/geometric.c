@@ -16,12 +16,9 @@ typedef struct geometry geometry_t;
 /* Gives the factors of the models from the Gram matrix. */
 typedef void factors_fn(const nps_merge_tensor_t *tensor, geometry_t *g);
 
-/* Whether each row of a tensor has factors of its own. */
-typedef bool by_rows_fn(const nps_merge_tensor_t *tensor);
-
 struct geometry {
   factors_fn *find_factors;
-  by_rows_fn *by_rows;    /* NULL: never */
+  const nps_merge_method_t *method;
   int models;             /* most of a tensor */
   nps_block_sums_t *sums; /* [pairs] of products */
   double *gram;           /* [T][T] of the tensor or row in work */
@@ -35,10 +32,10 @@ struct geometry {
 
 static int pairs_of(int models) { return models * (models + 1) / 2; }
 
-static void *geometry_new(const nps_merge_spec_t *spec, factors_fn *find_factors, by_rows_fn *by_rows) {
+static void *geometry_new(const nps_merge_spec_t *spec, factors_fn *find_factors) {
   geometry_t *g = nps_xcalloc(1, sizeof *g);
   const size_t models = (size_t)spec->model_count;
-  *g = (geometry_t){.find_factors = find_factors, .by_rows = by_rows, .models = spec->model_count};
+  *g = (geometry_t){.find_factors = find_factors, .method = spec->method, .models = spec->model_count};
   g->sums = nps_xcalloc((size_t)pairs_of(g->models), sizeof *g->sums);
   g->gram = nps_xcalloc(models * models, sizeof *g->gram);
   g->norm = nps_xcalloc(4 * models, sizeof *g->norm);
@@ -88,7 +85,10 @@ static int one_pass(const nps_merge_tensor_t *tensors, int count) {
   return 1;
 }
 
-static bool has_rows(const geometry_t *g, const nps_merge_tensor_t *tensor) { return g->by_rows && g->by_rows(tensor); }
+/* Whether each row of a tensor has factors of its own. */
+static bool has_rows(const geometry_t *g, const nps_merge_tensor_t *tensor) {
+  return g->method->whole_rows && g->method->whole_rows(tensor);
+}
 
 static void geometry_start(void *state, const nps_merge_tensor_t *tensor) {
   geometry_t *g = state;
@@ -245,7 +245,7 @@ static void slerp_factors(const nps_merge_tensor_t *tensor, geometry_t *g) {
   interpolate(tensor->param[0][0], fabs(c) > SLERP_PARALLEL, c, g->factor);
 }
 
-static void *slerp_new(const nps_merge_spec_t *spec) { return geometry_new(spec, slerp_factors, NULL); }
+static void *slerp_new(const nps_merge_spec_t *spec) { return geometry_new(spec, slerp_factors); }
 
 const nps_merge_method_t nps_method_slerp = {
     .name = "slerp",
@@ -283,10 +283,10 @@ static void nuslerp_factors(const nps_merge_tensor_t *tensor, geometry_t *g) {
   interpolate(t, 1 - c * c <= NUSLERP_PARALLEL, c, g->factor);
 }
 
-static void *nuslerp_new(const nps_merge_spec_t *spec) { return geometry_new(spec, nuslerp_factors, nuslerp_by_rows); }
+static void *nuslerp_new(const nps_merge_spec_t *spec) { return geometry_new(spec, nuslerp_factors); }
 
 #define NUSLERP                                                                                                        \
-  .name = "nuslerp", .whole_rows = true, .min_models = 2, .max_models = 2,                                             \
+  .name = "nuslerp", .whole_rows = nuslerp_by_rows, .min_models = 2, .max_models = 2,                                  \
   .params = {[NUSLERP_WEIGHT] = WEIGHT,                                                                                \
              [NUSLERP_FLATTEN] = {.name = "nuslerp_flatten",                                                           \
                                   .kind = NPS_PARAM_CHOICE,                                                            \
@@ -344,7 +344,7 @@ static void multislerp_factors(const nps_merge_tensor_t *tensor, geometry_t *g) 
   for (int i = 0; i < models; i++) g->factor[i] = g->spare[i] / mean * cos(eps) * length;
 }
 
-static void *multislerp_new(const nps_merge_spec_t *spec) { return geometry_new(spec, multislerp_factors, NULL); }
+static void *multislerp_new(const nps_merge_spec_t *spec) { return geometry_new(spec, multislerp_factors); }
 
 #define MULTISLERP                                                                                                     \
   .name = "multislerp", .min_models = 1,                                                                               \
@@ -451,7 +451,7 @@ static void karcher_factors(const nps_merge_tensor_t *tensor, geometry_t *g) {
     if (mean[i] != 0) mean[i] *= scale / g->norm[i];
 }
 
-static void *karcher_new(const nps_merge_spec_t *spec) { return geometry_new(spec, karcher_factors, NULL); }
+static void *karcher_new(const nps_merge_spec_t *spec) { return geometry_new(spec, karcher_factors); }
 
 #define KARCHER                                                                                                        \
   .name = "karcher", .summary = "mean of the models' directions on the sphere, at their mean length", .min_models = 1, \
@@ -487,9 +487,7 @@ static void model_stock_factors(const nps_merge_tensor_t *tensor, geometry_t *g)
   for (int i = 0; i < models; i++) g->factor[i] = t / models;
 }
 
-static void *model_stock_new(const nps_merge_spec_t *spec) {
-  return geometry_new(spec, model_stock_factors, model_stock_by_rows);
-}
+static void *model_stock_new(const nps_merge_spec_t *spec) { return geometry_new(spec, model_stock_factors); }
 
 const nps_merge_method_t nps_method_model_stock = {
     .name = "model_stock",
@@ -498,7 +496,7 @@ const nps_merge_method_t nps_method_model_stock = {
     .min_models = 2,
     .params = {{.name = "filter_wise", .kind = NPS_PARAM_CHOICE, .choices = nps_choices_bool}},
     .param_count = 1,
-    .whole_rows = true,
+    .whole_rows = model_stock_by_rows,
     .state_new = model_stock_new,
     ON_GRAM_MATRICES,
 };

@@ -92,6 +92,9 @@ static inline int64_t nps_merge_row_length(const nps_target_t *target) {
   return target->ndim > 0 ? target->shape[target->ndim - 1] : 1;
 }
 
+/** A method's whole_rows: of every tensor. */
+bool nps_merge_always_rows(const nps_merge_tensor_t *tensor);
+
 /** The most of any merged tensor: entries of a row, rows, entries. At least 1. */
 typedef struct nps_extent {
   int64_t row, rows, count;

@@ -403,10 +403,14 @@ nps_extent_t nps_merge_extent(const nps_layout_t *layout) {
   return most;
 }
 
-/* The least that has whole rows and whole blocks. */
+bool nps_merge_always_rows(const nps_merge_tensor_t *tensor) { return tensor != NULL; }
+
+/* The least that has whole blocks, and whole rows where the method wants them. */
 static int64_t row_unit(const void *ctx, int target) {
   const nps_merge_t *merge = ctx;
-  const int64_t row = nps_max64(merge->tensors[target].row_length, 1), common = nps_min64(row & -row, NPS_BLOCK);
+  const nps_merge_tensor_t *tensor = &merge->tensors[target];
+  if (!merge->spec.method->whole_rows(tensor)) return NPS_BLOCK;
+  const int64_t row = nps_max64(tensor->row_length, 1), common = nps_min64(row & -row, NPS_BLOCK);
   return NPS_BLOCK / common * row;
 }
 

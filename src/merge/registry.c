@@ -38,7 +38,10 @@ static const nps_merge_method_t *const methods[] = {
 enum { METHODS = sizeof methods / sizeof *methods };
 
 static const char *const planned[] = {
-    "fisher", "regmean", "pcb", "emr",
+    "fisher",
+    "regmean",
+    "pcb",
+    "emr",
 };
 
 enum { PLANNED = sizeof planned / sizeof *planned };

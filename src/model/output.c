@@ -318,18 +318,23 @@ static nps_err_t check_and_put(const nps_place_t *place, bool force) {
   return put_in_place(place);
 }
 
+/* Saves a complete output under the first name of its kind that is free. @return it, owned; NULL: nothing can be renamed */
+static char *save_complete(const nps_place_t *place) {
+  for (int k = 1; k < 1000; k++) {
+    char *name = k == 1 ? nps_xstrf("%s.complete", place->target) : nps_xstrf("%s.complete-%d", place->target, k);
+    const bool taken = nps_path_exists(name);
+    if (!taken && rename(place->partial, name) == 0) return name;
+    free(name);
+    if (!taken) return NULL;
+  }
+  return NULL;
+}
+
 /* A complete output is never removed: it goes where no run touches it, or stays. */
 static nps_err_t keep_complete(const nps_place_t *place) {
-  char *kept = nps_xstrf("%s.complete", place->target);
-  if (!nps_path_exists(kept) && rename(place->partial, kept) == 0)
-    (void)nps_fail(NPS_ERR_IO, "%s: the new output is complete and kept as %s: move it to its place", place->target,
-                   kept);
-  else
-    (void)nps_fail(
-        NPS_ERR_IO,
-        "%s: the new output is complete and kept as %s: move it to its place before another run, which would "
-        "remove it",
-        place->target, place->partial);
+  char *kept = save_complete(place);
+  (void)nps_fail(NPS_ERR_IO, "%s: the new output is complete and kept as %s: move it to its place%s", place->target,
+                 kept ? kept : place->partial, kept ? "" : " before another run, which would remove it");
   free(kept);
   return NPS_ERR_IO;
 }

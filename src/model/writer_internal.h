@@ -53,8 +53,8 @@ nps_err_t nps_place_check(const nps_place_t *place, bool force);
 /* Make ready for writing: lock where it is not locked yet, put back what an interrupted run moved away, check again, remove what it left. */
 nps_err_t nps_place_prepare(nps_place_t *place, bool force);
 
-/* Put the finished partial output in the target's place. Where that cannot be done it is saved as NAME.complete, which no run
- * touches, or, where that name is taken or nothing can be renamed, stays; a problem says where it lies. @return NPS_ERR_IO */
+/* Put the finished partial output in the target's place. Where that cannot be done it is saved as NAME.complete (-2, …),
+ * which no run touches, or, where nothing can be renamed, stays; a problem says where it lies. @return NPS_ERR_IO */
 nps_err_t nps_place_finish(const nps_place_t *place, bool force);
 
 /* Exchange an existing folder with the partial one by way of NAME.old, where the file system cannot do it at once. When

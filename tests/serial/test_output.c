@@ -285,9 +285,8 @@ START_TEST(a_complete_output_without_a_place_is_kept) {
   ck_assert_int_eq(nps_place_prepare(&place, true), NPS_OK);
   put("merged/config.json", "other", 5);
   put(".merged.partial/config.json", "newer", 5);
-  finish_keeps(false, "exists already; --force replaces it", ".merged.partial",
-               " before another run, which would remove it");
-  content_is(".merged.partial/config.json", "newer");
+  finish_keeps(false, "exists already; --force replaces it", "merged.complete-2", "");
+  content_is("merged.complete-2/config.json", "newer");
   content_is("merged.complete/config.json", "new");
   content_is("merged/config.json", "other");
   nps_place_clear(&place);
