@@ -108,7 +108,7 @@ static void unmark_numbers(char *text) {
   for (size_t at = 0, end; at < size; at = end) {
     end = text[at] == '"' ? skip_string(text, size, at) : at + 1;
     size_t from = at, n = end - at;
-    if (n > MARK_SIZE + 2 && memcmp(text + at + 1, MARK, MARK_SIZE) == 0 &&
+    if (n > MARK_SIZE + 2 && text[end] != ':' && memcmp(text + at + 1, MARK, MARK_SIZE) == 0 &&
         is_odd(text + at + 1 + MARK_SIZE, n - MARK_SIZE - 2)) {
       from += 1 + MARK_SIZE;
       n -= MARK_SIZE + 2;

@@ -75,7 +75,9 @@ static size_t geometry_bytes(const nps_merge_spec_t *spec) {
   const nps_extent_t most = nps_merge_extent(spec->layout);
   const bool rows = is_set(spec, "filter_wise") || is_set(spec, "nuslerp_flatten");
   const size_t wide = spec->method->base == NPS_BASE_TASK_VECTORS ? models * NPS_CHUNK : 0;
-  return sizeof(geometry_t) + (size_t)pairs_of(spec->model_count) * sizeof(nps_block_sums_t) +
+  const size_t blocks = (size_t)((most.count + NPS_BLOCK - 1) / NPS_BLOCK);
+  return sizeof(geometry_t) +
+         (size_t)pairs_of(spec->model_count) * (sizeof(nps_block_sums_t) + blocks * sizeof(double)) +
          (models * models + 4 * models + wide + (rows ? models * (size_t)(most.row + most.rows) : 0)) * sizeof(double);
 }
 

@@ -42,10 +42,20 @@ nps_err_t nps_run_check_log(const nps_run_options_t *o) {
   return NPS_OK;
 }
 
+static bool lies_in_output(const nps_recipe_t *recipe, const char *path, const char *out) {
+  bool within = lies_in(path, out);
+  for (int m = 0; m < recipe->model_count && !within; m++) {
+    char *one = nps_run_fill_in_name(out, recipe->models[m].name);
+    within = lies_in(path, one);
+    free(one);
+  }
+  return within;
+}
+
 nps_err_t nps_run_check_log_beside_output(nps_run_state_t *run) {
   const nps_run_options_t *o = run->options;
-  const char *out = run->recipe->output_path;
-  if (!o->log || o->out || !out || !lies_in(o->log, out)) return NPS_OK;
+  const char *out = o->out ? o->out : run->recipe->output_path;
+  if (!o->log || !out || !lies_in_output(run->recipe, o->log, out)) return NPS_OK;
   nps_report_drop_log(run->report);
-  return refuse(o->log, "is output.path of the config, or lies in it");
+  return refuse(o->log, o->out ? "is the output, or lies in it" : "is output.path of the config, or lies in it");
 }

@@ -41,8 +41,7 @@ static void make_weighting(const nps_run_state_t *run, nps_run_output_t *output)
                                   .exclude_count = nps->exclude_count};
 }
 
-/* "merged-{name}.h5" for a model; the same path where there is no {name}. */
-static char *fill_in_name(const char *path, const char *name) {
+char *nps_run_fill_in_name(const char *path, const char *name) {
   const char *at = strstr(path, "{name}");
   return at ? nps_xstrf("%.*s%s%s", (int)(at - path), path, name, at + strlen("{name}")) : nps_xstrdup(path);
 }
@@ -168,7 +167,7 @@ nps_err_t nps_run_make_outputs(nps_run_state_t *run) {
   run->outputs = nps_xcalloc((size_t)run->output_count, sizeof *run->outputs);
   for (int i = 0; i < run->output_count; i++) {
     nps_run_output_t *output = &run->outputs[i];
-    if (path) output->path = transfer ? fill_in_name(path, run->models[i].name) : nps_xstrdup(path);
+    if (path) output->path = transfer ? nps_run_fill_in_name(path, run->models[i].name) : nps_xstrdup(path);
     /* What is to be said of the config holds for every output: the first tells. */
     if (i > 0) nps_note_mute(true);
     nps_err_t err = make_output(run, output, i, each ? 1 : run->model_count);

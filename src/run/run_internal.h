@@ -136,10 +136,13 @@ void nps_run_choose_places(nps_run_state_t *run);
 void nps_run_show_slices(const nps_run_state_t *run);
 void nps_run_free_slices(nps_run_state_t *run);
 
+/** Give "merged-{name}.h5" for a model; the same path where there is no {name}. @return owned */
+char *nps_run_fill_in_name(const char *path, const char *name);
+
 /** Check that the log is neither the config nor in OUT, before it is opened. Local. NPS_ERR_CONFIG */
 nps_err_t nps_run_check_log(const nps_run_options_t *options);
 
-/** Check that the open log is not in the config's output. Local, for rank 0. NPS_ERR_CONFIG: nothing is logged any more */
+/** Check that the open log is in no output: neither in the config's, nor in OUT with a model's name filled in. Local, for rank 0. NPS_ERR_CONFIG: nothing is logged any more */
 nps_err_t nps_run_check_log_beside_output(nps_run_state_t *run);
 
 /** Whether a path leads to one of the inputs. Local. */

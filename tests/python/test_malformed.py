@@ -566,6 +566,7 @@ LOGS = {
     "OUT": (["c.yaml", "out", "--log", "../here/out/"], GOOD, "../here/out/ is the output, or lies in it"),
     "in OUT": (["c.yaml", "old", "--force", "--log", "old/run.log"], GOOD, "old/run.log is the output, or lies in it"),
     "a name of a model": (["c.yaml", "--log", "out.h5"], GOOD, "out.h5 ends in .h5, as an output does"),
+    "in OUT of a model": (["c.yaml", "t-{name}", "--log", "./t-x"], GOOD, "./t-x is the output, or lies in it"),
     "output.path": (["c.yaml", "--log", "here"], added("output: {path: here}"), "here is output.path of the config"),
 }  # fmt: skip
 

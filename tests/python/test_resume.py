@@ -187,7 +187,7 @@ def test_an_output_of_changed_inputs_is_not_complete(form, data, tmp_path):
 
 def test_an_input_that_changes_during_the_run(data, tmp_path):
     """It is older than the output by then, and yet not what the output was made of."""
-    config, out = recipe(data, max_time=0, generations=4), tmp_path / "out.h5"
+    config, out = recipe(data, max_time=0, generations=15), tmp_path / "out.h5"
     config["models"][1]["model"] = str(other_model(tmp_path, 0))
     process = start(config, out, 2)
     other_model(tmp_path, 1e-3)
