@@ -24,7 +24,10 @@ try:
 except ModuleNotFoundError as error:
     sys.exit(f"bench.py: {error}: run it by `make bench`, or with the Python that `tests/venv.sh --path` names")
 
-METHODS = ("linear", "task_arithmetic", "ties", "dare_ties")
+WEIGHT, DENSITY = {"weight": 0.3}, {"weight": 0.3, "density": 0.5}
+METHODS = {"linear": WEIGHT, "task_arithmetic": WEIGHT, "ties": DENSITY, "dare_ties": DENSITY, "breadcrumbs": DENSITY,
+           "della": DENSITY, "sce": {}, "ram": {}, "multislerp": WEIGHT, "karcher": {}, "model_stock": {}}  # of a model
+USUAL = ("linear", "task_arithmetic", "ties", "dare_ties")
 MERGEKIT_OPTIONS = "--no-copy-tokenizer --no-write-model-card --quiet --async-write --out-shard-size 400M".split()
 GIB = 1 << 30
 RANK_MEMORY = GIB  # what a process of a merge may need, when room is checked
@@ -210,8 +213,7 @@ def recipe(method, family):
     """The config of a merge, the same for nps-merge and mergekit."""
     lines = [f"merge_method: {method}", "models:"]
     for model in family.tuned:
-        parameters = {"weight": 0.3} if method in ("linear", "task_arithmetic") else {"weight": 0.3, "density": 0.5}
-        lines += [f"  - model: {json.dumps(str(model.resolve()))}", f"    parameters: {json.dumps(parameters)}"]
+        lines += [f"  - model: {json.dumps(str(model.resolve()))}", f"    parameters: {json.dumps(METHODS[method])}"]
     base = json.dumps(str(family.base.resolve()))
     if method == "linear":
         lines += [f"  - model: {base}", '    parameters: {"weight": 0.1}']
@@ -417,7 +419,8 @@ def parse():
                    help="where checkpoints are made once and kept (default %(default)s)")
     p.add_argument("--family", metavar="FOLDER", help="use the models base, tuned-1 … of this folder instead")
     p.add_argument("--out-dir", default="/dev/shm/nps-bench-out", help="where outputs go (default %(default)s)")
-    p.add_argument("--methods", type=method_list, default=list(METHODS), help="some of " + ",".join(METHODS))
+    p.add_argument("--methods", type=method_list, default=list(USUAL),
+                   help="some of " + ",".join(METHODS) + "; without it " + ",".join(USUAL))
     p.add_argument("--ranks", type=int, default=2, help="of nps-merge and of the floor (default %(default)s)")
     p.add_argument("--runs", type=int, default=3, help="of each; 0 leaves times out (default %(default)s)")
     p.add_argument("--sync", nargs="?", const="", metavar="FOLDER",

@@ -276,7 +276,8 @@ def test_read_only_target(form, ranks, small, namespace):
 def test_log_on_a_full_disk(small, namespace):
     """A log that cannot be written ends no merge."""
     disk = small / "disk"
-    prepare = f"{tmpfs(disk, 4)} && head -c 4096 /dev/zero >{disk}/log || true"
+    earlier = """{ printf '{"time":'; head -c 4088 /dev/zero; }"""
+    prepare = f"{tmpfs(disk, 4)} && {earlier} >{disk}/log || true"
     result = on_disk(namespace, disk, prepare, small / "c.yaml", small / "out.h5", "--log", disk / "log")
     assert result.code == 0 and "the log cannot be written" in result.err, result
     assert (small / "out.h5").exists()
