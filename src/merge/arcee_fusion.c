@@ -85,7 +85,7 @@ static void gather_rows(state_t *s, const nps_merge_tensor_t *tensor, const nps_
   const int64_t length = tensor->row_length;
   for (int64_t at = 0, n; at < chunk->count; at += n) {
     const int64_t place = (chunk->first + at) % length;
-    n = nps_min64(chunk->count - at, length - place);
+    n = nps_merge_within_row(tensor, chunk, at);
     for (int m = 0; m < MODELS; m++) memcpy(s->row[m] + place, chunk->theta[m] + at, (size_t)n * sizeof(double));
     if (place + n == length) s->divergence[(chunk->first + at) / length] = find_divergence(s, length);
   }
@@ -96,11 +96,10 @@ static void gather_rows(state_t *s, const nps_merge_tensor_t *tensor, const nps_
 /* [chunk->count] */
 static void weigh(const state_t *s, const nps_merge_tensor_t *tensor, const nps_merge_chunk_t *chunk,
                   float *importance) {
-  const int64_t length = tensor->row_length;
   const double *base = chunk->theta[BASE], *theta = chunk->theta[MODEL];
   for (int64_t at = 0, end; at < chunk->count; at = end) {
-    const int64_t row = (chunk->first + at) / length;
-    end = nps_min64(chunk->count, (row + 1) * length - chunk->first);
+    const int64_t row = (chunk->first + at) / tensor->row_length;
+    end = at + nps_merge_within_row(tensor, chunk, at);
     for (int64_t i = at; i < end; i++) importance[i] = (float)(fabs(theta[i] - base[i]) * s->divergence[row]);
   }
 }

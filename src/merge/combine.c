@@ -174,3 +174,20 @@ void nps_add_magnitudes(nps_lanes_t *all, nps_lanes_t *kept, const float *x, con
     if (stays_at(stays, i)) kept->lane[i % SUMS] += fabs((double)x[i]);
   }
 }
+
+/* ---- sums ---- */
+
+NPS_VECTOR_CLONES
+void nps_scale(const double *x, double factor, int64_t n, double *out) {
+  for (int64_t i = 0; i < n; i++) out[i] = factor * x[i];
+}
+
+NPS_VECTOR_CLONES
+void nps_add_scaled(const double *x, double factor, int64_t n, double *sum) {
+  for (int64_t i = 0; i < n; i++) sum[i] += factor * x[i];
+}
+
+NPS_VECTOR_CLONES
+void nps_add_task_vector(const float *restrict tau, int64_t n, double *restrict sum) {
+  for (int64_t i = 0; i < n; i++) sum[i] += (double)tau[i];
+}

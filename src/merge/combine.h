@@ -1,5 +1,5 @@
 /** @file combine.h
- *  The arithmetic of the task-arithmetic family on a chunk. Everything here is local. */
+ *  Arithmetic on a chunk that several methods share. Everything here is local. */
 #ifndef NPS_MERGE_COMBINE_H
 #define NPS_MERGE_COMBINE_H
 
@@ -19,6 +19,13 @@ typedef struct nps_combination {
 /** Sum weight × (scale × τ) over the models, in float64, in order.
  *  @param[out] out  [n] */
 void nps_combine(const nps_combination_t *combination, int64_t n, double *out);
+
+/** Set out = factor × x, in float64. @param out  [n] */
+void nps_scale(const double *x, double factor, int64_t n, double *out);
+
+/** Add factor × x / a task vector to a sum, in float64. @param sum  [n] */
+void nps_add_scaled(const double *x, double factor, int64_t n, double *sum);
+void nps_add_task_vector(const float *tau, int64_t n, double *sum);
 
 /** Set the entries to zero whose bit is not set.
  *  @param stays  bit i mod 8 of byte i div 8 is entry i's

@@ -1,16 +1,12 @@
 /* consensus: entries of the summed task vectors that matter to several tasks (Consensus Merging, Wang et al., ICML 2024,
  * arXiv 2405.07813). TALL-masks m_i = [|τ_i| > λ_i·|τ − τ_i|], τ = Σ τ_i, say where a task can be told from the sum; an entry
  * stays where enough of them agree. */
+#include "combine.h"
 #include "merge_internal.h"
 
 #include <math.h>
 
 enum { LAMBDA, MASK_LAMBDA, MIN_AGREE };
-
-NPS_VECTOR_CLONES
-static void add(const float *restrict tau, int64_t n, double *restrict sum) {
-  for (int64_t i = 0; i < n; i++) sum[i] += (double)tau[i];
-}
 
 /* Adds 1 where a task's mask is set. */
 NPS_VECTOR_CLONES
@@ -36,7 +32,7 @@ static void consensus_merge(void *state, const nps_merge_tensor_t *tensor, const
   (void)state;
   int32_t agree[NPS_CHUNK];
   for (int64_t i = 0; i < chunk->count; i++) agree[i] = 0, out[i] = 0;
-  for (int m = 0; m < tensor->models; m++) add(chunk->tau[m], chunk->count, out);
+  for (int m = 0; m < tensor->models; m++) nps_add_task_vector(chunk->tau[m], chunk->count, out);
   for (int m = 0; m < tensor->models; m++)
     add_mask(chunk->tau[m], out, tensor->param[MASK_LAMBDA][m], chunk->count, agree);
   const int64_t stay =

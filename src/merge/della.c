@@ -213,7 +213,7 @@ static void scan(void *state, const nps_merge_tensor_t *tensor, int pass, const 
   if (s->first < 0) s->first = chunk->first;
   for (int64_t at = 0, n; at < chunk->count; at += n) {
     const int64_t place = (chunk->first + at) % length;
-    n = nps_min64(chunk->count - at, length - place);
+    n = nps_merge_within_row(tensor, chunk, at);
     for (int m = 0; m < tensor->models; m++) memcpy(s->row[m] + place, chunk->tau[m] + at, (size_t)n * sizeof(float));
     for (int m = 0; m < tensor->models && place + n == length; m++)
       if (drops_some(tensor, m)) choose_row(s, tensor, m, chunk->first + at - place);

@@ -2,6 +2,7 @@
  * Gram matrix of the x_i, over the whole tensor, or row by row. In mergekit's conventions:
  * slerp (Shoemake 1985), nuslerp, multislerp, karcher (the Fréchet mean on the sphere; Karcher 1977), model_stock (Jang et al.,
  * arXiv 2403.19522). */
+#include "combine.h"
 #include "merge_internal.h"
 
 #include <math.h>
@@ -81,12 +82,6 @@ static size_t geometry_bytes(const nps_merge_spec_t *spec) {
          (models * models + 4 * models + wide + (rows ? models * (size_t)(most.row + most.rows) : 0)) * sizeof(double);
 }
 
-static int one_pass(const nps_merge_tensor_t *tensors, int count) {
-  (void)tensors;
-  (void)count;
-  return 1;
-}
-
 /* Whether each row of a tensor has factors of its own. */
 static bool has_rows(const geometry_t *g, const nps_merge_tensor_t *tensor) {
   return g->method->whole_rows && g->method->whole_rows(tensor);
@@ -95,16 +90,13 @@ static bool has_rows(const geometry_t *g, const nps_merge_tensor_t *tensor) {
 static void geometry_start(void *state, const nps_merge_tensor_t *tensor) {
   geometry_t *g = state;
   free_rows(g);
-  for (int k = 0; k < pairs_of(tensor->models); k++) nps_block_sums_start(&g->sums[k], tensor->count);
-  if (!has_rows(g, tensor)) return;
+  if (!has_rows(g, tensor)) {
+    for (int k = 0; k < pairs_of(tensor->models); k++) nps_block_sums_start(&g->sums[k], tensor->count);
+    return;
+  }
   const size_t models = (size_t)tensor->models, rows = (size_t)(tensor->count / nps_max64(tensor->row_length, 1));
   g->row = nps_xcalloc(models * (size_t)tensor->row_length, sizeof *g->row);
   g->row_factor = nps_xcalloc(models * rows, sizeof *g->row_factor);
-}
-
-NPS_VECTOR_CLONES
-static void widen(const float *from, int64_t n, double *to) {
-  for (int64_t i = 0; i < n; i++) to[i] = (double)from[i];
 }
 
 /* A model's weights, or its task vector, in float64. */
@@ -114,7 +106,7 @@ static const double *values_of(const geometry_t *g, const nps_merge_chunk_t *chu
 
 static void widen_all(geometry_t *g, const nps_merge_tensor_t *tensor, const nps_merge_chunk_t *chunk) {
   for (int m = 0; g->wide && m < tensor->models; m++)
-    widen(chunk->tau[m], chunk->count, g->wide + (int64_t)m * NPS_CHUNK);
+    nps_tensor_widen(NPS_F32, chunk->tau[m], chunk->count, g->wide + (int64_t)m * NPS_CHUNK);
 }
 
 static void set_product(geometry_t *g, int models, int i, int j, double value) {
@@ -136,16 +128,11 @@ static void finish_row(geometry_t *g, const nps_merge_tensor_t *tensor, int64_t 
   memcpy(g->row_factor + row * models, g->factor, (size_t)models * sizeof *g->factor);
 }
 
-/* Entries of the chunk from `at` on that lie in one row. */
-static int64_t within_row(const nps_merge_tensor_t *tensor, const nps_merge_chunk_t *chunk, int64_t at) {
-  return nps_min64(chunk->count - at, tensor->row_length - (chunk->first + at) % tensor->row_length);
-}
-
 static void scan_rows(geometry_t *g, const nps_merge_tensor_t *tensor, const nps_merge_chunk_t *chunk) {
   const int64_t length = tensor->row_length;
   for (int64_t at = 0, n; at < chunk->count; at += n) {
     const int64_t row = (chunk->first + at) / length, place = (chunk->first + at) % length;
-    n = within_row(tensor, chunk, at);
+    n = nps_merge_within_row(tensor, chunk, at);
     for (int m = 0; m < tensor->models; m++)
       memcpy(g->row + m * length + place, values_of(g, chunk, m) + at, (size_t)n * sizeof(double));
     if (place + n == length) finish_row(g, tensor, row);
@@ -181,16 +168,6 @@ static void geometry_reduce(void *state, const nps_merge_tensor_t *tensor, int p
   g->find_factors(tensor, g);
 }
 
-NPS_VECTOR_CLONES
-static void scale(const double *x, double factor, int64_t n, double *out) {
-  for (int64_t i = 0; i < n; i++) out[i] = factor * x[i];
-}
-
-NPS_VECTOR_CLONES
-static void add_scaled(const double *x, double factor, int64_t n, double *out) {
-  for (int64_t i = 0; i < n; i++) out[i] += factor * x[i];
-}
-
 static void geometry_merge(void *state, const nps_merge_tensor_t *tensor, const nps_merge_chunk_t *chunk, double *out,
                            int64_t *kept) {
   geometry_t *g = state;
@@ -199,26 +176,20 @@ static void geometry_merge(void *state, const nps_merge_tensor_t *tensor, const 
   for (int64_t at = 0, n; at < chunk->count; at += n) {
     const double *factor = g->factor;
     n = chunk->count;
-    if (rows) n = within_row(tensor, chunk, at);
+    if (rows) n = nps_merge_within_row(tensor, chunk, at);
     if (rows) factor = g->row_factor + (chunk->first + at) / tensor->row_length * tensor->models;
-    scale(values_of(g, chunk, 0) + at, factor[0], n, out + at);
-    for (int m = 1; m < tensor->models; m++) add_scaled(values_of(g, chunk, m) + at, factor[m], n, out + at);
+    nps_scale(values_of(g, chunk, 0) + at, factor[0], n, out + at);
+    for (int m = 1; m < tensor->models; m++) nps_add_scaled(values_of(g, chunk, m) + at, factor[m], n, out + at);
   }
   for (int m = 0; g->wide && m < tensor->models; m++) kept[m] += chunk->count;
 }
 
 #define ON_GRAM_MATRICES                                                                                               \
-  .element_seconds = 1e-9, .passes = one_pass, .state_free = geometry_free, .state_bytes = geometry_bytes,             \
+  .element_seconds = 1e-9, .passes = nps_merge_one_pass, .state_free = geometry_free, .state_bytes = geometry_bytes,   \
   .start = geometry_start, .scan = geometry_scan, .reduce = geometry_reduce, .merge = geometry_merge
 
 #define WEIGHT                                                                                                         \
   { .name = "weight", .per_model = true, .required = true, .least = -1e30, .most = 1e30 }
-
-static double sum_of(const double *x, int n) {
-  double sum = 0;
-  for (int i = 0; i < n; i++) sum += x[i];
-  return sum;
-}
 
 static double clamp(double x, double least, double most) { return fmin(fmax(x, least), most); }
 
@@ -320,7 +291,8 @@ enum { MULTISLERP_WEIGHT, MULTISLERP_NORMALIZE, MULTISLERP_EPS };
 
 static bool multislerp_check(const nps_merge_tensor_t *tensor, const nps_merge_tensor_t *first, char why[160]) {
   (void)first;
-  if (tensor->param[MULTISLERP_NORMALIZE][0] == 0 || sum_of(tensor->param[MULTISLERP_WEIGHT], tensor->models) != 0)
+  if (tensor->param[MULTISLERP_NORMALIZE][0] == 0 ||
+      nps_merge_sum_of(tensor->param[MULTISLERP_WEIGHT], tensor->models) != 0)
     return true;
   snprintf(why, 160, "the weights add up to 0, and normalize_weights: true divides by their sum");
   return false;
@@ -331,7 +303,7 @@ static bool multislerp_check(const nps_merge_tensor_t *tensor, const nps_merge_t
 static void multislerp_factors(const nps_merge_tensor_t *tensor, geometry_t *g) {
   const int models = tensor->models;
   const double *weight = tensor->param[MULTISLERP_WEIGHT], eps = tensor->param[MULTISLERP_EPS][0];
-  const double divisor = tensor->param[MULTISLERP_NORMALIZE][0] != 0 ? sum_of(weight, models) : 1;
+  const double divisor = tensor->param[MULTISLERP_NORMALIZE][0] != 0 ? nps_merge_sum_of(weight, models) : 1;
   double square = 0, length = 0;
   for (int i = 0; i < models; i++) {
     g->factor[i] = weight[i] / divisor;
@@ -448,7 +420,7 @@ static void karcher_factors(const nps_merge_tensor_t *tensor, geometry_t *g) {
     divide(mean, models, length);
   for (int k = 0; k < (int)tensor->param[KARCHER_MAX_ITER][0]; k++)
     if (!step(tensor, g, tol, 1.0 / present, mean, tangent)) break;
-  const double scale = sum_of(g->norm, models) / models;
+  const double scale = nps_merge_sum_of(g->norm, models) / models;
   for (int i = 0; i < models; i++)
     if (mean[i] != 0) mean[i] *= scale / g->norm[i];
 }

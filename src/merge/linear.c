@@ -1,31 +1,17 @@
 /* linear: Σ w_i θ_i / Σ w_i; passthrough: one model, scaled. */
+#include "combine.h"
 #include "merge_internal.h"
 
 #include <stdio.h>
 
 enum { LINEAR_WEIGHT, LINEAR_NORMALIZE };
 
-static double sum_of(const double *x, int n) {
-  double sum = 0;
-  for (int i = 0; i < n; i++) sum += x[i];
-  return sum;
-}
-
 static bool linear_check(const nps_merge_tensor_t *tensor, const nps_merge_tensor_t *first, char why[160]) {
   (void)first;
-  if (tensor->param[LINEAR_NORMALIZE][0] == 0 || sum_of(tensor->param[LINEAR_WEIGHT], tensor->models) != 0) return true;
+  if (tensor->param[LINEAR_NORMALIZE][0] == 0 || nps_merge_sum_of(tensor->param[LINEAR_WEIGHT], tensor->models) != 0)
+    return true;
   snprintf(why, 160, "the weights add up to 0, and normalize: true divides by their sum");
   return false;
-}
-
-NPS_VECTOR_CLONES
-static void add_scaled(const double *x, double weight, int64_t n, double *sum) {
-  for (int64_t i = 0; i < n; i++) sum[i] += weight * x[i];
-}
-
-NPS_VECTOR_CLONES
-static void scale(double *x, double factor, int64_t n, double *out) {
-  for (int64_t i = 0; i < n; i++) out[i] = x[i] * factor;
 }
 
 NPS_VECTOR_CLONES
@@ -38,9 +24,9 @@ static void linear_merge(void *state, const nps_merge_tensor_t *tensor, const np
   (void)state;
   (void)kept;
   const double *weight = tensor->param[LINEAR_WEIGHT];
-  scale(chunk->theta[0], weight[0], chunk->count, out);
-  for (int i = 1; i < tensor->models; i++) add_scaled(chunk->theta[i], weight[i], chunk->count, out);
-  double divisor = sum_of(weight, tensor->models);
+  nps_scale(chunk->theta[0], weight[0], chunk->count, out);
+  for (int i = 1; i < tensor->models; i++) nps_add_scaled(chunk->theta[i], weight[i], chunk->count, out);
+  double divisor = nps_merge_sum_of(weight, tensor->models);
   if (tensor->param[LINEAR_NORMALIZE][0] != 0 && divisor != 1) divide(out, divisor, chunk->count);
 }
 
@@ -62,7 +48,7 @@ static void passthrough_merge(void *state, const nps_merge_tensor_t *tensor, con
                               double *out, int64_t *kept) {
   (void)state;
   (void)kept;
-  scale(chunk->theta[0], tensor->param[0][0], chunk->count, out);
+  nps_scale(chunk->theta[0], tensor->param[0][0], chunk->count, out);
 }
 
 const nps_merge_method_t nps_method_passthrough = {

@@ -95,6 +95,22 @@ static inline int64_t nps_merge_row_length(const nps_target_t *target) {
 /** A method's whole_rows: of every tensor. */
 bool nps_merge_always_rows(const nps_merge_tensor_t *tensor);
 
+/** A method's passes: one, whatever the parameters. */
+int nps_merge_one_pass(const nps_merge_tensor_t *tensors, int count);
+
+/** Count the entries of a chunk from `at` on that lie in one row. */
+static inline int64_t nps_merge_within_row(const nps_merge_tensor_t *tensor, const nps_merge_chunk_t *chunk,
+                                           int64_t at) {
+  return nps_min64(chunk->count - at, tensor->row_length - (chunk->first + at) % tensor->row_length);
+}
+
+/** Add up numbers in their order. */
+static inline double nps_merge_sum_of(const double *x, int n) {
+  double sum = 0;
+  for (int i = 0; i < n; i++) sum += x[i];
+  return sum;
+}
+
 /** The most of any merged tensor: entries of a row, rows, entries. At least 1. */
 typedef struct nps_extent {
   int64_t row, rows, count;

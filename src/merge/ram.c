@@ -59,12 +59,6 @@ static void ram_merge(void *state, const nps_merge_tensor_t *tensor, const nps_m
 
 /* ---- ramplus_tl: factors ---- */
 
-static int ramplus_passes(const nps_merge_tensor_t *tensors, int count) {
-  (void)tensors;
-  (void)count;
-  return 1;
-}
-
 static void *ramplus_new(const nps_merge_spec_t *spec) {
   ram_state_t *s = nps_xcalloc(1, sizeof *s);
   const size_t models = (size_t)spec->model_count;
@@ -153,7 +147,7 @@ const nps_merge_method_t nps_method_ramplus_tl = {
                [ALPHA] = {.name = "alpha", .fallback = 0.2, .least = 0, .most = 1e30}},
     .param_count = 3,
     .element_seconds = 1.8e-9,
-    .passes = ramplus_passes,
+    .passes = nps_merge_one_pass,
     .state_new = ramplus_new,
     .state_free = ramplus_free,
     .state_bytes = ramplus_bytes,

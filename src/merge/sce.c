@@ -1,5 +1,6 @@
 /* sce: the entries of task vectors that differ most between the models, averaged with weights by their squares where signs
  * agree (Select, Calculate, Erase: Wan et al., FuseChat, arXiv 2408.07990), in mergekit's conventions. */
+#include "combine.h"
 #include "merge_internal.h"
 #include "selection.h"
 
@@ -78,11 +79,6 @@ static int64_t sce_part(void *state, int pass, int64_t n, int64_t *from) {
 /* ---- select ---- */
 
 NPS_VECTOR_CLONES
-static void add(const float *restrict x, int64_t n, double *restrict sum) {
-  for (int64_t i = 0; i < n; i++) sum[i] += (double)x[i];
-}
-
-NPS_VECTOR_CLONES
 static void add_squares(const float *restrict x, const double *restrict mean, int64_t n, double *restrict sum) {
   for (int64_t i = 0; i < n; i++) sum[i] += ((double)x[i] - mean[i]) * ((double)x[i] - mean[i]);
 }
@@ -101,7 +97,7 @@ static void round_all(const double *restrict x, double divisor, int64_t n, float
 static void find_variances(const nps_merge_tensor_t *tensor, const nps_merge_chunk_t *chunk, float *variance) {
   double mean[NPS_CHUNK] = {0}, sum[NPS_CHUNK] = {0};
   const int64_t n = chunk->count;
-  for (int m = 0; m < tensor->models; m++) add(chunk->tau[m], n, mean);
+  for (int m = 0; m < tensor->models; m++) nps_add_task_vector(chunk->tau[m], n, mean);
   divide(tensor->models, n, mean);
   for (int m = 0; m < tensor->models; m++) add_squares(chunk->tau[m], mean, n, sum);
   round_all(sum, tensor->models, n, variance);
@@ -200,7 +196,7 @@ static void sce_merge(void *state, const nps_merge_tensor_t *tensor, const nps_m
   double votes[NPS_CHUNK] = {0}, divisor[NPS_CHUNK] = {0};
   const int64_t n = chunk->count, selected = select_entries(s, tensor, chunk);
   for (int64_t i = 0; i < n; i++) out[i] = 0;
-  for (int m = 0; m < tensor->models; m++) add(chunk->tau[m], n, votes);
+  for (int m = 0; m < tensor->models; m++) nps_add_task_vector(chunk->tau[m], n, votes);
   for (int m = 0; m < tensor->models; m++) {
     add_agreeing(chunk->tau[m], s->weight[m], votes, n, out, divisor);
     kept[m] += selected;

@@ -84,10 +84,6 @@ static int smile_plan(const nps_merge_tensor_t *tensor, nps_part_t *parts) {
   return LINEAR_PARTS;
 }
 
-static void widen(const float *from, int64_t n, double *to) {
-  for (int64_t i = 0; i < n; i++) to[i] = (double)from[i];
-}
-
 /* Copies the present ones of the first `most` rows, the others are 0. */
 static void take_rows(const double *from, int64_t present, int64_t most, int64_t width, double *to) {
   const size_t row = (size_t)width * sizeof *to;
@@ -114,12 +110,13 @@ static nps_err_t smile_make(const nps_merge_tensor_t *tensor, float *const *tau,
   double *a = NULL;
   nps_err_t err = NPS_OK;
   if (tensor->role == NPS_ROLE_LINEAR_BIAS) {
-    for (int m = 0; m < tensor->models; m++) widen(tau[m], tensor->count, out[0] + m * tensor->count);
+    for (int m = 0; m < tensor->models; m++)
+      nps_tensor_widen(NPS_F32, tau[m], tensor->count, out[0] + m * tensor->count);
     return NPS_OK;
   }
   NPS_TRY(nps_buffer_alloc((size_t)tensor->count * sizeof *a, "a task vector", &a));
   for (int m = 0; m < tensor->models && err == NPS_OK; m++) {
-    widen(tau[m], tensor->count, a);
+    nps_tensor_widen(NPS_F32, tau[m], tensor->count, a);
     err = factorise(tensor, a, m, out);
   }
   free(a);
